@@ -1,0 +1,1 @@
+"""Installs, starts and stops Crucible on one machine."""

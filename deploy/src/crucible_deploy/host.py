@@ -1,0 +1,90 @@
+"""What the host shows of a stack's sandboxes, looked up from outside: nothing inside one can lie about it."""
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crucible_deploy.layout import Layout
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What is on the host of one stack's sandboxes; all empty when there are none.
+
+    Attributes:
+        processes: by id, with their command.
+        cgroups: folders below the stack's cgroup, in every hierarchy.
+        mounts: mount points below the stack's runtime folder.
+        folders: of sandboxes.
+    """
+
+    processes: dict[int, str]
+    cgroups: tuple[str, ...]
+    mounts: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.processes or self.cgroups or self.mounts or self.folders)
+
+    def __str__(self) -> str:
+        found = [f"process {pid} ({command[:60]})" for pid, command in self.processes.items()]
+        found += [f"cgroup {name}" for name in self.cgroups]
+        found += [f"mount {name}" for name in self.mounts]
+        found += [f"folder {name}" for name in self.folders]
+        return ", ".join(found) or "nothing"
+
+
+def traces(layout: Layout) -> Traces:
+    """What there is now of this stack's sandboxes."""
+    run = layout.sandboxes
+    # One folder per engine, and in it one per sandbox, but for the empty one that they share.
+    folders = tuple(str(path) for path in run.glob("*/*") if path.name != "empty")
+    return Traces(sandbox_processes(run), tuple(_sandbox_cgroups(layout)), tuple(_mounts_below(run)), folders)
+
+
+def wait_for_none(layout: Layout, seconds: float) -> Traces:
+    """Waits until there are no traces, at most `seconds`; returns what is left."""
+    deadline = time.monotonic() + seconds
+    while (left := traces(layout)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def sandbox_processes(run: Path) -> dict[int, str]:
+    """Processes that name a folder below `run` in their arguments: every runsc has its own with `--root=`."""
+    needle = os.fsencode(f"{run}/")
+    found = {}
+    for pid in _pids():
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if needle in command:
+            found[pid] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+def _pids() -> Iterable[int]:
+    return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+
+
+def cgroup_folders(layout: Layout) -> list[Path]:
+    """The folder of this stack's cgroups in each hierarchy that has one: v2 at the root, v1 one level below."""
+    hierarchies = (_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir()))
+    return [own for hierarchy in hierarchies if (own := hierarchy / layout.cgroup).is_dir()]
+
+
+def _sandbox_cgroups(layout: Layout) -> Iterable[str]:
+    for own in cgroup_folders(layout):
+        yield from (str(path) for path in own.iterdir() if path.is_dir())
+
+
+def _mounts_below(folder: Path) -> Iterable[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split(" ")[4]
+        if point.startswith(f"{folder}/"):
+            yield point

@@ -1,0 +1,152 @@
+"""A stack of its own for one command: its home, ports, keys and sandboxes are nobody else's, and gone afterwards.
+
+`make demo` and `make bench` run in one, so that a stack that is already up on this machine is not touched.
+"""
+
+import asyncio
+import random
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crucible_client import AsyncClient
+from crucible_client.settings import load
+from crucible_deploy import host, prepare, record, users
+from crucible_deploy.daemon import own_identity
+from crucible_deploy.layout import PROCESSES, Layout
+from crucible_deploy.paths import MARKER, Paths, is_marked
+from crucible_deploy.stack import Options
+from crucible_deploy.supervisor import Supervisor
+
+T = TypeVar("T")
+
+_PARENT = Path("/var/tmp")  # noqa: S108  # the folder's name is random and it is made by mkdtemp
+_PREFIX = "crucible-private-"
+
+
+class PrivateStack:
+    """A running private stack.
+
+    Attributes:
+        layout: its folders and ports.
+        supervisor: what keeps it running.
+    """
+
+    def __init__(self, layout: Layout, supervisor: Supervisor) -> None:
+        self.layout = layout
+        self.supervisor = supervisor
+
+    def client(self) -> AsyncClient:
+        """A client with the admin key; to be used as an asynchronous context."""
+        return AsyncClient(load(environ={"CRUCIBLE_HOME": str(self.layout.home)}))
+
+    def pid(self, process: str) -> int:
+        """The id of one of its processes as it runs now."""
+        for child in self.supervisor.children:
+            if child.spec.name == process and child.identity is not None:
+                return child.identity.pid
+        raise LookupError(f"{process} does not run")
+
+
+@asynccontextmanager
+async def private_stack(common: Layout, options: Options, say: Callable[[str], None]) -> AsyncIterator[PrivateStack]:
+    """A stack that is ready inside and gone without a trace after, however the block ends.
+
+    Args:
+        common: the user's own layout; its cache is used, its home is not touched.
+        options: what to start.
+        say: told what is being done.
+
+    Raises:
+        PrepareError and its like (`prepare.EXPECTED_ERRORS`): it cannot be started here.
+    """
+    remove_stale(common)
+    home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
+    layout = Layout(Paths(home=home, cache=common.paths.cache), free_offset())
+    try:
+        lock = prepare.take_lock(layout)
+        with open(lock, "rb", closefd=True):  # noqa: PTH123, ASYNC230  # a descriptor, to be closed at the end
+            specs = await _to_its_end(asyncio.to_thread(prepare.prepare, layout, options, say=say))
+            say("starting " + ", ".join(PROCESSES))
+            async with Supervisor(layout, specs, own=own_identity()) as supervisor:
+                yield PrivateStack(layout, supervisor)
+    finally:
+        remove(layout, common)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits work in a thread; when cancelled, only after the thread has ended: it must not go on behind our back."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        raise
+
+
+def remove(layout: Layout, common: Layout) -> None:
+    """Removes a private home whose stack is down, and the users that it made.
+
+    Users stay when another stack was set up meanwhile and uses them too; they are its own then.
+    """
+    made = users.made_by(layout.home)
+    heir = _heir(layout, common) if made else None
+    if heir is not None:
+        users.adopt(heir, made)
+    elif made:
+        users.remove_made(layout.home)
+    for cgroup in host.cgroup_folders(layout):
+        with suppress(OSError):  # not empty: something of a sandbox is left, which is told elsewhere
+            cgroup.rmdir()
+    for folder in (layout.runtime, layout.home):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _heir(layout: Layout, common: Layout) -> Path | None:
+    """The home of another stack on this machine, the user's own first."""
+    others = sorted(_PARENT.glob("crucible-*"))
+    homes = (home for home in (common.home, *others) if home != layout.home and is_marked(home))
+    return next((home for home in homes if home.stat().st_uid == 0), None)
+
+
+def remove_stale(common: Layout) -> None:
+    """Removes what a private stack left whose command was killed; its processes ended with it."""
+    for home in _PARENT.glob(f"{_PREFIX}*"):
+        layout = Layout(Paths(home=home, cache=common.paths.cache))
+        if home.is_symlink() or home.stat().st_uid != 0 or not (home / MARKER).is_file() or not layout.run.is_dir():
+            continue
+        lock = record.lock(layout)
+        if lock is None:
+            continue
+        with open(lock, "rb", closefd=True):  # noqa: PTH123
+            left = record.read(layout)
+            for process in left.processes.values() if left is not None else ():
+                process.signal(signal.SIGTERM)
+                process.wait_gone(20)
+            remove(layout, common)
+
+
+def free_offset() -> int:
+    """An offset at which every port of a stack is free now."""
+    offsets = list(range(1000, 20_000, 20))  # all below the ports that clients are given
+    random.SystemRandom().shuffle(offsets)
+    for offset in offsets[:200]:
+        if all(_is_free(port) for port in Layout(Paths(), offset).ports()):
+            return offset
+    raise prepare.PrepareError("no free ports were found on 127.0.0.1")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,128 @@
+"""The processes of the stack and their settings, in one place: who runs as whom, with what, and who needs whom."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crucible_deploy import environments
+from crucible_deploy.credentials import Credentials
+from crucible_deploy.layout import PROCESSES, Layout
+from crucible_deploy.spec import ProcessSpec, module_command
+from crucible_deploy.users import ROOT, Account
+
+_STOP_SECONDS = {"executor": 30.0}
+"""It lets runs go on for its `shutdown_grace` (10 s), then ends them, and must never be killed while it does."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the operator chooses at the start.
+
+    Attributes:
+        unsafe: also offer the engine `subprocess`.
+        slots: programs at once; None: one per CPU.
+    """
+
+    unsafe: bool = False
+    slots: int | None = None
+
+
+def specs(
+    layout: Layout, accounts: Mapping[str, Account], credentials: Credentials, options: Options
+) -> list[ProcessSpec]:
+    """The processes in the order in which they start.
+
+    Args:
+        layout: folders and ports.
+        accounts: the users, by process; the executor has none of its own.
+        credentials: what `credentials.ensure` returned.
+        options: the operator's choice.
+    """
+    settings = {
+        "storage": _storage(layout, credentials),
+        "monitor": _monitor(layout),
+        "executor": _executor(layout, options),
+        "worker": _worker(layout),
+        "gateway": _gateway(layout),
+    }
+    return [
+        ProcessSpec(
+            name=process,
+            account=accounts.get(process, ROOT),
+            command=_command(layout, process, options),
+            environment={
+                f"CRUCIBLE_{process.upper()}_{name.upper()}": str(value) for name, value in settings[process].items()
+            },
+            admin=layout.admin_address(process),
+            stop_seconds=_STOP_SECONDS.get(process, 15.0),
+        )
+        for process in PROCESSES
+    ]
+
+
+def _command(layout: Layout, process: str, options: Options) -> tuple[str, ...]:
+    command = module_command(environments.interpreter(layout, process), f"crucible_{process}")
+    return (*command, "--unsafe") if process == "executor" and options.unsafe else command
+
+
+def _tls(layout: Layout, process: str) -> dict[str, object]:
+    own = layout.pki / process
+    return {"tls_cert": own / "tls.crt", "tls_key": own / "tls.key", "tls_ca": own / "ca.crt"}
+
+
+def _storage(layout: Layout, credentials: Credentials) -> dict[str, object]:
+    return {
+        "listen": layout.address("storage"),
+        "admin": layout.admin_address("storage"),
+        "state": layout.state("storage"),
+        "tickets_key": layout.pki / "storage" / "tickets.key",
+        "records_pub": layout.pki / "public" / "records.pub",
+        "bootstrap_key_sha256": credentials.admin_key_sha256,
+        **_tls(layout, "storage"),
+    }
+
+
+def _monitor(layout: Layout) -> dict[str, object]:
+    return {
+        "listen": layout.address("monitor"),
+        "admin": layout.admin_address("monitor"),
+        "storage": layout.address("storage"),
+        **_tls(layout, "monitor"),
+    }
+
+
+def _executor(layout: Layout, options: Options) -> dict[str, object]:
+    settings: dict[str, object] = {
+        "listen": layout.address("executor"),
+        "admin_listen": layout.admin_address("executor"),
+        "state_dir": layout.state("executor"),
+        "run_dir": layout.sandboxes,
+        "cgroup": layout.cgroup,
+        "tickets_pub": layout.pki / "public" / "tickets.pub",
+        "records_key": layout.pki / "executor" / "records.key",
+        "runsc": layout.paths.runsc,
+        "init_dir": layout.paths.init,
+        "images_dir": layout.paths.images,
+        **_tls(layout, "executor"),
+    }
+    if options.slots is not None:
+        settings["slots"] = options.slots
+    return settings
+
+
+def _worker(layout: Layout) -> dict[str, object]:
+    return {
+        "storage": layout.address("storage"),
+        "executor": layout.address("executor"),
+        "admin_listen": layout.admin_address("worker"),
+        **_tls(layout, "worker"),
+    }
+
+
+def _gateway(layout: Layout) -> dict[str, object]:
+    return {
+        "listen": layout.address("gateway"),
+        "admin": layout.admin_address("gateway"),
+        "storage": layout.address("storage"),
+        "monitor": layout.address("monitor"),
+        **_tls(layout, "gateway"),
+    }

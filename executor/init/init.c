@@ -1,0 +1,445 @@
+/* crucible-init: PID 1 of every sandbox.
+ *
+ * Takes one program as framed bytes on fd 0, starts it as an unprivileged process, reports on fd 3 how it ended, kills and
+ * reaps what is left, and exits. It never writes to the program's stdout and stderr. The program cannot reach the init:
+ * another uid, no capability, no shared descriptor. See protocol.h for the bytes.
+ */
+#include "protocol.h"
+#include <asm/poll.h>
+#include <asm/statfs.h>
+#include <linux/capability.h>
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/memfd.h>
+#include <linux/prctl.h>
+#include <linux/resource.h>
+#include <linux/sched.h>
+#include <linux/signalfd.h>
+#include <linux/time_types.h>
+#include <linux/wait.h>
+
+#define SIGKILL 9
+#define SIGCHLD 17
+#define SIGSET_BYTES 8
+#define CHILD_MASK (1UL << (SIGCHLD - 1))
+
+static u8 buffer[65536]; /* what was read of fd 0 and not used yet */
+static u64 buffer_start, buffer_end;
+static char strings[MAX_STRING_BYTES]; /* argv and environment, each with its NUL */
+static char *vectors[MAX_STRINGS + 2];
+static char path[MAX_PATH + 1];
+
+static struct frame_head head;
+static char **argv, **environment;
+
+static void report(u32 kind, u32 a, u32 b);
+
+static __attribute__((noreturn)) void refuse(enum stage stage, long error)
+{
+    report(REFUSED, stage, (u32)(error < 0 ? -error : error));
+    die(1);
+}
+
+/* --- reading the frame: every length is checked before it is used --- */
+
+static void fill(void)
+{
+    long got = SYS(read, CONTROL_FD, buffer, sizeof buffer);
+    if (got == -EINTR)
+        return;
+    if (got <= 0)
+        die(0); /* nobody wants this sandbox any more */
+    buffer_start = 0;
+    buffer_end = (u64)got;
+}
+
+static void take(void *to, u64 length)
+{
+    while (length) {
+        u64 have = buffer_end - buffer_start;
+        if (!have) {
+            fill();
+            continue;
+        }
+        if (have > length)
+            have = length;
+        memcpy(to, buffer + buffer_start, have);
+        buffer_start += have;
+        to = (u8 *)to + have;
+        length -= have;
+    }
+}
+
+/* Passes `length` bytes of the frame on to a file. */
+static void take_into(int fd, u64 length, enum stage stage)
+{
+    while (length) {
+        u64 have = buffer_end - buffer_start;
+        long put;
+        if (!have) {
+            fill();
+            continue;
+        }
+        if (have > length)
+            have = length;
+        put = SYS(write, fd, buffer + buffer_start, have);
+        if (put == -EINTR)
+            continue;
+        if (put <= 0)
+            refuse(stage, put ? put : -ENOSPC);
+        buffer_start += (u64)put;
+        length -= (u64)put;
+    }
+}
+
+static u64 take_u32(void)
+{
+    u32 value;
+    take(&value, sizeof value);
+    return value;
+}
+
+static u64 take_content_length(void)
+{
+    u64 value;
+    take(&value, sizeof value);
+    if (value > MAX_CONTENT)
+        refuse(AT_FRAME, EFBIG);
+    return value;
+}
+
+static void take_string(char *to, u64 room)
+{
+    u64 length = take_u32();
+    if (length >= room)
+        refuse(AT_FRAME, E2BIG);
+    take(to, length);
+    to[length] = 0;
+    if (text_length(to) != length)
+        refuse(AT_FRAME, EINVAL); /* a NUL inside */
+}
+
+static void take_strings(void)
+{
+    u64 used = 0, index = 0, total = (u64)head.argc + head.envc;
+    char **slot = vectors;
+    if (!head.argc || total > MAX_STRINGS)
+        refuse(AT_FRAME, E2BIG);
+    argv = slot;
+    for (; index < total; index++) {
+        if (index == head.argc)
+            slot++; /* the NULL that ends argv */
+        take_string(strings + used, sizeof strings - used);
+        *slot++ = strings + used;
+        used += text_length(strings + used) + 1;
+    }
+    environment = vectors + head.argc + 1;
+}
+
+/* --- the program's files, written as the program's own user: no capability over foreign files is needed --- */
+
+static void become(u32 id)
+{
+    long error = id ? SYS(setresgid, -1, id, -1) : SYS(setresuid, -1, id, -1);
+    if (!error)
+        error = id ? SYS(setresuid, -1, id, -1) : SYS(setresgid, -1, id, -1);
+    if (error)
+        refuse(AT_FILES, error);
+}
+
+/* Opens the folder that holds `path` (made where missing) and points `name` at the last component. */
+static int open_parent(int workspace, char **name)
+{
+    char *component = path, *at = path;
+    int folder = workspace;
+    if (!path[0])
+        refuse(AT_FILES, EINVAL);
+    for (;; at++) {
+        u64 length = (u64)(at - component);
+        int last = !*at;
+        long next;
+        if (*at && *at != '/')
+            continue;
+        if (!length || length > MAX_NAME || (component[0] == '.' && (length == 1 || (length == 2 && component[1] == '.'))))
+            refuse(AT_FILES, EINVAL);
+        if (last)
+            break;
+        *at = 0;
+        next = SYS(mkdirat, folder, component, 0755);
+        if (next && next != -EEXIST)
+            refuse(AT_FILES, next);
+        next = SYS(openat, folder, component, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (next < 0)
+            refuse(AT_FILES, next);
+        if (folder != workspace)
+            SYS(close, folder);
+        folder = (int)next;
+        component = at + 1;
+    }
+    *name = component;
+    return folder;
+}
+
+static void take_files(void)
+{
+    long workspace = SYS(openat, AT_FDCWD, "/workspace", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    u32 index;
+    if (workspace < 0)
+        refuse(AT_FILES, workspace);
+    if (head.nfiles > MAX_FILES)
+        refuse(AT_FRAME, E2BIG);
+    become(PROGRAM_ID);
+    for (index = 0; index < head.nfiles; index++) {
+        char *name;
+        int folder;
+        long file;
+        take_string(path, sizeof path);
+        folder = open_parent((int)workspace, &name);
+        file = SYS(openat, folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+        if (file < 0)
+            refuse(AT_FILES, file);
+        take_into((int)file, take_content_length(), AT_FILES);
+        SYS(close, file);
+        if (folder != workspace)
+            SYS(close, folder);
+    }
+    become(0);
+    SYS(close, workspace);
+}
+
+static int stdin_fd;
+
+/* The program's stdin: a sealed file in memory, so that nobody has to pump while it runs. */
+static void take_stdin(void)
+{
+    long fd = SYS(memfd_create, "stdin", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        refuse(AT_STDIN, fd);
+    if (head.stdin_bytes > MAX_CONTENT)
+        refuse(AT_FRAME, EFBIG);
+    take_into((int)fd, head.stdin_bytes, AT_STDIN);
+    if (SYS(lseek, fd, 0, 0) < 0 || SYS(fchmod, fd, 0444) < 0)
+        refuse(AT_STDIN, EIO);
+    if (SYS(fcntl, fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0)
+        refuse(AT_STDIN, EIO);
+    if (take_u32() != FRAME_END)
+        refuse(AT_FRAME, EPROTO);
+    stdin_fd = (int)fd;
+}
+
+/* --- the program --- */
+
+/* What the child found before it could execute; it borrows our memory (vfork), so it simply writes it here. */
+static volatile enum stage failed_stage;
+static volatile long failed_error;
+static u8 child_stack[16384] __attribute__((aligned(16)));
+
+static __attribute__((noreturn)) void child_failed(enum stage stage, long error)
+{
+    failed_stage = stage;
+    failed_error = error;
+    die(127);
+}
+
+static long limit(int resource, u64 value)
+{
+    struct rlimit64 both = {value, value};
+    return SYS(prlimit64, 0, resource, &both, 0);
+}
+
+static void drop_privileges(void)
+{
+    long error, capability;
+    for (capability = 0; capability <= 63; capability++)
+        if (SYS(prctl, PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+            break; /* past the last one that this kernel knows */
+    if ((error = SYS(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)) < 0 && error != -EINVAL)
+        child_failed(AT_PRIVILEGES, error);
+    if ((error = SYS(setgroups, 0, 0)) < 0 || (error = SYS(setresgid, PROGRAM_ID, PROGRAM_ID, PROGRAM_ID)) < 0 ||
+        (error = SYS(setresuid, PROGRAM_ID, PROGRAM_ID, PROGRAM_ID)) < 0 ||
+        (error = SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) < 0)
+        child_failed(AT_PRIVILEGES, error);
+}
+
+/* Looks a name without a slash up in the program's own PATH. */
+static long execute(void)
+{
+    const char *search = "/usr/local/bin:/usr/bin:/bin", *at;
+    char **variable;
+    long error = -ENOENT;
+    for (at = argv[0]; *at; at++)
+        if (*at == '/')
+            return SYS(execve, argv[0], argv, environment);
+    for (variable = environment; *variable; variable++)
+        if ((*variable)[0] == 'P' && (*variable)[1] == 'A' && (*variable)[2] == 'T' && (*variable)[3] == 'H' &&
+            (*variable)[4] == '=')
+            search = *variable + 5;
+    for (at = search;; at++) {
+        u64 length, name = text_length(argv[0]);
+        for (length = 0; at[length] && at[length] != ':'; length++)
+            ;
+        if (length && length + name + 2 <= sizeof path) {
+            long tried;
+            memcpy(path, at, length);
+            path[length] = '/';
+            memcpy(path + length + 1, argv[0], name + 1);
+            tried = SYS(execve, path, argv, environment);
+            if (tried != -ENOENT && tried != -ENOTDIR)
+                error = tried;
+        }
+        at += length;
+        if (!*at)
+            return error;
+    }
+}
+
+static void become_program(void)
+{
+    u64 no_signals = 0;
+    long error;
+    SYS(setsid, 0);
+    if ((error = SYS(dup3, stdin_fd, 0, 0)) < 0 || (error = SYS(dup3, STDOUT_FD, 1, 0)) < 0 ||
+        (error = SYS(dup3, STDERR_FD, 2, 0)) < 0)
+        child_failed(AT_STDIN, error);
+    if ((error = limit(RLIMIT_CORE, 0)) < 0 || (error = limit(RLIMIT_NPROC, head.processes)) < 0 ||
+        (error = limit(RLIMIT_NOFILE, head.open_files)) < 0)
+        child_failed(AT_RLIMITS, error);
+    drop_privileges();
+    if ((error = SYS(chdir, "/workspace")) < 0)
+        child_failed(AT_WORKSPACE, error);
+    SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &no_signals, 0, SIGSET_BYTES);
+    child_failed(AT_EXECUTE, execute());
+}
+
+/* Starts the program; returns its process id once it was really executed. */
+static long start(void)
+{
+    long child = vfork_call(become_program, child_stack + sizeof child_stack, CLONE_VM | CLONE_VFORK | SIGCHLD);
+    if (child < 0)
+        refuse(AT_FORK, child);
+    if (failed_error)
+        refuse(failed_stage, failed_error);
+    SYS(close, stdin_fd);
+    SYS(close, STDOUT_FD);
+    SYS(close, STDERR_FD);
+    return child;
+}
+
+/* --- how it ends --- */
+
+static u64 microseconds(struct __kernel_old_timeval at)
+{
+    return (u64)at.tv_sec * 1000000 + (u64)at.tv_usec;
+}
+
+static u64 full_disks(void)
+{
+    struct statfs disk;
+    u64 full = 0;
+    if (!SYS(statfs, "/workspace", &disk) && !disk.f_bfree)
+        full |= WORKSPACE_FULL;
+    if (!SYS(statfs, "/tmp", &disk) && !disk.f_bfree)
+        full |= TMP_FULL;
+    return full;
+}
+
+static void report(u32 kind, u32 a, u32 b)
+{
+    struct report record = {.magic = REPORT_MAGIC, .kind = kind, .a = a, .b = b};
+    if (kind == ENDED || kind == GONE) {
+        struct rusage used;
+        if (!SYS(getrusage, RUSAGE_CHILDREN, &used)) {
+            record.user_us = microseconds(used.ru_utime);
+            record.system_us = microseconds(used.ru_stime);
+            record.max_rss_kib = (u64)used.ru_maxrss;
+        }
+        record.full = full_disks();
+    }
+    if (SYS(write, REPORT_FD, &record, sizeof record) != sizeof record)
+        die(2); /* nobody listens: the sandbox has no reason to go on */
+}
+
+static long reap(int *status)
+{
+    return SYS(wait4, -1, status, WNOHANG, 0);
+}
+
+/* Waits for a child to end or the control pipe to close, at most `milliseconds` (negative: for ever). */
+static void wait_for_change(int signals, long milliseconds)
+{
+    struct pollfd watched[2] = {{CONTROL_FD, POLLIN, 0}, {signals, POLLIN, 0}};
+    struct __kernel_timespec wait = {0, milliseconds * 1000000};
+    struct signalfd_siginfo caught;
+    SYS(ppoll, watched, 2, milliseconds < 0 ? 0 : &wait, 0, SIGSET_BYTES);
+    if (watched[1].revents)
+        SYS(read, signals, &caught, sizeof caught);
+    if (watched[0].revents && SYS(read, CONTROL_FD, buffer, sizeof buffer) == 0)
+        die(0); /* the executor let go: with PID 1 everything here ends */
+}
+
+static int wait_for_program(long program, int signals)
+{
+    for (;;) {
+        int status;
+        long ended = reap(&status);
+        if (ended == program)
+            return status;
+        if (ended <= 0)
+            wait_for_change(signals, -1);
+    }
+}
+
+/* Kills and reaps until nothing but PID 1 is left. A new one may be forked during a round: hence rounds of 10 ms. */
+static u32 end_all(int signals)
+{
+    u32 count = 0;
+    for (;;) {
+        long ended;
+        int status;
+        SYS(kill, -1, SIGKILL);
+        while ((ended = reap(&status)) > 0)
+            count++;
+        if (ended == -ECHILD)
+            return count;
+        wait_for_change(signals, 10);
+    }
+}
+
+__attribute__((noreturn, used)) void init(void)
+{
+    u64 mask = CHILD_MASK;
+    long program, signals;
+    int own, status;
+
+    if (SYS(getpid, 0) != 1)
+        die(3); /* outside a sandbox its kill(-1) would reach the host */
+    for (own = REPORT_FD; own <= STDERR_FD; own++)
+        SYS(fcntl, own, F_SETFD, 1 /* FD_CLOEXEC */);
+    SYS(close_range, STDERR_FD + 1, ~0U, 0);
+    SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    SYS(umask, 022);
+    SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &mask, 0, SIGSET_BYTES);
+    signals = SYS(signalfd4, -1, &mask, SIGSET_BYTES, O_CLOEXEC | O_NONBLOCK);
+    if (signals < 0)
+        refuse(AT_FORK, signals);
+    report(READY, 0, 0);
+
+    take(&head, sizeof head);
+    if (head.magic != FRAME_MAGIC || head.zero)
+        refuse(AT_FRAME, EPROTO);
+    take_strings();
+    take_files();
+    take_stdin();
+    program = start();
+    report(STARTED, 0, 0);
+
+    status = wait_for_program(program, (int)signals);
+    if (status & 0x7f)
+        report(ENDED, SIGNALLED, status & 0x7f);
+    else
+        report(ENDED, EXITED, (status >> 8) & 0xff);
+    report(GONE, end_all((int)signals), 0);
+    die(0);
+}
+
+ENTRY(init);

@@ -1,0 +1,66 @@
+/* crucible-launch PARENT_PID CGROUP_PROCS_FILE... -- PROGRAM ARGS...
+ *
+ * Runs on the host between the executor and a sandbox: puts itself into the sandbox's cgroups, so that no instruction of
+ * the sandbox runs outside them, binds its life to the executor's, leaves the executor's session, and becomes PROGRAM.
+ * PARENT_PID is compared after the death signal is armed: an executor that died before is noticed too.
+ * It exits with 111 and a line on stderr when any step fails: a sandbox without its limits is never started.
+ */
+#include "sys.h"
+#include <linux/fcntl.h>
+#include <linux/prctl.h>
+
+#define SIGKILL 9
+
+static __attribute__((noreturn)) void fail(const char *what, const char *detail)
+{
+    SYS(write, 2, "crucible-launch: ", 17);
+    SYS(write, 2, what, text_length(what));
+    SYS(write, 2, detail, text_length(detail));
+    SYS(write, 2, "\n", 1);
+    die(111);
+}
+
+static long number(const char *text)
+{
+    long value = 0;
+    for (; *text; text++) {
+        if (*text < '0' || *text > '9' || value > 100000000)
+            fail("not a process id: ", text);
+        value = value * 10 + (*text - '0');
+    }
+    return value;
+}
+
+static void join(const char *procs)
+{
+    long fd = SYS(openat, AT_FDCWD, procs, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        fail("cannot open ", procs);
+    if (SYS(write, fd, "0\n", 2) != 2)
+        fail("cannot join ", procs);
+    SYS(close, fd);
+}
+
+__attribute__((noreturn, used)) void launch(long *stack)
+{
+    long argc = stack[0];
+    char **argv = (char **)(stack + 1);
+    char **environment = argv + argc + 1;
+    long next = 2;
+
+    if (argc < 4)
+        fail("usage: crucible-launch PARENT_PID CGROUP_PROCS_FILE... -- PROGRAM ARGS...", "");
+    if (SYS(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+        fail("cannot bind its life to the executor's", "");
+    if (SYS(getppid, 0) != number(argv[1]))
+        fail("the executor is gone already", "");
+    for (; next < argc && !(argv[next][0] == '-' && argv[next][1] == '-' && !argv[next][2]); next++)
+        join(argv[next]);
+    if (next + 1 >= argc)
+        fail("no program given", "");
+    SYS(setsid, 0);
+    SYS(execve, argv[next + 1], argv + next + 1, environment);
+    fail("cannot execute ", argv[next + 1]);
+}
+
+ENTRY(launch);

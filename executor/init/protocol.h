@@ -1,0 +1,77 @@
+/* What the executor and the sandbox's init say to each other. All numbers are little-endian.
+ * The other side of it is `crucible_executor/init_protocol.py`.
+ *
+ * Down (fd 0), once:  frame_head · argc strings · envc strings · nfiles files · stdin bytes · u32 FRAME_END
+ *   string = u32 length, bytes without NUL        file = string path, u64 length, bytes
+ *   After that the descriptor stays open for as long as the program may live: its end ends everything.
+ * Up (fd 3): `report` records, in the order ready, then started, ended, gone, or at any point refused.
+ */
+#ifndef CRUCIBLE_PROTOCOL_H
+#define CRUCIBLE_PROTOCOL_H
+
+#include "sys.h"
+
+#define FRAME_MAGIC 0x3154494e49555243UL /* "CRUINIT1" */
+#define FRAME_END 0x21444e45U            /* "END!" */
+#define REPORT_MAGIC 0x54525052U         /* "RPRT" */
+
+#define CONTROL_FD 0
+#define REPORT_FD 3
+#define STDOUT_FD 4 /* becomes the program's 1: the engine's own 1 and 2 carry its diagnostics, not the program's bytes */
+#define STDERR_FD 5 /* becomes the program's 2 */
+#define PROGRAM_ID 65534 /* uid and gid of the program */
+
+#define MAX_STRINGS 4096           /* argv and environment together */
+#define MAX_STRING_BYTES (1 << 20) /* of them, with their NULs */
+#define MAX_FILES 10000
+#define MAX_PATH 4095
+#define MAX_NAME 255
+#define MAX_CONTENT (1UL << 32) /* of one file, and of stdin; the disk and memory limits are smaller */
+
+struct frame_head {
+    u64 magic;
+    u32 argc;
+    u32 envc;
+    u32 nfiles;
+    u32 processes;  /* RLIMIT_NPROC */
+    u32 open_files; /* RLIMIT_NOFILE */
+    u32 zero;
+    u64 stdin_bytes;
+};
+
+enum report_kind {
+    READY = 1, /* booted, waiting for its program */
+    STARTED,   /* the program was executed */
+    ENDED,     /* the program ended: `a` is enum ended_how, `b` the exit code or signal */
+    GONE,      /* every other process was killed and reaped: `a` is how many; CPU times of all are final */
+    REFUSED,   /* nothing ran: `a` is enum stage, `b` the errno */
+};
+
+enum ended_how { EXITED = 0, SIGNALLED = 1 };
+
+enum stage {
+    AT_FRAME = 1,
+    AT_FILES,
+    AT_STDIN,
+    AT_FORK,
+    AT_RLIMITS,
+    AT_PRIVILEGES,
+    AT_WORKSPACE,
+    AT_EXECUTE,
+};
+
+enum full_disk { WORKSPACE_FULL = 1, TMP_FULL = 2 };
+
+struct report {
+    u32 magic;
+    u32 kind;
+    u32 a;
+    u32 b;
+    u64 user_us;    /* CPU time of the program and of what was reaped so far */
+    u64 system_us;
+    u64 max_rss_kib;
+    u64 full;       /* bits of enum full_disk, as of this report */
+    u64 zero[2];
+};
+
+#endif

@@ -1,0 +1,131 @@
+"""What this executor offers: its engines, each with why it cannot be used if so, and its runtimes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError
+from crucible_executor.model import Isolation
+from crucible_executor.runtimes import Runtime
+from crucible_rpc import logs
+from crucible_rpc.errors import FailedPreconditionError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OfferedEngine:
+    """An engine and whether it can be used; `unavailable` is empty when it can, else says why not."""
+
+    engine: Engine
+    unavailable: str
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine promises."""
+        return self.engine.capabilities
+
+
+@dataclass(frozen=True)
+class OfferedRuntime:
+    """A runtime and the digest of the root file system it runs in; empty when that is not here."""
+
+    runtime: Runtime
+    image_digest: str
+
+
+class ImageDigests(Protocol):
+    """Finds root file systems."""
+
+    def digest(self, image: str) -> str | None:
+        """`sha256:` and hex of the image called `image`, None when it is not here."""
+        ...
+
+
+class Catalog:
+    """Engines and runtimes by name.
+
+    Args:
+        engines: in the order they are listed.
+        runtimes: those that this executor can start.
+        default_engine: used by callers that name none; may be unavailable, and is never replaced then.
+    """
+
+    def __init__(
+        self, engines: Iterable[OfferedEngine], runtimes: Iterable[OfferedRuntime], default_engine: str
+    ) -> None:
+        self.engines = {one.capabilities.name: one for one in engines}
+        self.runtimes = {one.runtime.name: one for one in runtimes}
+        self.default_engine = default_engine
+
+    def engine(self, name: str) -> Engine:
+        """The engine called `name`.
+
+        Raises:
+            FailedPreconditionError: ENGINE_NOT_AVAILABLE.
+        """
+        offered = self.engines.get(name)
+        if offered is None:
+            raise FailedPreconditionError("ENGINE_NOT_AVAILABLE", f"this executor has no engine {name[:64]!r}")
+        if offered.unavailable:
+            raise FailedPreconditionError(
+                "ENGINE_NOT_AVAILABLE", f"the engine {name} cannot be used on this executor: {offered.unavailable}"
+            )
+        return offered.engine
+
+    def runtime(self, name: str, engine: Engine) -> tuple[Runtime, str]:
+        """The runtime called `name`, and the image's digest: empty when the engine uses none.
+
+        Raises:
+            FailedPreconditionError: RUNTIME_NOT_AVAILABLE.
+        """
+        offered = self.runtimes.get(name)
+        if offered is None:
+            raise FailedPreconditionError("RUNTIME_NOT_AVAILABLE", f"this executor has no runtime {name[:64]!r}")
+        if not uses_image(engine):
+            return offered.runtime, ""
+        if not offered.image_digest:
+            raise FailedPreconditionError(
+                "RUNTIME_NOT_AVAILABLE",
+                f"the image {offered.runtime.image} of the runtime {name} is not on this executor",
+            )
+        return offered.runtime, offered.image_digest
+
+
+def uses_image(engine: Engine) -> bool:
+    """Whether programs see an image's root file system; without isolation they see the host's."""
+    return engine.capabilities.isolation is not Isolation.NONE
+
+
+async def check_engines(engines: Iterable[Engine]) -> list[OfferedEngine]:
+    """Asks every engine whether it can run here; one that cannot is offered with the reason."""
+    offered = []
+    for engine in engines:
+        name = engine.capabilities.name
+        try:
+            await engine.check()
+        except EngineUnavailableError as error:
+            _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=str(error)))
+            offered.append(OfferedEngine(engine, unavailable=str(error) or "it did not say why"))
+        else:
+            _log.info("engine can be used", extra=logs.fields(engine=name, version=engine.capabilities.version))
+            offered.append(OfferedEngine(engine, unavailable=""))
+    return offered
+
+
+def offer_runtimes(
+    runtimes: Iterable[Runtime], images: ImageDigests, engines: Iterable[OfferedEngine]
+) -> list[OfferedRuntime]:
+    """The runtimes whose image is here; all of them when an engine that needs no image can be used."""
+    without_image = any(not one.unavailable and not uses_image(one.engine) for one in engines)
+    offered = []
+    for runtime in runtimes:
+        digest = images.digest(runtime.image)
+        if digest is not None or without_image:
+            offered.append(OfferedRuntime(runtime, digest or ""))
+        else:
+            _log.warning("runtime has no image here", extra=logs.fields(runtime=runtime.name, image=runtime.image))
+    return offered

@@ -1,0 +1,72 @@
+"""Engines and images of this machine, from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from crucible_executor.cgroups import CgroupsUnavailableError
+from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox
+from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
+from crucible_executor.images import ImageNotFoundError, ImageStore
+from crucible_executor.model import Isolation, SandboxClass
+from crucible_executor.settings import Settings
+
+
+class MissingEngine(Engine):
+    """Stands for an engine that cannot even be constructed here, so that callers are told why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self._name = name
+        self._reason = reason
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Its name; it promises nothing."""
+        isolation = Isolation.NONE if self._name in UNSAFE else Isolation.USER_KERNEL
+        return Capabilities(self._name, "", isolation, frozenset())
+
+    async def check(self) -> None:
+        """Raises the reason."""
+        raise EngineUnavailableError(self._reason)
+
+    async def create(self, sandbox_class: SandboxClass) -> Sandbox:  # noqa: ARG002  # the interface's
+        """Raises the reason."""
+        raise EngineUnavailableError(self._reason)
+
+    async def sweep(self) -> int:
+        """Nothing can have been left."""
+        return 0
+
+
+class StoredImages:
+    """`ImageDigests` of an image store."""
+
+    def __init__(self, folder: Path) -> None:
+        self._store = ImageStore(folder)
+
+    def digest(self, image: str) -> str | None:
+        """See `ImageDigests`."""
+        try:
+            return self._store.resolve(image).digest
+        except ImageNotFoundError:
+            return None
+
+
+def engines_of(settings: Settings, *, unsafe: bool) -> list[Engine]:
+    """Every engine of the registry; those without isolation only when `unsafe`."""
+    host = Host(
+        runsc=settings.runsc,
+        init_dir=settings.init_dir,
+        images=settings.images_dir,
+        run_dir=settings.run_dir,
+        cgroup=settings.cgroup,
+    )
+    return [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]
+
+
+def _made(name: str, make: Callable[[Host], Engine], host: Host) -> Engine:
+    try:
+        return make(host)
+    except (EngineUnavailableError, CgroupsUnavailableError) as error:
+        return MissingEngine(name, str(error))

@@ -1,0 +1,98 @@
+"""The interface of an engine, in two phases: a sandbox is created for a class, then takes one program, once."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Protocol
+
+from crucible_executor.model import Isolation, Limit, Limits, Outcome, Program, SandboxClass, Stream
+
+
+class Sink(Protocol):
+    """Where a sandbox sends what happens while its program runs. Called on the event loop; never blocks."""
+
+    def started(self) -> None:
+        """The program itself was started."""
+
+    def output(self, stream: Stream, data: bytes) -> None:
+        """The program wrote `data`. Every byte that was read is passed on, in order; the caller bounds what is kept."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine promises. A request that needs a limit which is not in `enforces` is refused."""
+
+    name: str
+    version: str
+    isolation: Isolation
+    enforces: frozenset[Limit]
+
+
+class EngineUnavailableError(Exception):
+    """This machine cannot run this engine; the message says what is missing and how to mend it."""
+
+
+class ProgramRefusedError(ValueError):
+    """The program cannot be put into any sandbox (a file name, an argument, a count); the message says which."""
+
+
+class Sandbox(abc.ABC):
+    """One single-use sandbox.
+
+    Life: `start` once (at most), `kill` at any time and any number of times, `destroy` last and always.
+    """
+
+    @property
+    @abc.abstractmethod
+    def id(self) -> str:
+        """Unique on this host; by it the sandbox is found from outside."""
+
+    @abc.abstractmethod
+    async def start(self, program: Program, limits: Limits, sink: Sink) -> Outcome:
+        """Runs the program to its end, whatever ends it, and enforces `limits`, wall time and output included.
+
+        When it returns, no process of the sandbox is left. A program's failure is an `Outcome`, never an exception.
+        Cancelling the call kills the sandbox. On a sandbox that was killed before, it returns `Killed`.
+
+        Raises:
+            ProgramRefusedError: the caller let something through that it had to validate; nothing was started.
+            RuntimeError: called twice, or after `destroy`.
+        """
+
+    @abc.abstractmethod
+    async def kill(self) -> None:
+        """Ends every process of the sandbox and returns when they are gone; `start` then returns `Killed`."""
+
+    @abc.abstractmethod
+    async def destroy(self) -> None:
+        """Removes everything the sandbox left on the host (processes, mounts, cgroups, files). Idempotent."""
+
+
+class Engine(abc.ABC):
+    """A way to run programs. Constructed once; `check` before use."""
+
+    @property
+    @abc.abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this engine promises."""
+
+    @abc.abstractmethod
+    async def check(self) -> None:
+        """Finds out whether this machine can run the engine, by running something real.
+
+        Raises:
+            EngineUnavailableError: it cannot; says why and what to do.
+        """
+
+    @abc.abstractmethod
+    async def create(self, sandbox_class: SandboxClass) -> Sandbox:
+        """Makes a sandbox ready to take a program of this class.
+
+        Raises:
+            EngineUnavailableError: the host refused (say, no space, or no cgroups).
+        """
+
+    @abc.abstractmethod
+    async def sweep(self) -> int:
+        """Removes everything that an earlier process of this engine left behind; returns how many sandboxes."""

@@ -1,0 +1,403 @@
+"""The `gvisor` engine: runsc from an OCI bundle, one `runsc run` per sandbox, without Docker.
+
+What enforces what, measured with runsc 20260527:
+
+- memory, CPUs and CPU time: a cgroup of our own around everything that belongs to the sandbox (runsc, the sentry, its
+  stub processes, with an image as a tree also its gofer). The guest's memory, tmpfs included, is a memory file of the
+  sentry and charged there. `SENTRY_MEMORY_BYTES` are added to the limit for the sentry itself.
+- processes (and threads): RLIMIT_NPROC of the program's uid, which this sentry enforces on every clone; the host's pids
+  limit, which also counts the sentry's threads, is only a second wall (`SENTRY_TASKS` more).
+- isolation: the sentry runs as nobody without capabilities in its own user, mount, pid and network namespaces, behind
+  seccomp; with an image as one EROFS file it has no process beside it that opens files of the host.
+- open files: RLIMIT_NOFILE. Disk: `size=` of the sentry's tmpfs at `/workspace`, `/tmp` and `/dev/shm`, each. Inodes:
+  tmpfs in this sentry knows no `nr_inodes`, so that limit is not declared.
+- wall time and output: this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from crucible_executor import bundle, init_protocol, leftovers
+from crucible_executor.cgroups import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree
+from crucible_executor.engines import trial
+from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
+from crucible_executor.host_pipes import PipeReader, PipeWriter, pipe_from_child, pipe_to_child
+from crucible_executor.host_process import HostProcess
+from crucible_executor.images import Image, ImageNotFoundError, ImageStore
+from crucible_executor.init_protocol import ProtocolError, Report, ReportKind, ReportReader
+from crucible_executor.model import (
+    Exited,
+    Isolation,
+    Killed,
+    Limit,
+    LimitExceeded,
+    LimitHit,
+    Limits,
+    Outcome,
+    Program,
+    SandboxClass,
+    SandboxFailed,
+    Signalled,
+    Stream,
+    Termination,
+    Usage,
+)
+from crucible_executor.supervision import Supervision
+
+SENTRY_MEMORY_BYTES = 32 << 20
+"""Added to a class's memory limit for runsc itself, which uses 12 MiB while its init waits."""
+
+SENTRY_TASKS = 512
+"""Added to a class's process limit in the host's pids cgroup, for runsc's own threads."""
+
+_BOOT_LIMIT = timedelta(seconds=30)
+_FLAGS = ("--platform=systrap", "--network=none", "--ignore-cgroups", "--overlay2=none", "--directfs=false")
+_ENFORCED = frozenset(Limit) - {Limit.DISK_INODES}
+
+
+@dataclasses.dataclass(frozen=True)
+class GvisorPaths:
+    """Where things are. `run_dir` holds one folder per sandbox and should be a tmpfs; nobody else may use it."""
+
+    runsc: Path
+    init: Path
+    launcher: Path
+    run_dir: Path
+
+
+class GvisorEngine(Engine):
+    """Runs each program in a gVisor sandbox of its own. Needs root."""
+
+    def __init__(self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree) -> None:
+        self._paths = paths
+        self._images = images
+        self._cgroups = cgroups
+        self._version = "unknown"
+        self._prepared = False
+        self._alive: dict[str, GvisorSandbox] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine promises; its version is known after `check`."""
+        return Capabilities("gvisor", self._version, Isolation.USER_KERNEL, _ENFORCED)
+
+    async def check(self) -> None:
+        """Prepares folder, cgroups and images, and runs `/bin/true` of the first image."""
+        self._prepare()
+        self._version = self._runsc_version()
+        names = self._images.names()
+        if not names:
+            raise EngineUnavailableError("There is no image to run a sandbox on: run `make images`.")
+        for name in names:
+            with contextlib.suppress(OSError):  # the tree itself serves as well
+                await self._pack(name)
+        await trial.run(self, names[0])
+
+    async def _pack(self, name: str) -> None:
+        try:
+            await self._images.pack(name)
+        except ImageNotFoundError as error:
+            raise EngineUnavailableError(str(error)) from error
+
+    def _prepare(self) -> None:
+        if os.geteuid() != 0:
+            raise EngineUnavailableError(
+                "The gvisor engine needs root (cgroups and namespaces): run the executor as root."
+            )
+        for file in (self._paths.runsc, self._paths.init, self._paths.launcher):
+            if not os.access(file, os.X_OK):
+                raise EngineUnavailableError(f"{file} is missing or not executable: run `make setup`.")
+        try:
+            self._paths.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self._paths.run_dir / "empty").mkdir(exist_ok=True)
+            self._cgroups.prepare()
+        except (CgroupsUnavailableError, OSError) as error:
+            raise EngineUnavailableError(str(error)) from error
+        self._prepared = True
+
+    def _runsc_version(self) -> str:
+        """What runsc says; one built from its Go module says nothing, then the name of its folder."""
+        try:
+            shown = subprocess.run(
+                [self._paths.runsc, "--version"], capture_output=True, text=True, timeout=20, check=True, env={}
+            ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EngineUnavailableError(f"{self._paths.runsc} does not run: {error}. Run `make setup`.") from error
+        said = shown.partition("\n")[0].removeprefix("runsc version ").strip()
+        return self._paths.runsc.resolve().parent.name if said in ("", "VERSION_MISSING") else said
+
+    async def create(self, sandbox_class: SandboxClass) -> Sandbox:
+        """Boots a sandbox up to its init, which then waits for its program.
+
+        `sandbox_class.image_digest` may also be an image's name.
+        """
+        if not self._prepared:
+            self._prepare()
+        if sandbox_class.disk_inodes is not None:
+            raise EngineUnavailableError("The gvisor engine cannot limit inodes: leave disk_inodes unset.")
+        try:
+            image = self._images.resolve(sandbox_class.image_digest)
+            sandbox = GvisorSandbox(self._paths, image, sandbox_class, self._cgroups, self._alive)
+        except (ImageNotFoundError, CgroupsUnavailableError, OSError) as error:
+            raise EngineUnavailableError(str(error)) from error
+        try:
+            await sandbox.boot()
+        except BaseException as error:
+            await asyncio.shield(sandbox.destroy())
+            if isinstance(error, OSError):
+                raise EngineUnavailableError(f"The sandbox could not be started: {error}.") from error
+            raise
+        return sandbox
+
+    async def sweep(self) -> int:
+        """Ends and removes every sandbox in our folder and cgroups that this process does not hold."""
+        return await leftovers.sweep(self._paths.run_dir, self._cgroups, set(self._alive))
+
+
+class GvisorSandbox(Sandbox):
+    """One `runsc run`, from boot to removal."""
+
+    def __init__(
+        self,
+        paths: GvisorPaths,
+        image: Image,
+        sandbox_class: SandboxClass,
+        cgroups: CgroupTree,
+        alive: dict[str, GvisorSandbox],
+    ) -> None:
+        """Makes folder and cgroup; no process yet.
+
+        Raises:
+            OSError: the folder could not be made.
+            CgroupsUnavailableError: the cgroup could not be made.
+        """
+        self._id = f"s{secrets.token_hex(8)}"
+        self._paths = paths
+        self._alive = alive
+        self._folder = paths.run_dir / self._id
+        self._memory_bytes = sandbox_class.memory_bytes
+        self._control: PipeWriter | None = None
+        self._reports: PipeReader | None = None
+        self._process: HostProcess | None = None
+        self._output_fds: dict[Stream, int] = {}
+        self._reader = ReportReader()
+        self._seen: dict[ReportKind, Report] = {}
+        self._booted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._run: Supervision | None = None
+        self._sink: Sink | None = None
+        self._used = self._killed = self._destroyed = False
+        self._folder.mkdir(mode=0o700)
+        try:
+            (self._folder / "config.json").write_bytes(
+                bundle.config(image, sandbox_class, empty_root=paths.run_dir / "empty")
+            )
+            tasks = sandbox_class.processes + SENTRY_TASKS
+            self._cgroup: Cgroup = cgroups.create(self._id, Bounds(self._memory_bytes + SENTRY_MEMORY_BYTES, tasks))
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
+        alive[self._id] = self
+
+    @property
+    def id(self) -> str:
+        """The name of its cgroup and folder, and part of the argv of its runsc."""
+        return self._id
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """What is known of it from outside."""
+        return self._cgroup
+
+    async def boot(self) -> None:
+        """Starts runsc and waits until the init inside waits for its program.
+
+        Raises:
+            EngineUnavailableError: it did not get that far; says what runsc said.
+            OSError: no process or pipe could be made.
+        """
+        self._spawn()
+        assert self._process is not None  # noqa: S101  # for the type checker
+        either: list[asyncio.Future[Any]] = [self._booted, self._process.exited]
+        await asyncio.wait(either, timeout=_BOOT_LIMIT.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        if ReportKind.READY not in self._seen and not self._killed:
+            raise EngineUnavailableError(f"The sandbox did not start: {self._explain()}")
+
+    def _spawn(self) -> None:
+        with contextlib.ExitStack() as given:  # what only runsc keeps
+            ours, control = pipe_to_child(given)
+            self._control = PipeWriter(ours)
+            ours, reports = pipe_from_child(given)
+            self._reports = PipeReader(ours, self._reported)
+            self._output_fds[Stream.STDOUT], stdout = pipe_from_child(given)
+            self._output_fds[Stream.STDERR], stderr = pipe_from_child(given)
+            init = _opened(given, self._paths.init, os.O_RDONLY)
+            log = _opened(given, self._folder / "runsc.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            passed = {
+                init_protocol.REPORT_FD: reports,
+                init_protocol.STDOUT_FD: stdout,
+                init_protocol.STDERR_FD: stderr,
+            }
+            self._process = HostProcess(
+                [
+                    str(self._paths.launcher), str(os.getpid()), *map(str, self._cgroup.procs_files), "--",
+                    str(self._paths.runsc), f"--root={self._folder}", *_FLAGS, "run", f"--bundle={self._folder}",
+                    f"--exec-fd={init}", *(f"--pass-fd={ours}:{inside}" for inside, ours in passed.items()), self._id,
+                ],
+                stdin=control, stdout=log, stderr=log, env={}, pass_fds=(init, *passed.values()),
+            )  # fmt: skip
+
+    def _reported(self, data: bytes) -> None:
+        try:
+            for report in self._reader.feed(data):
+                self._seen[report.kind] = report
+                self._heard(report.kind)
+        except ProtocolError as error:
+            if self._run is not None:
+                self._run.end(SandboxFailed(str(error)))
+
+    def _heard(self, kind: ReportKind) -> None:
+        if kind is ReportKind.READY and not self._booted.done():
+            self._booted.set_result(None)
+        elif kind is ReportKind.STARTED and self._sink is not None:
+            self._sink.started()
+        elif kind in (ReportKind.GONE, ReportKind.REFUSED) and self._run is not None:
+            self._run.end(None)
+
+    async def start(self, program: Program, limits: Limits, sink: Sink) -> Outcome:
+        """Runs the program; see `Sandbox.start`. `limits.cpus` is applied from here on, not to the boot."""
+        if self._used or self._destroyed:
+            raise RuntimeError(f"Sandbox {self._id} takes one program, once.")
+        self._used = True
+        # This sentry does not count the program's first process, which changed its uid after it was made.
+        frame = init_protocol.encode(program, dataclasses.replace(limits, processes=limits.processes - 1))
+        run = self._run = Supervision(limits, sink)
+        self._sink = sink
+        for stream in list(self._output_fds):
+            run.read_output(self._output_fds.pop(stream), stream)
+        assert self._process is not None  # noqa: S101
+        assert self._control is not None  # noqa: S101
+        assert self._reports is not None  # noqa: S101
+        if not self._killed:
+            self._cgroup.limit_cpus(limits.cpus)
+        run.begin(self._cgroup.cpu_time)
+        if self._killed:
+            run.end(Killed())
+        self._reports.finished.add_done_callback(lambda _: run.end(None))
+        self._process.exited.add_done_callback(lambda _: run.end(None))
+        self._control.write(frame)
+        try:
+            cause = await run.over
+            await self._end_processes()
+            drained = await run.drain()
+        except asyncio.CancelledError:
+            await asyncio.shield(self.kill())
+            raise
+        finally:
+            run.close()
+        if not drained:
+            cause = SandboxFailed("The output of the sandbox did not end with its processes.")
+        return self._outcome(cause, run)
+
+    async def _end_processes(self) -> None:
+        """Ends everything and reads the init's last words, which lie in the pipe by then."""
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)  # it may not have joined its cgroups yet, and must not do so now
+        await self._cgroup.kill()
+        if self._process is not None:
+            await asyncio.shield(self._process.exited)
+            await self._cgroup.kill()  # what it did in between; usually nothing
+        if self._reports is not None:
+            await asyncio.wait([self._reports.finished], timeout=5)
+
+    def _outcome(self, cause: Termination | None, run: Supervision) -> Outcome:
+        ended = self._seen.get(ReportKind.ENDED)
+        oom_kills = self._cgroup.oom_kills()
+        termination: Termination
+        if oom_kills and not isinstance(cause, Killed):
+            termination = LimitExceeded(Limit.MEMORY, self._memory_evidence(oom_kills))
+        elif cause is not None:
+            termination = cause
+        elif ended is not None:
+            termination = Signalled(ended.b & 0x7F) if ended.signalled else Exited(ended.b & 0xFF)
+        else:
+            termination = SandboxFailed(self._explain())
+        return Outcome(termination, tuple(self._limit_hits()), self._usage(run))
+
+    def _memory_evidence(self, oom_kills: int) -> str:
+        limit = self._memory_bytes + SENTRY_MEMORY_BYTES
+        return (
+            f"the kernel's OOM killer ended {oom_kills} process(es) of the sandbox's cgroup at {limit} bytes "
+            f"({self._memory_bytes} for the program, {SENTRY_MEMORY_BYTES} for the sandbox itself)"
+        )
+
+    def _limit_hits(self) -> Iterator[LimitHit]:
+        last = self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
+        if last is not None and last.workspace_full:
+            yield LimitHit(Limit.DISK, "sandbox init", "/workspace was full when the program ended")
+        if last is not None and last.tmp_full:
+            yield LimitHit(Limit.DISK, "sandbox init", "/tmp was full when the program ended")  # noqa: S108
+        refused = self._cgroup.refused_tasks()
+        if refused:
+            yield LimitHit(Limit.PROCESSES, "host pids cgroup", f"{refused} process(es) or thread(s) refused")
+
+    def _usage(self, run: Supervision) -> Usage:
+        sandbox_cpu = self._cgroup.cpu_time()
+        last = self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
+        # The init's word, but never more than the cgroup saw.
+        program_cpu = None if last is None else min(last.user_cpu + last.system_cpu, sandbox_cpu)
+        return Usage(run.wall_time, program_cpu, sandbox_cpu, self._cgroup.peak_memory_bytes())
+
+    def _explain(self) -> str:
+        """Why there is no word from the program: the init's refusal, the OOM killer, or what runsc said."""
+        refused = self._seen.get(ReportKind.REFUSED)
+        if refused is not None:
+            return init_protocol.describe_refusal(refused)
+        oom_kills = self._cgroup.oom_kills()
+        if oom_kills:
+            return self._memory_evidence(oom_kills)
+        with contextlib.suppress(OSError), (self._folder / "runsc.log").open("rb") as log:
+            said = log.read(2000).decode(errors="replace").strip()
+            if said:
+                return f"runsc said: {said}"
+        return "the sandbox died without a word."
+
+    async def kill(self) -> None:
+        """Ends every process of the sandbox; see `Sandbox.kill`."""
+        self._killed = True
+        if self._run is not None:
+            self._run.end(Killed())
+        await self._end_processes()
+
+    async def destroy(self) -> None:
+        """Removes everything of it from the host; see `Sandbox.destroy`."""
+        if not self._destroyed:
+            await self.kill()
+        self._destroyed = True
+        for fd in self._output_fds.values():
+            os.close(fd)
+        self._output_fds.clear()
+        if self._control is not None:
+            self._control.close()
+        if self._reports is not None:
+            self._reports.close()
+        await self._cgroup.remove()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._alive.pop(self._id, None)
+
+
+def _opened(given: contextlib.ExitStack, path: Path, flags: int) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    given.callback(os.close, fd)
+    return fd

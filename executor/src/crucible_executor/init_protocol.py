@@ -1,0 +1,219 @@
+"""What the executor and the sandbox's PID 1 say to each other; the other side is `executor/init/protocol.h`.
+
+Everything that comes up from a sandbox is untrusted: records have a fixed size, and a stream that is none of ours or
+too long is a failure of that sandbox.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from crucible_executor.engines.base import ProgramRefusedError
+from crucible_executor.model import Limits, Program
+
+REPORT_FD = 3
+STDOUT_FD = 4
+STDERR_FD = 5
+"""Descriptors inside the sandbox: of the init's reports, and of what becomes the program's 1 and 2."""
+
+_HEAD = struct.Struct("<8sIIIIIIQ")
+_REPORT = struct.Struct("<4sIIIQQQQ16x")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_FRAME_MAGIC = b"CRUINIT1"
+_REPORT_MAGIC = b"RPRT"
+_FRAME_END = b"END!"
+
+MAX_STRINGS = 4096
+MAX_STRING_BYTES = 1 << 20
+MAX_FILES = 10_000
+MAX_PATH_BYTES = 4095
+MAX_NAME_BYTES = 255
+_MAX_REPORTS = 8
+
+
+class ProtocolError(Exception):
+    """The sandbox sent something that its init never sends."""
+
+
+class ReportKind(enum.IntEnum):
+    """What the init says, in the order in which it says it."""
+
+    READY = 1
+    STARTED = 2
+    ENDED = 3
+    GONE = 4
+    REFUSED = 5
+
+
+class Stage(enum.IntEnum):
+    """Where the init gave up before the program ran."""
+
+    FRAME = 1
+    FILES = 2
+    STDIN = 3
+    FORK = 4
+    RLIMITS = 5
+    PRIVILEGES = 6
+    WORKSPACE = 7
+    EXECUTE = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """One record of the init. `a` and `b` are as its kind says; CPU times are of everything reaped so far."""
+
+    kind: ReportKind
+    a: int
+    b: int
+    user_cpu: timedelta
+    system_cpu: timedelta
+    max_rss_bytes: int
+    workspace_full: bool
+    tmp_full: bool
+
+    @property
+    def signalled(self) -> bool:
+        """Of an ENDED record: whether a signal (`b`) ended the program; otherwise `b` is its exit code."""
+        return self.a == 1
+
+
+class ReportReader:
+    """Cuts the bytes of the report pipe into records."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._count = 0
+
+    def feed(self, data: bytes) -> Iterator[Report]:
+        """Takes bytes as they come and yields each complete record.
+
+        Raises:
+            ProtocolError: a record is none of the init's, or there are more than it ever sends.
+        """
+        self._pending += data
+        while len(self._pending) >= _REPORT.size:
+            record, self._pending = self._pending[: _REPORT.size], self._pending[_REPORT.size :]
+            self._count += 1
+            if self._count > _MAX_REPORTS:
+                raise ProtocolError("the sandbox's init reported more often than it can")
+            yield _report(record)
+
+
+def _report(record: bytes) -> Report:
+    magic, kind, a, b, user_us, system_us, max_rss_kib, full = _REPORT.unpack(record)
+    if magic != _REPORT_MAGIC or kind not in ReportKind.__members__.values():
+        raise ProtocolError("the sandbox's init sent a record that is none of its own")
+    return Report(
+        kind=ReportKind(kind),
+        a=a,
+        b=b,
+        user_cpu=_microseconds(user_us),
+        system_cpu=_microseconds(system_us),
+        max_rss_bytes=max_rss_kib * 1024,
+        workspace_full=bool(full & 1),
+        tmp_full=bool(full & 2),
+    )
+
+
+def _microseconds(value: int) -> timedelta:
+    return timedelta(microseconds=min(value, 10**15))
+
+
+def encode(program: Program, limits: Limits) -> list[bytes]:
+    """The frame that makes the init start `program`, as chunks (contents are not copied).
+
+    Raises:
+        ProgramRefusedError: a name, count or length is outside what the init takes.
+    """
+    argv, env = check_program(program)
+    head = _HEAD.pack(
+        _FRAME_MAGIC,
+        len(argv),
+        len(env),
+        len(program.files),
+        limits.processes,
+        limits.open_files,
+        0,
+        len(program.stdin),
+    )
+    chunks = [head, *(_U32.pack(len(text)) + text for text in (*argv, *env))]
+    for file in program.files:
+        path = check_path(file.path)
+        chunks.append(_U32.pack(len(path)) + path + _U64.pack(len(file.content)))
+        chunks.append(file.content)
+    chunks.append(program.stdin)
+    chunks.append(_FRAME_END)
+    return chunks
+
+
+def check_program(program: Program) -> tuple[list[bytes], list[bytes]]:
+    """The bytes of a program's arguments and environment, when all of it can be run.
+
+    Raises:
+        ProgramRefusedError: a name, count or length is outside what the init takes.
+    """
+    argv = [_string(argument, "an argument") for argument in program.command]
+    env = [_string(f"{name}={value}", f"the environment variable {name!r}") for name, value in program.env.items()]
+    if not argv:
+        raise ProgramRefusedError("The program has no command: name what to run.")
+    if any(not name or "=" in name for name in program.env):
+        raise ProgramRefusedError("An environment variable has an empty name or one with '=': rename it.")
+    if len(argv) + len(env) > MAX_STRINGS or sum(map(len, argv + env)) + len(argv) + len(env) > MAX_STRING_BYTES:
+        raise ProgramRefusedError(
+            f"Arguments and environment exceed {MAX_STRINGS} entries or {MAX_STRING_BYTES} bytes: use a file."
+        )
+    if len(program.files) > MAX_FILES:
+        raise ProgramRefusedError(f"The program has {len(program.files)} files; at most {MAX_FILES} are possible.")
+    for file in program.files:
+        check_path(file.path)
+    if len({file.path for file in program.files}) < len(program.files):
+        raise ProgramRefusedError("Two files of the program have the same name.")
+    return argv, env
+
+
+def check_path(path: str) -> bytes:
+    """The bytes of a file's path inside `/workspace`.
+
+    Raises:
+        ProgramRefusedError: empty, absolute, too long, or with a NUL, an empty part, `.` or `..`.
+    """
+    encoded = _string(path, f"the file name {path!r}")
+    parts = encoded.split(b"/")
+    if any(part in (b"", b".", b"..") or len(part) > MAX_NAME_BYTES for part in parts) or len(encoded) > MAX_PATH_BYTES:
+        raise ProgramRefusedError(f"The file name {path!r} is not a relative path without '.', '..' and empty parts.")
+    return encoded
+
+
+def _string(text: str, what: str) -> bytes:
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ProgramRefusedError(f"{what.capitalize()} is not valid text: {error.reason}.") from error
+    if b"\0" in encoded:
+        raise ProgramRefusedError(f"{what.capitalize()} holds a NUL byte: remove it.")
+    return encoded
+
+
+def describe_refusal(report: Report) -> str:
+    """One sentence on a REFUSED record: what the init could not do, and the system's reason."""
+    reason = os.strerror(report.b) if report.b < 200 else f"error {report.b}"
+    what = _STAGES.get(report.a, "the init gave up")
+    return f"{what}: {reason}."
+
+
+_STAGES: dict[int, str] = {
+    Stage.FRAME: "the sandbox's init did not accept the program",
+    Stage.FILES: "the program's files could not be written into /workspace",
+    Stage.STDIN: "the program's stdin could not be prepared",
+    Stage.FORK: "the program could not be forked",
+    Stage.RLIMITS: "the program's limits could not be set",
+    Stage.PRIVILEGES: "the program's privileges could not be dropped",
+    Stage.WORKSPACE: "/workspace could not be entered",
+    Stage.EXECUTE: "the program's command could not be executed",
+}

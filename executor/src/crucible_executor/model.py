@@ -1,0 +1,152 @@
+"""What the executor's domain speaks of: programs, limits, how a run ended, and what it used. No gRPC, no protobuf."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+
+class Isolation(enum.Enum):
+    """What stands between a program and the host's kernel."""
+
+    NONE = "NONE"
+    CONTAINER = "CONTAINER"
+    USER_KERNEL = "USER_KERNEL"
+
+
+class Stream(enum.Enum):
+    """The two output streams of a program, kept apart."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class Limit(enum.Enum):
+    """What can be bounded. The first four end a program; the rest only refuse it something."""
+
+    WALL_TIME = "WALL_TIME"
+    CPU_TIME = "CPU_TIME"
+    MEMORY = "MEMORY"
+    OUTPUT = "OUTPUT"
+    CPUS = "CPUS"
+    PROCESSES = "PROCESSES"
+    OPEN_FILES = "OPEN_FILES"
+    DISK = "DISK"
+    DISK_INODES = "DISK_INODES"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of one run, all set: defaults were filled in before it got here.
+
+    `output_bytes` is what is kept of each stream; the program is ended at `OUTPUT_KILL_FACTOR` times that.
+    """
+
+    wall_time: timedelta
+    cpu_time: timedelta | None
+    cpus: float
+    memory_bytes: int
+    processes: int
+    open_files: int
+    output_bytes: int
+    disk_bytes: int
+    disk_inodes: int | None
+
+
+OUTPUT_KILL_FACTOR = 16
+
+
+@dataclass(frozen=True)
+class File:
+    """A file put into `/workspace` before the program starts; `path` is relative, without `..`."""
+
+    path: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run. `command` is the whole argv inside the sandbox; `env` is complete and never logged."""
+
+    command: tuple[str, ...]
+    files: tuple[File, ...]
+    env: dict[str, str] = field(repr=False)
+    stdin: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SandboxClass:
+    """All that is fixed when a sandbox boots. `image_digest` names a root file system of the image store."""
+
+    image_digest: str
+    memory_bytes: int
+    disk_bytes: int
+    disk_inodes: int | None
+    cpus: float
+    processes: int
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The program ended by itself; `code` is what the sandbox's init said."""
+
+    code: int
+
+
+@dataclass(frozen=True)
+class Signalled:
+    """A signal ended the program and no limit explains it; `signal` is what the sandbox's init said."""
+
+    signal: int
+
+
+@dataclass(frozen=True)
+class LimitExceeded:
+    """A limit ended the program. `evidence` says what outside the sandbox showed it, with its numbers."""
+
+    limit: Limit
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Somebody called `Sandbox.kill` before the program ended, and the sandbox is gone."""
+
+
+@dataclass(frozen=True)
+class SandboxFailed:
+    """The sandbox, not the program, failed: it did not start, or died without saying how the program ended."""
+
+    reason: str
+
+
+Termination = Exited | Signalled | LimitExceeded | Killed | SandboxFailed
+
+
+@dataclass(frozen=True)
+class LimitHit:
+    """A limit that refused the program something without ending it. `source` says who saw it."""
+
+    limit: Limit
+    source: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run used. None where this engine cannot measure it."""
+
+    wall_time: timedelta
+    program_cpu: timedelta | None
+    sandbox_cpu: timedelta | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended, after the sandbox's processes are gone."""
+
+    termination: Termination
+    limit_hits: tuple[LimitHit, ...]
+    usage: Usage

@@ -1,0 +1,445 @@
+"""The runs of this executor: accepted once, never started twice, and each ended by exactly one signed record."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_executor import convert, records
+from crucible_executor.catalog import Catalog
+from crucible_executor.ceilings import Ceilings
+from crucible_executor.engines.base import Engine, EngineUnavailableError
+from crucible_executor.journal import Journal, JournalFullError, Kind
+from crucible_executor.metrics import ExecutorMetrics
+from crucible_executor.model import Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
+from crucible_executor.output import OutputFolder
+from crucible_executor.permits import Permit
+from crucible_executor.recovery import finished_fields, recover
+from crucible_executor.run import KillCause, Run, RunState
+from crucible_executor.tickets import TicketCheck, checked_run_id, expiry
+from crucible_rpc import logs
+from crucible_rpc.errors import AlreadyExistsError, CallError, NotFoundError, ResourceExhaustedError, UnavailableError
+
+START_ALLOWANCE = timedelta(seconds=60)
+"""An engine that takes this much longer than a run's wall time is given up, and its sandbox removed."""
+
+REMEMBER_MARGIN = timedelta(minutes=1)
+"""A run id is remembered for this much longer than its ticket lasts."""
+
+MAX_UNACKNOWLEDGED = 1000
+MAX_REFUSED = 10_000
+
+_NO_SLOT_RETRY = timedelta(milliseconds=200)
+_JOURNAL_RETRY_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunsSettings:
+    """Numbers that an operator may set.
+
+    Attributes:
+        slots: runs at once.
+        orphan_grace: the longest permit.
+    """
+
+    slots: int
+    orphan_grace: timedelta
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that is needed to carry out an accepted run."""
+
+    run: Run
+    draft: ex.FinalRecord
+    engine: Engine
+    sandbox_class: SandboxClass
+    program: Program
+    limits: Limits
+    longest_permit: timedelta
+
+
+class Runs:
+    """All runs that were not acknowledged, and what must be remembered of the others.
+
+    Args:
+        settings: see `RunsSettings`.
+        catalog: engines and runtimes.
+        ceilings: what is allowed at most.
+        tickets: checks storage's leave.
+        records: signs how runs ended.
+        journal: open; what it replayed is taken over by `recover`.
+        outputs: where large outputs go.
+        metrics: counts.
+        now: the wall clock, in UTC.
+    """
+
+    def __init__(
+        self,
+        settings: RunsSettings,
+        *,
+        catalog: Catalog,
+        ceilings: Ceilings,
+        tickets: TicketCheck,
+        records: records.Records,
+        journal: Journal,
+        outputs: OutputFolder,
+        metrics: ExecutorMetrics,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._ceilings = ceilings
+        self._tickets = tickets
+        self._records = records
+        self._journal = journal
+        self._outputs = outputs
+        self._metrics = metrics
+        self._now = now
+        self._runs: dict[str, Run] = {}
+        self._refused: dict[str, datetime] = {}
+        self._remembered: dict[str, datetime] = {}
+        self._busy = 0
+        self._draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def recover(self) -> int:
+        """Takes over what the journal knows; every run without an end gets a signed one that says it was lost.
+
+        Call it when the engines have removed what was left behind, so that the records are true.
+
+        Returns:
+            How many runs were lost.
+        """
+        found = await recover(self._journal, self._outputs, self._records, self._now())
+        self._runs, self._refused = found.runs, found.refused
+        self._metrics.kept.set(len(self._runs))
+        self._metrics.ended.labels("lost").inc(found.lost)
+        return found.lost
+
+    async def accept(self, signed: SignedBytes, run_spec: bytes, permit: timedelta) -> Run:
+        """Accepts a run; when this returns, that is on disk, and the run goes on whatever its caller does.
+
+        The permit is cut to end with the `orphan_grace` of the lease that the ticket was made with.
+
+        Raises:
+            CallError: it was not accepted and was not started; see `ExecutorService.Execute` for the reasons.
+        """
+        try:
+            job = self._admitted(signed, run_spec)
+        except CallError as error:
+            self._metrics.refused.labels(error.reason).inc()
+            raise
+        run = job.run
+        self._busy += 1
+        self._runs[run.id] = run
+        run.permit = Permit(
+            min(permit, job.longest_permit),
+            longest=self._settings.orphan_grace,
+            on_expired=lambda: self._end(run, KillCause.PERMIT_EXPIRED),
+        )
+        self._metrics.running.inc()
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._spawn(self._carry_out(job, accepted))
+        await asyncio.shield(accepted)
+        return run
+
+    def get(self, run_id: str) -> Run:
+        """A run that was accepted and not acknowledged.
+
+        Raises:
+            NotFoundError: RUN_NOT_FOUND.
+        """
+        run = self._runs.get(checked_run_id(run_id))
+        if run is None:
+            raise NotFoundError("RUN_NOT_FOUND", f"this executor has no run {run_id}")
+        return run
+
+    async def kill(self, run_id: str) -> RunState:
+        """Ends a run; returns, when its sandbox is gone, what was known of it before. An unknown one never starts."""
+        run = self._runs.get(checked_run_id(run_id))
+        if run is None:
+            return await self._refuse_for_ever(run_id)
+        before = run.state
+        if before is RunState.RUNNING:
+            self._end(run, KillCause.REQUESTED)
+            await run.finished()
+        return before
+
+    async def acknowledge(self, run_ids: Iterable[str]) -> None:
+        """Drops output and record of runs that ended; their ids are remembered while their tickets could come again."""
+        in_files = []
+        for run_id in run_ids:
+            run = self._runs.get(run_id)
+            if run is not None and run.record is not None:
+                del self._runs[run_id]
+                self._remembered[run_id] = run.expires + REMEMBER_MARGIN
+                if run.stdout.in_file or run.stderr.in_file:
+                    in_files.append(run)
+                else:
+                    self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
+            elif run_id in self._refused:
+                self._remembered[run_id] = self._refused.pop(run_id)
+                self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
+        self._metrics.kept.set(len(self._runs))
+        self._forget()
+        for run in in_files:  # the file goes only when nothing on disk speaks of it any more
+            await self._journal_at_last(Kind.ACKNOWLEDGED, run.id)
+            run.stdout.drop()
+            run.stderr.drop()
+
+    def states(self) -> dict[str, RunState]:
+        """Every run that was not acknowledged, in the order they were accepted, then those that can never start."""
+        known = {run_id: run.state for run_id, run in self._runs.items()}
+        return {**known, **dict.fromkeys(self._refused, RunState.REFUSED)}
+
+    def extend(self, run_ids: Iterable[str], permit: timedelta) -> list[str]:
+        """Lets runs go on until `permit` from now; returns those that are not running."""
+        not_running = []
+        for run_id in run_ids:
+            run = self._runs.get(run_id)
+            if run is None or run.record is not None or run.permit is None:
+                not_running.append(run_id)
+            else:
+                run.permit.extend(permit)
+        return not_running
+
+    async def drain(self, grace: timedelta) -> None:
+        """Accepts nothing more; ends what still runs after `grace` and returns when every run has its record."""
+        self._draining = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace.total_seconds())
+        for run in self._runs.values():
+            if run.record is None:
+                self._end(run, KillCause.SHUTDOWN)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _admitted(self, signed: SignedBytes, run_spec: bytes) -> _Job:
+        ticket = self._tickets.read(signed)
+        # Before anything else is looked at: after another refusal the caller may take it that nothing was ever started.
+        self._check_new(ticket.run_id)
+        spec = self._tickets.check(ticket, run_spec)
+        engine = self._catalog.engine(spec.engine)
+        runtime, image_digest = self._catalog.runtime(spec.program.runtime, engine)
+        asked = convert.asked_limits(ticket.limits)
+        limits = self._ceilings.admit(asked, spec.engine, engine.capabilities.enforces)
+        program = convert.program(spec.program, runtime)
+        self._check_room()
+        ran = records.Ran(runtime.name, image_digest, engine.capabilities, limits)
+        stdout, stderr = self._outputs.make(ticket.run_id, limits.output_bytes)
+        return _Job(
+            run=Run(ticket.run_id, expiry(ticket), stdout=stdout, stderr=stderr, on_fault=self._give_up),
+            draft=records.draft(ticket, ran, program.files, self._now()),
+            engine=engine,
+            sandbox_class=_sandbox_class(image_digest, limits),
+            program=program,
+            limits=limits,
+            longest_permit=self._tickets.longest_permit(ticket),
+        )
+
+    def _check_new(self, run_id: str) -> None:
+        if run_id in self._runs or run_id in self._refused or run_id in self._remembered:
+            raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
+
+    def _check_room(self) -> None:
+        if self._draining:
+            raise UnavailableError("SHUTTING_DOWN", "the executor is stopping", retry_after=timedelta(seconds=1))
+        if self._busy >= self._settings.slots:
+            text = f"all {self._settings.slots} slots of this executor are taken"
+            raise ResourceExhaustedError("NO_FREE_SLOT", text, retry_after=_NO_SLOT_RETRY)
+        if len(self._runs) >= MAX_UNACKNOWLEDGED + self._settings.slots:
+            text = f"{len(self._runs)} runs wait to be acknowledged; storage must confirm them first"
+            raise ResourceExhaustedError("NO_FREE_SLOT", text, retry_after=timedelta(seconds=5))
+
+    async def _carry_out(self, job: _Job, accepted: asyncio.Future[None]) -> None:
+        """The whole life of one run, from the journal's first entry to its last."""
+        run = job.run
+        try:
+            try:
+                draft = base64.b64encode(job.draft.SerializeToString()).decode()
+                await self._journal.append(Kind.ACCEPTED, run.id, draft=draft, expires=run.expires.timestamp())
+            except JournalFullError as error:
+                self._discard(run)
+                accepted.set_exception(_no_room(error))
+                return
+            accepted.set_result(None)
+            outcome = await self._run_sandbox(job)
+        finally:
+            self._busy -= 1
+            self._metrics.running.dec()
+        await self._finish(job, outcome)
+
+    def _discard(self, run: Run) -> None:
+        if run.permit is not None:
+            run.permit.end()
+        del self._runs[run.id]
+
+    async def _run_sandbox(self, job: _Job) -> Outcome:
+        """Creates, starts and destroys the sandbox; whatever raises becomes an outcome."""
+        run = job.run
+        longest = (job.limits.wall_time + START_ALLOWANCE).total_seconds()
+        try:
+            async with asyncio.timeout(longest) as run.watchdog:
+                run.sandbox = await job.engine.create(job.sandbox_class)
+                if run.kill_cause is not None or run.fault:
+                    return _without_start(Killed())
+                return await run.sandbox.start(job.program, job.limits, run)
+        except TimeoutError:
+            return _without_start(SandboxFailed(run.fault or f"the engine did not end the run within {longest:g} s"))
+        except EngineUnavailableError as error:
+            _log.warning("sandbox refused", extra=logs.fields(run=run.id, reason=str(error)))
+            return _without_start(SandboxFailed(str(error)))
+        except Exception as error:
+            _log.exception("engine failed", extra=logs.fields(run=run.id))
+            return _without_start(SandboxFailed(f"the engine failed with {type(error).__name__}; the log has it"))
+        finally:
+            run.watchdog = None
+            await self._destroy(run)
+
+    async def _destroy(self, run: Run) -> None:
+        sandbox, run.sandbox = run.sandbox, None
+        if run.permit is not None:
+            run.permit.end()
+        if sandbox is None:
+            return
+        try:
+            await sandbox.destroy()
+        except Exception:
+            # The next start of the executor sweeps it away.
+            _log.exception("sandbox could not be removed", extra=logs.fields(run=run.id, sandbox=sandbox.id))
+
+    async def _finish(self, job: _Job, outcome: Outcome) -> None:
+        run = job.run
+        ended = self._now()
+        kept = await self._persisted(run)
+        if run.fault:
+            outcome = Outcome(SandboxFailed(run.fault), outcome.limit_hits, outcome.usage)
+        record = self._sealed(job, outcome, ended)
+        await self._journal_at_last(Kind.FINISHED, run.id, **finished_fields(run, record), **kept)
+        run.finish(record)
+        self._metrics.kept.set(len(self._runs))
+        self._metrics.ended.labels(job.draft.termination.WhichOneof("kind")).inc()
+        if run.started_at is not None:
+            accepted = job.draft.accept_time.ToDatetime(tzinfo=UTC)
+            self._metrics.start_seconds.observe(max(0.0, (run.started_at - accepted).total_seconds()))
+
+    def _sealed(self, job: _Job, outcome: Outcome, ended: datetime) -> SignedBytes:
+        run = job.run
+        draft = job.draft.SerializeToString()
+        streams = {"stdout": run.stdout, "stderr": run.stderr}
+        try:
+            return self._records.of_outcome(
+                job.draft, outcome, run.kill_cause, **streams, started=run.started_at, ended=ended
+            )
+        except Exception as error:
+            # What the engine said cannot be put into a record; an accepted run has one all the same.
+            _log.exception("engine's outcome cannot be recorded", extra=logs.fields(run=run.id))
+            job.draft.ParseFromString(draft)
+            failed = _without_start(SandboxFailed(f"the engine's outcome cannot be recorded: {type(error).__name__}"))
+            return self._records.of_outcome(
+                job.draft, failed, run.kill_cause, **streams, started=run.started_at, ended=ended
+            )
+
+    async def _persisted(self, run: Run) -> dict[str, object]:
+        """What the journal must know of the outputs; when they cannot be kept, the run is at fault of the executor."""
+        try:
+            return await self._outputs.persist(run.stdout, run.stderr)
+        except OSError as error:
+            _log.exception("output could not be kept", extra=logs.fields(run=run.id))
+            run.fault = run.fault or f"the executor could not keep the program's output: {error.strerror}"
+            return {}  # after a restart the run counts as lost; until then its output can be read
+
+    async def _journal_at_last(self, kind: Kind, run_id: str, **fields: object) -> None:
+        """Appends, waiting for room for as long as there is none: what happened cannot be taken back."""
+        while True:
+            try:
+                return await self._journal.append(kind, run_id, **fields)
+            except JournalFullError as error:
+                _log.error("waiting for room in the journal", extra=logs.fields(run=run_id, reason=str(error)))
+                await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+
+    def _end(self, run: Run, cause: KillCause) -> None:
+        if run.kill_cause is None and run.record is None:
+            run.kill_cause = cause
+            self._kill_sandbox(run)
+
+    def _give_up(self, run: Run) -> None:
+        _log.error("run given up", extra=logs.fields(run=run.id, reason=run.fault))
+        self._kill_sandbox(run)
+
+    def _kill_sandbox(self, run: Run) -> None:
+        if run.sandbox is not None:
+            self._spawn(self._killing(run))
+
+    async def _killing(self, run: Run) -> None:
+        if run.sandbox is None:
+            return
+        try:
+            await run.sandbox.kill()
+        except Exception:
+            _log.exception("sandbox could not be killed; giving it up", extra=logs.fields(run=run.id))
+            run.fault = run.fault or "the sandbox could not be killed in order"
+            if run.watchdog is not None:
+                run.watchdog.reschedule(asyncio.get_running_loop().time())
+
+    async def _refuse_for_ever(self, run_id: str) -> RunState:
+        if run_id in self._refused:
+            return RunState.REFUSED
+        if run_id not in self._remembered:
+            self._forget()
+            if len(self._refused) >= MAX_REFUSED:
+                raise ResourceExhaustedError(
+                    "NO_FREE_SLOT", "too many unknown runs were killed; acknowledge them first"
+                )
+            # No ticket lasts longer than this; those of earlier starts are refused by their boot id anyway.
+            until = self._now() + timedelta(hours=1) + REMEMBER_MARGIN
+            self._refused[run_id] = until
+            await self._journal_at_last(Kind.REFUSED, run_id, expires=until.timestamp())
+        return RunState.UNKNOWN
+
+    def _forget(self) -> None:
+        """Drops the oldest ids that no ticket can name any more."""
+        now = self._now()
+        while self._remembered:
+            run_id, until = next(iter(self._remembered.items()))
+            if until > now:
+                return
+            del self._remembered[run_id]
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.critical("a run's task failed", exc_info=task.exception())
+
+
+def _sandbox_class(image_digest: str, limits: Limits) -> SandboxClass:
+    return SandboxClass(
+        image_digest=image_digest,
+        memory_bytes=limits.memory_bytes,
+        disk_bytes=limits.disk_bytes,
+        disk_inodes=limits.disk_inodes,
+        cpus=limits.cpus,
+        processes=limits.processes,
+    )
+
+
+def _without_start(termination: Killed | SandboxFailed) -> Outcome:
+    usage = Usage(wall_time=timedelta(0), program_cpu=None, sandbox_cpu=None, peak_memory_bytes=None)
+    return Outcome(termination, (), usage)
+
+
+def _no_room(error: JournalFullError) -> ResourceExhaustedError:
+    return ResourceExhaustedError("STORAGE_FULL", f"{error}; free some space", retry_after=timedelta(seconds=5))

@@ -1,0 +1,38 @@
+"""How programs of one language are started: a small declaration each. To add a runtime, add a line to `RUNTIMES`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One language.
+
+    Attributes:
+        name: as callers name it.
+        image: the name of the root file system it runs in.
+        command: the start of the argv, absolute; the entry point and the arguments follow.
+    """
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+
+    def argv(self, entrypoint: str, args: tuple[str, ...]) -> tuple[str, ...]:
+        """The whole command for one program. An entry point is never read as an option."""
+        path = f"./{entrypoint}" if entrypoint.startswith("-") else entrypoint
+        return (*self.command, path, *args)
+
+
+RUNTIMES = (
+    Runtime("python", image="python", command=("/usr/bin/python3",)),
+    Runtime("bash", image="python", command=("/bin/bash",)),
+)
+
+BASE_ENV = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/workspace",
+    "LANG": "C.UTF-8",
+}
+"""What every program's environment has; a program's own values win."""

@@ -1,0 +1,98 @@
+"""Watches one run from outside: its clock, its CPU time, its output; the first of them to end it is the cause."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from crucible_executor.engines.base import Sink
+from crucible_executor.host_pipes import PipeReader
+from crucible_executor.model import OUTPUT_KILL_FACTOR, Limit, LimitExceeded, Limits, Stream, Termination
+
+_SHORTEST_CPU_CHECK_S = 0.02
+
+
+class Supervision:
+    """The watch over one run, from `begin` to `close`.
+
+    `over` is done when the run has to end, or has ended: with the `Termination` that something outside decided, or None
+    when the sandbox itself ended and has to be asked how.
+    """
+
+    def __init__(self, limits: Limits, sink: Sink) -> None:
+        self._limits = limits
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._readers: list[PipeReader] = []
+        self._began = self._ended = 0.0
+        self.over: asyncio.Future[Termination | None] = self._loop.create_future()
+        self.output_bytes = {Stream.STDOUT: 0, Stream.STDERR: 0}
+
+    def begin(self, cpu_time: Callable[[], timedelta] | None = None) -> None:
+        """Starts the clock. `cpu_time` tells what the run's cgroup has used; without it CPU time is not watched."""
+        self._began = time.monotonic()
+        self._timers["wall"] = self._loop.call_later(self._limits.wall_time.total_seconds(), self._wall_time_over)
+        if cpu_time is not None and self._limits.cpu_time is not None:
+            self._check_cpu(cpu_time, self._limits.cpu_time, cpu_time())
+
+    def read_output(self, fd: int, stream: Stream) -> None:
+        """Passes the bytes of a pipe on to the sink and counts them."""
+        self._readers.append(PipeReader(fd, lambda data: self._output(stream, data)))
+
+    def end(self, cause: Termination | None) -> None:
+        """Says that the run is over; only the first cause counts."""
+        if not self.over.done():
+            self._ended = time.monotonic()
+            self.over.set_result(cause)
+        self._stop_timers()
+
+    @property
+    def wall_time(self) -> timedelta:
+        """From `begin` to `end`."""
+        return timedelta(seconds=max(0.0, self._ended - self._began))
+
+    async def drain(self, limit: timedelta = timedelta(seconds=5)) -> bool:
+        """Reads the rest of the output; False when a stream had no end within `limit` (somebody still holds it)."""
+        if all(reader.finished.done() for reader in self._readers):
+            return True
+        _, unfinished = await asyncio.wait([reader.finished for reader in self._readers], timeout=limit.total_seconds())
+        return not unfinished
+
+    def close(self) -> None:
+        """Stops watching. Idempotent."""
+        self._stop_timers()
+        for reader in self._readers:
+            reader.close()
+
+    def _stop_timers(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _output(self, stream: Stream, data: bytes) -> None:
+        self.output_bytes[stream] += len(data)
+        self._sink.output(stream, data)
+        limit = OUTPUT_KILL_FACTOR * self._limits.output_bytes
+        if self.output_bytes[stream] > limit:
+            written = self.output_bytes[stream]
+            self.end(LimitExceeded(Limit.OUTPUT, f"{written} bytes read from {stream.value}, ended beyond {limit}"))
+
+    def _wall_time_over(self) -> None:
+        limit, passed = self._limits.wall_time.total_seconds(), time.monotonic() - self._began
+        self.end(LimitExceeded(Limit.WALL_TIME, f"{passed:.3f} s passed on the executor's clock, limit {limit:g} s"))
+
+    def _check_cpu(self, cpu_time: Callable[[], timedelta], limit: timedelta, before: timedelta) -> None:
+        used = cpu_time() - before
+        left = (limit - used).total_seconds()
+        if left <= 0:
+            evidence = (
+                f"{used.total_seconds():.3f} s of CPU time in the sandbox's cgroup, limit {limit.total_seconds():g} s"
+            )
+            self.end(LimitExceeded(Limit.CPU_TIME, evidence))
+            return
+        # It cannot be used up sooner than by all the CPUs it may have.
+        pause = max(_SHORTEST_CPU_CHECK_S, left / max(1.0, self._limits.cpus))
+        self._timers["cpu"] = self._loop.call_later(pause, self._check_cpu, cpu_time, limit, before)

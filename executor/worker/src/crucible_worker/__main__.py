@@ -1,0 +1,30 @@
+"""`python -m crucible_worker`: the only place that reads the environment and wires the worker."""
+
+from __future__ import annotations
+
+from crucible_rpc import process, settings, signals
+from crucible_rpc.admin import AdminServer
+from crucible_rpc.channel import connect
+from crucible_rpc.tls import ClientTls
+from crucible_worker.grpc_peers import GrpcExecutor, GrpcStorage
+from crucible_worker.metrics import WorkerMetrics
+from crucible_worker.settings import Settings
+from crucible_worker.worker import Worker
+
+
+async def main() -> None:
+    """Works until SIGTERM or SIGINT."""
+    chosen = settings.load(Settings, prefix="CRUCIBLE_WORKER_")
+    tls = ClientTls(chosen.tls_cert, chosen.tls_key, chosen.tls_ca)
+    async with (
+        connect(chosen.storage, tls, "storage") as storage,
+        connect(chosen.executor, tls, "executor") as executor,
+    ):
+        worker = Worker(chosen, GrpcStorage(storage), GrpcExecutor(executor), WorkerMetrics())
+        with signals.caught() as stop:
+            async with AdminServer(chosen.admin_listen, ready=lambda: worker.ready):
+                await worker.run(stop)
+
+
+if __name__ == "__main__":
+    process.run(main, "worker")

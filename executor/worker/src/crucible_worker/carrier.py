@@ -1,0 +1,150 @@
+"""Carries one run's events from the executor to the reporter, through broken streams and restarts of the executor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Protocol
+
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import work_service_pb2 as work
+from crucible_rpc import logs
+from crucible_rpc.errors import (
+    AlreadyExistsError,
+    CallError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+)
+from crucible_worker.carried import CarriedRun
+from crucible_worker.peers import ExecutorPeer
+from crucible_worker.reporter import Reporter
+
+PERMANENT_REASONS = frozenset({"ABOVE_CEILING", "LIMIT_NOT_ENFORCEABLE"})
+"""No executor with the same ceilings will ever take such a run."""
+
+_REFUSED_RETRY = timedelta(seconds=5)
+_RETRY_SECONDS = 0.1
+_log = logging.getLogger(__name__)
+
+
+class ExecutorLink(Protocol):
+    """Whether the executor can be reached."""
+
+    def lost(self, error: CallError) -> None:
+        """A call to it failed; somebody finds out whether it is there."""
+        ...
+
+    async def back(self) -> None:
+        """Returns when it can be reached."""
+        ...
+
+
+def refusal(error: CallError) -> work.Refused | None:
+    """What a failed `Execute` means for storage; None when it does not say that the run was never accepted."""
+    message = work.Refused(reason=f"{error.reason}: {error.message}")
+    if isinstance(error, ResourceExhaustedError):
+        message.retry_after.FromTimedelta(error.retry_after or timedelta(seconds=1))
+    elif isinstance(error, InvalidArgumentError) or error.reason in PERMANENT_REASONS:
+        message.permanent = True
+    elif isinstance(error, FailedPreconditionError | PermissionDeniedError):
+        message.retry_after.FromTimedelta(_REFUSED_RETRY)
+    else:
+        return None
+    return message
+
+
+class Carrier:
+    """Carries runs.
+
+    Args:
+        executor: runs them.
+        link: knows whether it can be reached.
+        reporter: takes what they did.
+        on_ended: called when a run's slot is free.
+    """
+
+    def __init__(
+        self,
+        executor: ExecutorPeer,
+        link: ExecutorLink,
+        reporter: Reporter,
+        on_ended: Callable[[CarriedRun], None],
+    ) -> None:
+        self._executor = executor
+        self._link = link
+        self._reporter = reporter
+        self._on_ended = on_ended
+
+    async def execute(self, run: CarriedRun, assignment: work.Assignment, permit: timedelta) -> None:
+        """Starts a run and carries its events to the end."""
+        try:
+            await self._carry(run, self._executor.execute(assignment, permit))
+        except AlreadyExistsError:
+            pass
+        except CallError as error:
+            refused = refusal(error)
+            if refused is not None:
+                _log.warning("the executor refused a run", extra=logs.fields(run=run.run_id, reason=str(error)))
+                self._conclude(run, refused)
+                return
+            self._link.lost(error)
+        del assignment  # may be megabytes, and nothing is ever started from it again
+        if not run.ended:
+            await self.attach(run)
+
+    async def attach(self, run: CarriedRun) -> None:
+        """Carries the events of a run that was started before, from what was received on, as often as it takes."""
+        while not run.ended:
+            await self._link.back()
+            try:
+                await self._carry(run, self._executor.attach(run.run_id, run.stdout_offset, run.stderr_offset))
+            except NotFoundError:
+                await self._unknown(run)
+            except CallError as error:
+                self._link.lost(error)
+
+    async def _carry(self, run: CarriedRun, events: AsyncIterator[ex.RunEvent]) -> None:
+        async for event in events:
+            self._reporter.take(run, event)
+            if run.ended:
+                self._on_ended(run)
+                return
+            await run.room()
+
+    async def _unknown(self, run: CarriedRun) -> None:
+        """The executor does not know the run: makes sure that it never starts, and says so.
+
+        Always a failed attempt, also when the call that brought the run was lost: its id can never start now, and only
+        another attempt has another id.
+        """
+        try:
+            state = await self._executor.kill(run.run_id)
+        except CallError as error:
+            self._link.lost(error)
+            return
+        if state in (ex.RUN_STATE_RUNNING, ex.RUN_STATE_FINISHED):
+            return  # it was accepted in between: attach again
+        reason = "the executor does not know the run; nothing of it is left and it can never start there"
+        self._conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
+
+    def _conclude(self, run: CarriedRun, outcome: work.Refused | work.RunLost) -> None:
+        self._reporter.conclude(run, outcome)
+        self._on_ended(run)
+
+
+async def kill_at_last(executor: ExecutorPeer, link: ExecutorLink, run_id: str) -> None:
+    """Ends a run, however long the executor cannot be reached."""
+    while True:
+        try:
+            await executor.kill(run_id)
+            return
+        except CallError as error:
+            _log.warning("the executor did not end a run", extra=logs.fields(run=run_id, error=str(error)))
+            link.lost(error)
+            await asyncio.sleep(_RETRY_SECONDS)
+            await link.back()

@@ -1,0 +1,107 @@
+"""The two peers over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
+from crucible.storage.v1 import work_service_pb2 as work
+from crucible.storage.v1.work_service_pb2_grpc import WorkServiceStub
+
+_CALL_SECONDS = 10.0
+_KILL_SECONDS = 30.0
+
+
+class GrpcStorage:
+    """`StoragePeer` over a channel of `crucible_rpc.channel.connect`."""
+
+    def __init__(self, channel: Any) -> None:
+        self._stub: Any = WorkServiceStub(channel)
+
+    async def register(self, executor: Executor) -> work.RegisterExecutorResponse:
+        """See `StoragePeer`."""
+        request = work.RegisterExecutorRequest(executor=executor)
+        answer: work.RegisterExecutorResponse = await self._stub.RegisterExecutor(request, timeout=_CALL_SECONDS)
+        return answer
+
+    async def lease(self, executor_id: str, boot_id: str, max_runs: int, wait: timedelta) -> Sequence[work.Assignment]:
+        """See `StoragePeer`."""
+        request = work.LeaseWorkRequest(
+            executor_id=executor_id, boot_id=boot_id, max_runs=max_runs, wait=_duration(wait)
+        )
+        answer = await self._stub.LeaseWork(request, timeout=wait.total_seconds() + _CALL_SECONDS)
+        return list(answer.assignments)
+
+    async def renew(self, executor_id: str, leases: Sequence[work.LeaseRef]) -> work.RenewLeasesResponse:
+        """See `StoragePeer`."""
+        request = work.RenewLeasesRequest(executor_id=executor_id, leases=leases)
+        answer: work.RenewLeasesResponse = await self._stub.RenewLeases(request, timeout=_CALL_SECONDS)
+        return answer
+
+    async def report(self, executor_id: str, reports: Sequence[work.RunReport]) -> Sequence[work.RejectedReport]:
+        """See `StoragePeer`."""
+        request = work.ReportRunsRequest(executor_id=executor_id, reports=reports)
+        answer = await self._stub.ReportRuns(request, timeout=_CALL_SECONDS)
+        return list(answer.rejected)
+
+    def stops(self, executor_id: str) -> AsyncIterator[work.WatchStopsResponse]:
+        """See `StoragePeer`."""
+        call = self._stub.WatchStops(work.WatchStopsRequest(executor_id=executor_id))
+        return call.__aiter__()  # type: ignore[no-any-return]
+
+
+class GrpcExecutor:
+    """`ExecutorPeer` over a channel of `crucible_rpc.channel.connect`."""
+
+    def __init__(self, channel: Any) -> None:
+        self._stub: Any = ExecutorServiceStub(channel)
+
+    async def get(self) -> Executor:
+        """See `ExecutorPeer`."""
+        answer = await self._stub.GetExecutor(ex.GetExecutorRequest(), timeout=_CALL_SECONDS)
+        executor: Executor = answer.executor
+        return executor
+
+    async def execute(self, assignment: work.Assignment, permit: timedelta) -> AsyncIterator[ex.RunEvent]:
+        """See `ExecutorPeer`."""
+        request = ex.ExecuteRequest(ticket=assignment.ticket, run_spec=assignment.run_spec, permit=_duration(permit))
+        async for response in self._stub.Execute(request):
+            yield response.event
+
+    async def attach(self, run_id: str, stdout_offset: int, stderr_offset: int) -> AsyncIterator[ex.RunEvent]:
+        """See `ExecutorPeer`."""
+        request = ex.AttachRequest(run_id=run_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+        async for response in self._stub.Attach(request):
+            yield response.event
+
+    async def kill(self, run_id: str) -> ex.RunState.ValueType:
+        """See `ExecutorPeer`."""
+        answer = await self._stub.Kill(ex.KillRequest(run_id=run_id), timeout=_KILL_SECONDS)
+        state: ex.RunState.ValueType = answer.state_before
+        return state
+
+    async def acknowledge(self, run_ids: Sequence[str]) -> None:
+        """See `ExecutorPeer`."""
+        await self._stub.Acknowledge(ex.AcknowledgeRequest(run_ids=run_ids), timeout=_CALL_SECONDS)
+
+    async def list_runs(self) -> Sequence[ex.Run]:
+        """See `ExecutorPeer`."""
+        answer = await self._stub.ListRuns(ex.ListRunsRequest(), timeout=_CALL_SECONDS)
+        return list(answer.runs)
+
+    async def extend(self, run_ids: Sequence[str], permit: timedelta) -> None:
+        """See `ExecutorPeer`."""
+        request = ex.ExtendPermitsRequest(run_ids=run_ids, permit=_duration(permit))
+        await self._stub.ExtendPermits(request, timeout=_CALL_SECONDS)
+
+
+def _duration(value: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(value)
+    return message

@@ -1,0 +1,420 @@
+"""The worker: leases work for its executor's free slots, carries what runs do to storage, and carries stops back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import timedelta
+
+from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import work_service_pb2 as work
+from crucible_rpc import logs
+from crucible_rpc.errors import CallError
+from crucible_worker.carried import CarriedRun
+from crucible_worker.carrier import Carrier, kill_at_last
+from crucible_worker.metrics import WorkerMetrics
+from crucible_worker.peers import ExecutorPeer, StoragePeer
+from crucible_worker.renewals import Renewed, Terms, renew
+from crucible_worker.reporter import Reporter
+from crucible_worker.settings import Settings
+
+MAX_RESYNCS = 3
+ACKNOWLEDGE_DELAY_SECONDS = 0.1
+
+_FIRST_BACKOFF_SECONDS = 0.1
+_LONGEST_BACKOFF_SECONDS = 1.0
+_FIRST_TERMS = Terms(lease=timedelta(seconds=10), orphan_grace=timedelta(seconds=15))
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker of one executor.
+
+    Args:
+        settings: see `Settings`.
+        storage: leases work and takes reports.
+        executor: runs it.
+        metrics: counts.
+        clock: seconds; never goes back.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        storage: StoragePeer,
+        executor: ExecutorPeer,
+        metrics: WorkerMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._executor = executor
+        self._metrics = metrics
+        self._clock = clock
+        self._reporter = Reporter(self, settings.report_delay)
+        self._carrier = Carrier(executor, self, self._reporter, self._on_ended)
+        self._runs: dict[str, CarriedRun] = {}
+        self._known: Executor | None = None
+        self._terms = _FIRST_TERMS
+        self._executor_up = asyncio.Event()
+        self._registered = asyncio.Event()
+        self._look = asyncio.Event()
+        self._slot_free = asyncio.Event()
+        self._renew_soon = asyncio.Event()
+        self._executor_seen = clock()
+        self._acknowledgments: set[str] = set()
+        self._acknowledge_timer: asyncio.TimerHandle | None = None
+        self._lease_call: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether both peers are there and work can flow."""
+        return self._executor_up.is_set() and self._registered.is_set()
+
+    @property
+    def runs(self) -> dict[str, CarriedRun]:
+        """The runs whose leases are held, by id."""
+        return self._runs
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set; then leaves the runs alone, hands over what it has, and returns."""
+        self._reporting = self._spawn(self._reporter.run())
+        loops = [
+            self._spawn(self._keep_registered()),
+            self._spawn(self._lease_for_ever()),
+            self._spawn(self._renew_for_ever()),
+            self._spawn(self._watch_stops()),
+        ]
+        stopping = asyncio.ensure_future(stop.wait())
+        done, _ = await asyncio.wait({stopping, self._reporting, *loops}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        for task in done - {stopping}:
+            await task  # a loop only ends by a fault of ours: better to end the process than to limp on
+        await self._stop(loops)
+
+    async def _stop(self, loops: Iterable[asyncio.Task[None]]) -> None:
+        _log.info("stopping", extra=logs.fields(runs=len(self._runs)))
+        for task in (*loops, *(run.task for run in self._runs.values())):
+            if task is not None:
+                task.cancel()
+        try:
+            async with asyncio.timeout(self._settings.stop_grace.total_seconds()):
+                await self._reporter.flushed()
+                await self._acknowledge()
+        except TimeoutError:
+            _log.warning("stopping with reports that storage did not take; the next worker attaches to those runs")
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    # --- the executor and the registration ---------------------------------------------------------------------------
+
+    def lost(self, error: CallError) -> None:
+        """See `ExecutorLink`."""
+        _log.warning("the executor failed a call", extra=logs.fields(error=str(error)))
+        self._executor_up.clear()
+        self._look.set()
+
+    async def back(self) -> None:
+        """See `ExecutorLink`."""
+        await self._executor_up.wait()
+
+    def _storage_lost(self, error: CallError, what: str) -> None:
+        if self._registered.is_set():
+            _log.warning("storage failed a call", extra=logs.fields(call=what, error=str(error)))
+        self._registered.clear()
+        self._look.set()
+
+    async def _keep_registered(self) -> None:
+        """Looks at the executor at every renewal's interval, and when anything failed; registers what is new."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            self._look.clear()
+            if await self._look_once():
+                backoff = _FIRST_BACKOFF_SECONDS
+                await _wait(self._look, self._terms.interval.total_seconds())
+            else:
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+
+    async def _look_once(self) -> bool:
+        try:
+            executor = await self._executor.get()
+        except CallError as error:
+            self._executor_up.clear()
+            _log.warning("the executor cannot be asked", extra=logs.fields(error=str(error)))
+            return False
+        self._executor_seen = self._clock()
+        if executor != self._known:
+            self._registered.clear()
+        try:
+            if not self._registered.is_set():
+                await self._register(executor)
+        except CallError as error:
+            _log.warning("cannot register with storage yet", extra=logs.fields(error=str(error)))
+        self._executor_up.set()
+        return self._registered.is_set()
+
+    async def _register(self, executor: Executor) -> None:
+        """Tells storage of the executor, and brings its leases and the executor's runs together."""
+        # No lease may come in between the two lists, or it would look like a run that nobody wants.
+        if self._lease_call is not None:
+            self._lease_call.cancel()
+            await asyncio.wait([self._lease_call])
+        present = await self._executor.list_runs()
+        answer = await self._storage.register(executor)
+        self._terms = Terms(answer.lease_duration.ToTimedelta(), answer.orphan_grace.ToTimedelta())
+        self._known = executor
+        leases = {lease.run_id: lease for lease in answer.leases}
+        for lease in leases.values():
+            self._take_over(lease)
+        for run_id, run in list(self._runs.items()):
+            if run.resync and run_id not in leases:
+                self._drop(run)
+        for one in present:
+            if one.run_id not in self._runs:
+                self._clear_away(one)
+        _log.info("registered", extra=logs.fields(executor=executor.id, boot=executor.boot_id, leases=len(leases)))
+        self._registered.set()
+        self._renew_soon.set()
+
+    def _take_over(self, lease: work.Lease) -> None:
+        run = self._runs.get(lease.run_id)
+        if run is not None and run.epoch == lease.epoch:
+            if run.resync:
+                run.restart(lease.stdout_offset, lease.stderr_offset)
+                run.task = self._spawn(self._carrier.attach(run))
+            return
+        if run is not None:
+            self._forget(run)
+        run = CarriedRun(lease.run_id, lease.epoch, lease.stdout_offset, lease.stderr_offset)
+        self._add(run)
+        run.task = self._spawn(self._carrier.attach(run))
+
+    def _clear_away(self, present: ex.Run) -> None:
+        """A run that no lease belongs to: storage has its end, or gave it up."""
+        if present.state == ex.RUN_STATE_RUNNING:
+            self._spawn(self._kill_and_acknowledge(present.run_id))
+        else:
+            self._acknowledge_later(present.run_id)
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    async def _lease_for_ever(self) -> None:
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            await self._executor_up.wait()
+            await self._registered.wait()
+            self._slot_free.clear()
+            free = self._free_slots()
+            if free <= 0:
+                await self._slot_free.wait()
+                continue
+            self._lease_call = self._spawn(self._lease(free))
+            await asyncio.wait([self._lease_call])
+            if self._registered.is_set():
+                backoff = _FIRST_BACKOFF_SECONDS
+            else:
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+
+    async def _lease(self, free: int) -> None:
+        executor = self._known
+        if executor is None:
+            raise RuntimeError("leasing before registering")
+        try:
+            assignments = await self._storage.lease(executor.id, executor.boot_id, free, self._settings.lease_wait)
+        except CallError as error:
+            self._storage_lost(error, "LeaseWork")
+            return
+        # When storage gave the leases is not known here, for the call may have waited; the executor goes by the ticket.
+        permit = self._terms.orphan_grace
+        for assignment in assignments:
+            run = CarriedRun(assignment.run_id, assignment.epoch)
+            self._add(run)
+            run.task = self._spawn(self._carrier.execute(run, assignment, permit))
+        self._metrics.leased.inc(len(assignments))
+
+    def _free_slots(self) -> int:
+        slots = self._known.slots if self._known is not None else 0
+        return slots - sum(1 for run in self._runs.values() if not run.ended)
+
+    def _on_ended(self, run: CarriedRun) -> None:  # noqa: ARG002  # its slot is as good as any
+        self._slot_free.set()
+
+    def _add(self, run: CarriedRun) -> None:
+        self._runs[run.run_id] = run
+        self._metrics.held.set(len(self._runs))
+
+    def _forget(self, run: CarriedRun) -> None:
+        """Ends all that this worker does for a run."""
+        self._reporter.forget(run)
+        if run.task is not None:
+            run.task.cancel()
+        if self._runs.get(run.run_id) is run:
+            del self._runs[run.run_id]
+        self._metrics.held.set(len(self._runs))
+        self._slot_free.set()
+
+    def _drop(self, run: CarriedRun) -> None:
+        """The lease is gone: the run is not ours any more and must not go on."""
+        self._forget(run)
+        self._spawn(self._kill_and_acknowledge(run.run_id))
+
+    # --- renewals and stops ------------------------------------------------------------------------------------------
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await _wait(self._renew_soon, self._terms.interval.total_seconds())
+            self._renew_soon.clear()
+            gone_for = self._clock() - self._executor_seen
+            if self._known is None or gone_for > self._settings.executor_lost_after.total_seconds():
+                continue  # the leases end, and storage gives the work to others
+            leases = [run.ref() for run in self._runs.values()]
+            if leases:
+                await self._renew(self._known.id, leases)
+
+    async def _renew(self, executor_id: str, leases: Sequence[work.LeaseRef]) -> None:
+        extend = self._executor_up.is_set()
+        try:
+            renewed = await renew(
+                self._storage, self._executor, executor_id, leases, self._terms, self._clock, extend=extend
+            )
+        except CallError as error:
+            _log.warning("leases or permits were not renewed", extra=logs.fields(error=str(error)))
+            self._metrics.renewal_failures.inc()
+            self._look.set()
+            return
+        self._after_renewal(renewed)
+
+    def _after_renewal(self, renewed: Renewed) -> None:
+        for run_id in renewed.lost:
+            run = self._runs.get(run_id)
+            if run is not None:
+                _log.warning("lease lost", extra=logs.fields(run=run_id))
+                self._metrics.lost.inc()
+                self._drop(run)
+        for run_id in renewed.stops:
+            self._end(run_id)
+
+    async def _watch_stops(self) -> None:
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            await self._registered.wait()
+            if self._known is None:
+                raise RuntimeError("registered without an executor")
+            try:
+                async for answer in self._storage.stops(self._known.id):
+                    backoff = _FIRST_BACKOFF_SECONDS
+                    for ref in answer.stops:
+                        self._end(ref.run_id)
+            except CallError as error:
+                self._storage_lost(error, "WatchStops")
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+
+    def _end(self, run_id: str) -> None:
+        """Has a run ended; its end then comes as any other.
+
+        Of a run that is not known here the lease may be on its way: killed before it was accepted, it never starts.
+        """
+        run = self._runs.get(run_id)
+        if run is None or not run.ended:
+            self._metrics.stops.inc()
+            self._spawn(kill_at_last(self._executor, self, run_id))
+
+    # --- reports -----------------------------------------------------------------------------------------------------
+
+    async def send(self, reports: Sequence[work.RunReport]) -> Sequence[work.RejectedReport]:
+        """See `ReportTarget`."""
+        if self._known is None:
+            raise RuntimeError("reporting before registering")
+        self._metrics.reports.inc()
+        return await self._storage.report(self._known.id, reports)
+
+    def stored(self, run: CarriedRun) -> None:
+        """See `ReportTarget`."""
+        self._runs.pop(run.run_id, None)
+        self._metrics.held.set(len(self._runs))
+        self._acknowledge_later(run.run_id)
+
+    def rejected(self, run: CarriedRun, reason: str, message: str) -> None:
+        """See `ReportTarget`."""
+        _log.warning("report rejected", extra=logs.fields(run=run.run_id, reason=reason, text=message))
+        self._metrics.rejected.labels(reason).inc()
+        if reason == "STALE_LEASE":
+            self._drop(run)
+            return
+        if run.task is not None:
+            run.task.cancel()
+        run.resyncs += 1
+        if run.resyncs > MAX_RESYNCS or run.outcome is not None:
+            run.task = self._spawn(self._give_up(run, f"{reason}: {message}"))
+            return
+        run.resync = True  # registering again tells what storage has
+        self._registered.clear()
+        self._look.set()
+
+    def failed(self, error: CallError) -> None:
+        """See `ReportTarget`."""
+        self._storage_lost(error, "ReportRuns")
+
+    async def _give_up(self, run: CarriedRun, why: str) -> None:
+        if run.outcome is not None:
+            self._drop(run)  # even that it is lost was not taken: storage lets the lease end
+            return
+        await kill_at_last(self._executor, self, run.run_id)
+        run.restart(run.stdout_offset, run.stderr_offset)
+        reason = f"storage did not accept what the executor reported ({why})"
+        self._reporter.conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
+        self._slot_free.set()
+
+    def _acknowledge_later(self, run_id: str) -> None:
+        self._acknowledgments.add(run_id)
+        if self._acknowledge_timer is None:
+            self._acknowledge_timer = asyncio.get_running_loop().call_later(
+                ACKNOWLEDGE_DELAY_SECONDS, lambda: self._spawn(self._acknowledge())
+            )
+
+    async def _acknowledge(self) -> None:
+        if self._acknowledge_timer is not None:
+            self._acknowledge_timer.cancel()
+            self._acknowledge_timer = None
+        run_ids = list(self._acknowledgments)
+        self._acknowledgments.clear()
+        for start in range(0, len(run_ids), 1000):
+            try:
+                await self._executor.acknowledge(run_ids[start : start + 1000])
+            except CallError as error:
+                # Registering again finds runs that no lease belongs to, and acknowledges them.
+                self.lost(error)
+                self._registered.clear()
+                return
+
+    async def _kill_and_acknowledge(self, run_id: str) -> None:
+        await kill_at_last(self._executor, self, run_id)
+        self._acknowledge_later(run_id)
+
+    def _spawn(self, work_to_do: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work_to_do)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.critical("a task of the worker failed", exc_info=task.exception())
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

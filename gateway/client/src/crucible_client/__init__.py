@@ -1,0 +1,59 @@
+"""The Crucible SDK: `AsyncClient` and `Client`, what they take (`specs`) and what they answer (`results`).
+
+from crucible_client import Client, EvaluationSpec, program_from_files
+
+with Client.from_settings() as client:
+    evaluation = client.run(EvaluationSpec(program_from_files("hello.py")))
+    print(evaluation.termination, client.output(evaluation.name))
+"""
+
+import crucible_rpc  # noqa: F401  # first: it sets what grpc reads when it is loaded
+from crucible_client.async_client import AsyncClient
+from crucible_client.errors import CallError
+from crucible_client.many import Outcome
+from crucible_client.results import (
+    Cancelled,
+    Evaluation,
+    Event,
+    Exited,
+    InfrastructureFailure,
+    Limit,
+    LimitExceeded,
+    Role,
+    Signalled,
+    State,
+    Stream,
+    Termination,
+    Usage,
+)
+from crucible_client.settings import ClientSettings, ClientSettingsError
+from crucible_client.specs import EvaluationSpec, File, Limits, Program, ProgramError, program_from_files
+from crucible_client.sync_client import Client
+
+__all__ = [
+    "AsyncClient",
+    "CallError",
+    "Cancelled",
+    "Client",
+    "ClientSettings",
+    "ClientSettingsError",
+    "Evaluation",
+    "EvaluationSpec",
+    "Event",
+    "Exited",
+    "File",
+    "InfrastructureFailure",
+    "Limit",
+    "LimitExceeded",
+    "Limits",
+    "Outcome",
+    "Program",
+    "ProgramError",
+    "Role",
+    "Signalled",
+    "State",
+    "Stream",
+    "Termination",
+    "Usage",
+    "program_from_files",
+]

@@ -1,0 +1,43 @@
+"""What a call can raise; `reason` is for programs, `message` is one sentence for people."""
+
+from crucible_rpc.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    CallCancelledError,
+    CallError,
+    DataLossError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfRangeError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    RetryableError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "CallCancelledError",
+    "CallError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "NotFoundError",
+    "OutOfRangeError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "RetryableError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+]

@@ -1,0 +1,412 @@
+"""What a server answers, as frozen plain values; no protobuf message reaches a caller."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum, StrEnum
+
+from crucible_client.specs import EvaluationSpec, Limits
+
+
+class State(StrEnum):
+    """Where an evaluation stands. SUCCEEDED, FAILED and CANCELLED are terminal and never change."""
+
+    UNKNOWN = "UNKNOWN"  # a newer server's state that this client does not know
+    QUEUED = "QUEUED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it will never change."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class Limit(StrEnum):
+    """A limit that can be hit."""
+
+    UNKNOWN = "UNKNOWN"
+    WALL_TIME = "WALL_TIME"
+    CPU_TIME = "CPU_TIME"
+    MEMORY = "MEMORY"
+    OUTPUT = "OUTPUT"
+    CPUS = "CPUS"
+    PROCESSES = "PROCESSES"
+    OPEN_FILES = "OPEN_FILES"
+    DISK = "DISK"
+
+
+class Isolation(StrEnum):
+    """What stood between the program and the host's kernel."""
+
+    UNKNOWN = "UNKNOWN"
+    NONE = "NONE"
+    CONTAINER = "CONTAINER"
+    USER_KERNEL = "USER_KERNEL"
+
+
+class EvidenceSource(StrEnum):
+    """Who saw what is stated about a run."""
+
+    UNKNOWN = "UNKNOWN"
+    SANDBOX_INIT = "SANDBOX_INIT"
+    EXECUTOR_CLOCK = "EXECUTOR_CLOCK"
+    CGROUP = "CGROUP"
+    OUTPUT_COUNT = "OUTPUT_COUNT"
+    EXECUTOR = "EXECUTOR"
+    STORAGE = "STORAGE"
+
+
+class Stream(Enum):
+    """One of a program's output streams."""
+
+    STDOUT = 1
+    STDERR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Who saw what, in words with its numbers."""
+
+    source: EvidenceSource
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Termination:
+    """How an evaluation ended: one of the subclasses.
+
+    Attributes:
+        evidence: what shows it; None when the server gave none.
+    """
+
+    evidence: Evidence | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(Termination):
+    """The program ended by itself with `code`, 0 to 255."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled(Termination):
+    """Signal number `signal` ended the program, and no limit explains that."""
+
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitExceeded(Termination):
+    """`limit` ended the program."""
+
+    limit: Limit
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled(Termination):
+    """A caller ended it.
+
+    Attributes:
+        by: the id of the API key that asked.
+        reason: what that caller gave.
+        confirmed: whether the executor saw that the sandbox is gone.
+    """
+
+    by: str
+    reason: str
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InfrastructureFailure(Termination):
+    """Not the program's doing; `reason` is what failed at the last attempt."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownTermination(Termination):
+    """A newer server's termination that this client does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitHit:
+    """A limit refused the program something without ending it."""
+
+    limit: Limit
+    evidence: Evidence | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An attempt that the infrastructure, not the program, ended."""
+
+    attempt: int
+    reason: str
+    time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSummary:
+    """One output stream of one attempt.
+
+    Attributes:
+        bytes_total: bytes written, kept or not.
+        bytes_kept: bytes kept, readable with `output`.
+        truncated: whether fewer are kept than were written.
+        preview: the first bytes, at most 4 KiB; empty in lists.
+        sha256: of the kept bytes; empty before the end.
+    """
+
+    bytes_total: int = 0
+    bytes_kept: int = 0
+    truncated: bool = False
+    preview: bytes = field(default=b"", repr=False)
+    sha256: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a run used; None where the engine cannot measure it.
+
+    Attributes:
+        wall_time: from the program's start to the end of its sandbox.
+        program_cpu_time: of the program and its children.
+        sandbox_cpu_time: of the whole sandbox, as the host counted it.
+        peak_memory_bytes: the most that the whole sandbox held at once.
+    """
+
+    wall_time: timedelta | None
+    program_cpu_time: timedelta | None
+    sandbox_cpu_time: timedelta | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRecord:
+    """The executor's signed final record.
+
+    Attributes:
+        payload: the serialized record, exactly as it was signed.
+        key_id: names the executor's key.
+        signature: Ed25519 over `crucible.record.v1`, one zero byte, and `payload`.
+    """
+
+    payload: bytes = field(repr=False)
+    key_id: str
+    signature: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What ran the program, from the executor's signed record."""
+
+    engine: str
+    engine_version: str
+    isolation: Isolation
+    image_digest: str
+    executor: str
+    boot_id: str
+    record: SignedRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The record of what was asked and what happened.
+
+    Attributes:
+        name: `evaluations/{uuid}`.
+        tenant: whose it is.
+        creator: the id of the API key that created it.
+        spec: what was asked, every default filled in; in lists without the program's contents.
+        state: where it stands.
+        version: rises by one with every change.
+        attempt: from 1; 0 before the first.
+        termination: how it ended; None until `state` is terminal.
+        limit_hits: what limits refused without ending it.
+        create_time: when it was stored.
+        start_time: when the program of this attempt was started.
+        end_time: when it became terminal.
+        stdout: what the program wrote to its standard output.
+        stderr: what the program wrote to its standard error.
+        usage: what it used; None when nothing ran.
+        provenance: what ran it; None when nothing ran.
+        labels: those of `spec`.
+        failed_attempts: the attempts before this one.
+    """
+
+    name: str
+    tenant: str
+    creator: str
+    spec: EvaluationSpec
+    state: State
+    version: int
+    attempt: int
+    termination: Termination | None
+    limit_hits: tuple[LimitHit, ...]
+    create_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    stdout: OutputSummary
+    stderr: OutputSummary
+    usage: Usage | None
+    provenance: Provenance | None
+    labels: Mapping[str, str]
+    failed_attempts: tuple[FailedAttempt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the event log: one of the subclasses.
+
+    Attributes:
+        position: its place in the log; `watch(after_position=...)` goes on behind it.
+        evaluation: the evaluation's name.
+        time: when it was recorded.
+        attempt: the attempt it belongs to; 0 before the first.
+    """
+
+    position: int
+    evaluation: str
+    time: datetime | None
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Event):
+    """The evaluation is in a new state; `termination` is set when that is terminal."""
+
+    state: State
+    version: int
+    termination: Termination | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk(Event):
+    """The program wrote `data` to `stream`, beginning at `offset` of this attempt."""
+
+    stream: Stream
+    offset: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed(Event):
+    """The infrastructure ended an attempt."""
+
+    failure: FailedAttempt
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested(Event):
+    """A caller asked to end the evaluation."""
+
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitWasHit(Event):
+    """A limit refused the program something."""
+
+    hit: LimitHit
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownEvent(Event):
+    """A newer server's event that this client does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What stands between program and host, as one or more executors offer it."""
+
+    name: str
+    version: str
+    isolation: Isolation
+    enforces: tuple[Limit, ...]
+    available: bool
+    unavailable_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Engines, limits and bounds of this Crucible."""
+
+    engines: tuple[Engine, ...]
+    default_engine: str
+    default_limits: Limits
+    ceilings: Limits
+    max_message_bytes: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """Whether one process answers, and why not."""
+
+    process: str
+    serving: bool
+    detail: str
+    last_seen_time: datetime | None
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """How much work this tenant has: waiting, under way, and ended."""
+
+    queued: int
+    running: int
+    finished: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformStatus:
+    """How this Crucible is; `queue` is None when storage does not answer."""
+
+    processes: tuple[ProcessStatus, ...]
+    queue: QueueStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How programs of one language are started."""
+
+    name: str
+    image: str
+    image_digest: str
+    command: tuple[str, ...]
+
+
+class Role(StrEnum):
+    """What an API key may do."""
+
+    UNKNOWN = "UNKNOWN"
+    USER = "USER"
+    ADMIN = "ADMIN"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key without its secret; `revoke_time` is None while it is good."""
+
+    id: str
+    tenant: str
+    role: Role
+    description: str
+    create_time: datetime | None
+    revoke_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """A key that was just made; its secret is never shown again."""
+
+    api_key: ApiKey
+    secret: str = field(repr=False)

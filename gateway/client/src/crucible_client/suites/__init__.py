@@ -1,0 +1,1 @@
+"""Suites of programs whose results are graded: what `crucible bench` runs."""

@@ -1,0 +1,88 @@
+"""`EvaluationService`: checks a request, calls `Evaluations`, converts the answer."""
+
+from contextlib import aclosing
+from typing import Any
+
+from crucible.gateway.v1 import evaluation_service_pb2 as api
+from crucible.gateway.v1 import evaluation_service_pb2_grpc
+from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
+from crucible_gateway import caller, validation
+from crucible_gateway.evaluations import Evaluations
+from crucible_gateway.interruption import Interruption
+
+
+class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
+    """The public evaluation RPCs.
+
+    Args:
+        evaluations: the rules.
+        interruption: ends waits and streams when the gateway stops.
+    """
+
+    def __init__(self, evaluations: Evaluations, interruption: Interruption) -> None:
+        self._evaluations = evaluations
+        self._interruption = interruption
+
+    async def CreateEvaluation(
+        self, request: api.CreateEvaluationRequest, _context: Any
+    ) -> api.CreateEvaluationResponse:
+        """See the contract."""
+        validation.check_creation(request)
+        evaluation = await self._evaluations.create(caller.current(), request.request_id, request.spec)
+        return api.CreateEvaluationResponse(evaluation=evaluation)
+
+    async def RunEvaluation(self, request: api.RunEvaluationRequest, _context: Any) -> api.RunEvaluationResponse:
+        """See the contract."""
+        validation.check_creation(request)
+        with self._interruption.waiting():
+            evaluation = await self._evaluations.run(caller.current(), request.request_id, request.spec)
+        return api.RunEvaluationResponse(evaluation=evaluation)
+
+    async def GetEvaluation(self, request: api.GetEvaluationRequest, _context: Any) -> api.GetEvaluationResponse:
+        """See the contract."""
+        validation.check_name(request.name)
+        return api.GetEvaluationResponse(evaluation=await self._evaluations.get(caller.current(), request.name))
+
+    async def ListEvaluations(self, request: api.ListEvaluationsRequest, _context: Any) -> api.ListEvaluationsResponse:
+        """See the contract."""
+        validation.check_list(request)
+        page = await self._evaluations.list(caller.current(), request)
+        return api.ListEvaluationsResponse(evaluations=page.evaluations, next_page_token=page.next_page_token)
+
+    async def CancelEvaluation(
+        self, request: api.CancelEvaluationRequest, _context: Any
+    ) -> api.CancelEvaluationResponse:
+        """See the contract."""
+        validation.check_cancel(request)
+        evaluation = await self._evaluations.cancel(caller.current(), request.name, request.reason)
+        return api.CancelEvaluationResponse(evaluation=evaluation)
+
+    async def WatchEvaluation(  # type: ignore[override]  # a coroutine that writes, which grpc.aio takes too
+        self, request: api.WatchEvaluationRequest, context: Any
+    ) -> None:
+        """See the contract. Writes by itself, so that a write to a reader that does not read is interrupted too."""
+        validation.check_watch(request)
+        events = self._evaluations.watch(caller.current(), request.name, request.after_position)
+        with self._interruption.waiting():
+            async with aclosing(events) as answers:
+                async for answer in answers:
+                    await context.write(watch_response(answer))
+
+    async def ReadOutput(  # type: ignore[override]  # as above
+        self, request: api.ReadOutputRequest, context: Any
+    ) -> None:
+        """See the contract."""
+        validation.check_read_output(request)
+        output = self._evaluations.read_output(caller.current(), request)
+        with self._interruption.waiting():
+            async with aclosing(output) as answers:
+                async for answer in answers:
+                    await context.write(api.ReadOutputResponse(offset=answer.offset, data=answer.data))
+
+
+def watch_response(answer: monitor_api.WatchResponse) -> api.WatchEvaluationResponse:
+    """Monitor's answer as the public one."""
+    if answer.HasField("event"):
+        return api.WatchEvaluationResponse(event=answer.event)
+    behind = api.FellBehind(resume_after_position=answer.fell_behind_resume_after_position)
+    return api.WatchEvaluationResponse(fell_behind=behind)

@@ -1,0 +1,213 @@
+"""Storage and monitor as the gateway calls them: typed calls, and the errors that a public caller may be told."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from crucible.evaluation.v1 import evaluation_pb2 as ev
+from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
+from crucible.monitor.v1 import monitor_service_pb2_grpc
+from crucible.storage.v1 import api_key_service_pb2 as keys
+from crucible.storage.v1 import (
+    api_key_service_pb2_grpc,
+    evaluation_store_service_pb2_grpc,
+    status_service_pb2_grpc,
+)
+from crucible.storage.v1 import evaluation_store_service_pb2 as store
+from crucible.storage.v1 import status_service_pb2 as status
+from crucible_gateway.caller import Caller
+from crucible_rpc.errors import (
+    CallCancelledError,
+    CallError,
+    DeadlineExceededError,
+    InternalError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+RETRY_AFTER = timedelta(seconds=1)
+WAIT_MARGIN_SECONDS = 10.0
+AUTHENTICATION_SECONDS = 3.0  # before every other call: a storage that hangs must not hold up GetStatus for long
+
+
+def unavailable(peer: str) -> UnavailableError:
+    """What a caller is told when a part cannot be reached."""
+    text = f"{peer} cannot be reached now; nothing that was accepted is lost; try again in a moment"
+    return UnavailableError("PEER_UNAVAILABLE", text, retry_after=RETRY_AFTER, metadata={"peer": peer})
+
+
+class peer_errors:  # noqa: N801  # reads as a clause: `with peer_errors("storage"):`
+    """Inside the block an error of a peer becomes what a public caller may be told of it.
+
+    What the peer says of the request passes. That it cannot be reached, stops (and may cancel calls) or is too slow
+    becomes UNAVAILABLE (PEER_UNAVAILABLE) with its name. That it refuses the gateway itself is a fault of the
+    installation: INTERNAL.
+    """
+
+    __slots__ = ("_peer",)
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, UnavailableError | DeadlineExceededError | CallCancelledError):
+            raise unavailable(self._peer) from error
+        if isinstance(error, CallError) and error.reason in ("PEER_UNAUTHENTICATED", "PEER_NOT_PERMITTED"):
+            text = f"{self._peer} refuses this gateway; the certificates of this installation do not fit together"
+            raise InternalError("INTERNAL", text) from error
+        if isinstance(error, ResourceExhaustedError) and error.retry_after is None:
+            error.retry_after = RETRY_AFTER
+
+
+async def is_serving(channel: grpc.aio.Channel, timeout_seconds: float) -> bool:
+    """Whether the process at the other end says that it is serving.
+
+    Raises:
+        CallError: it does not answer.
+    """
+    stub = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class Storage:
+    """Storage's services for the gateway. Every method raises what `peer_errors` lets pass.
+
+    Args:
+        channel: made by `crucible_rpc.channel.connect`.
+    """
+
+    name = "storage"
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._evaluations: Any = evaluation_store_service_pb2_grpc.EvaluationStoreServiceStub(channel)
+        self._keys: Any = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
+        self._status: Any = status_service_pb2_grpc.StatusServiceStub(channel)
+        self._errors = peer_errors(self.name)
+
+    async def create(self, request: store.CreateEvaluationRequest) -> ev.Evaluation:
+        """Stores an evaluation."""
+        with self._errors:
+            answer: store.CreateEvaluationResponse = await self._evaluations.CreateEvaluation(request)
+            return answer.evaluation
+
+    async def get(self, tenant: str, name: str) -> ev.Evaluation:
+        """An evaluation as it is now."""
+        with self._errors:
+            request = store.GetEvaluationRequest(tenant=tenant, name=name)
+            answer: store.GetEvaluationResponse = await self._evaluations.GetEvaluation(request)
+            return answer.evaluation
+
+    async def wait(self, tenant: str, name: str, wait: timedelta) -> ev.Evaluation:
+        """An evaluation when it is terminal, or as it is after `wait` (at most 60 s)."""
+        request = store.WaitEvaluationRequest(tenant=tenant, name=name)
+        request.wait.FromTimedelta(wait)
+        timeout = wait.total_seconds() + WAIT_MARGIN_SECONDS
+        with self._errors:
+            answer: store.WaitEvaluationResponse = await self._evaluations.WaitEvaluation(request, timeout=timeout)
+            return answer.evaluation
+
+    async def list_page(self, request: store.ListEvaluationsRequest) -> store.ListEvaluationsResponse:
+        """A page of a tenant's evaluations."""
+        with self._errors:
+            answer: store.ListEvaluationsResponse = await self._evaluations.ListEvaluations(request)
+            return answer
+
+    async def cancel(self, request: store.CancelEvaluationRequest) -> ev.Evaluation:
+        """Stores the wish to end an evaluation."""
+        with self._errors:
+            answer: store.CancelEvaluationResponse = await self._evaluations.CancelEvaluation(request)
+            return answer.evaluation
+
+    async def read_output(self, request: store.ReadOutputRequest) -> AsyncGenerator[store.ReadOutputResponse, None]:
+        """Kept output, as far as it is stored."""
+        with self._errors:
+            async with aclosing(aiter(self._evaluations.ReadOutput(request))) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def authenticate(self, key_sha256: bytes) -> Caller:
+        """See `auth.KeyStore`."""
+        request = keys.AuthenticateApiKeyRequest(key_sha256=key_sha256)
+        with self._errors:
+            answer: keys.AuthenticateApiKeyResponse = await self._keys.AuthenticateApiKey(
+                request, timeout=AUTHENTICATION_SECONDS
+            )
+            key = answer.api_key
+            return Caller(key_id=key.id, tenant=key.tenant, admin=key.admin)
+
+    async def create_key(self, request: keys.CreateApiKeyRequest) -> keys.StoredApiKey:
+        """Stores a key."""
+        with self._errors:
+            answer: keys.CreateApiKeyResponse = await self._keys.CreateApiKey(request)
+            return answer.api_key
+
+    async def list_keys(self) -> list[keys.StoredApiKey]:
+        """All keys, oldest first."""
+        with self._errors:
+            answer: keys.ListApiKeysResponse = await self._keys.ListApiKeys(keys.ListApiKeysRequest())
+            return list(answer.api_keys)
+
+    async def revoke_key(self, key_id: str) -> keys.StoredApiKey:
+        """Ends a key."""
+        with self._errors:
+            answer: keys.RevokeApiKeyResponse = await self._keys.RevokeApiKey(keys.RevokeApiKeyRequest(id=key_id))
+            return answer.api_key
+
+    async def executors(self) -> status.ListExecutorsResponse:
+        """Every executor that ever registered."""
+        with self._errors:
+            answer: status.ListExecutorsResponse = await self._status.ListExecutors(status.ListExecutorsRequest())
+            return answer
+
+    async def queue(self, tenant: str) -> status.GetQueueResponse:
+        """How much work a tenant has."""
+        with self._errors:
+            answer: status.GetQueueResponse = await self._status.GetQueue(status.GetQueueRequest(tenant=tenant))
+            return answer
+
+    async def is_serving(self, timeout_seconds: float) -> bool:
+        """See `is_serving`."""
+        with self._errors:
+            return await is_serving(self._channel, timeout_seconds)
+
+
+class Monitor:
+    """Monitor's service for the gateway. Every method raises what `peer_errors` lets pass.
+
+    Args:
+        channel: made by `crucible_rpc.channel.connect`.
+    """
+
+    name = "monitor"
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._monitor: Any = monitor_service_pb2_grpc.MonitorServiceStub(channel)
+        self._errors = peer_errors(self.name)
+
+    async def watch(
+        self, tenant: str, name: str, after_position: int
+    ) -> AsyncGenerator[monitor_api.WatchResponse, None]:
+        """One evaluation's events after a position; ends after the terminal one."""
+        request = monitor_api.WatchRequest(tenant=tenant, evaluation=name, after_position=after_position)
+        with self._errors:
+            async with aclosing(aiter(self._monitor.Watch(request))) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def is_serving(self, timeout_seconds: float) -> bool:
+        """See `is_serving`."""
+        with self._errors:
+            return await is_serving(self._channel, timeout_seconds)

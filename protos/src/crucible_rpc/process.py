@@ -1,0 +1,65 @@
+"""How a process begins and ends: logging, the event loop, and one clear line when it cannot start."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NoReturn
+
+from crucible_rpc import logs
+from crucible_rpc.errors import StartError
+from crucible_rpc.settings import SettingsError
+
+LOG_LEVEL_VARIABLE = "CRUCIBLE_LOG_LEVEL"
+EXIT_FAILED = 1
+EXIT_SETTINGS = 2
+EXIT_INTERRUPTED = 130
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_log = logging.getLogger(__name__)
+
+
+def run(main: Callable[[], Awaitable[None]], process: str, environ: Mapping[str, str] = os.environ) -> NoReturn:
+    """Runs `main` to its end as the process called `process`, and exits.
+
+    `main` loads its settings, so that their errors are told here. Log records go to stderr from `CRUCIBLE_LOG_LEVEL`
+    (default INFO) on.
+
+    Exit codes: 0 when `main` returned; 2 after a SettingsError; 1 after a StartError or OSError (port in use, read-only
+    folder, full disk), each with one line on stderr; 1 with a logged traceback after anything else.
+    """
+    level = environ.get(LOG_LEVEL_VARIABLE, "INFO").upper()
+    if level not in _LEVELS:
+        _exit(process, f"{LOG_LEVEL_VARIABLE} must be one of {', '.join(_LEVELS)}", EXIT_SETTINGS)
+    logs.configure(process, level)
+    try:
+        asyncio.run(_awaited(main))
+    except SettingsError as error:
+        _exit(process, str(error), EXIT_SETTINGS)
+    except StartError as error:
+        _exit(process, str(error), EXIT_FAILED)
+    except OSError as error:
+        _log.debug("ended by an error of the operating system", exc_info=True)
+        _exit(process, _os_error(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:
+        _log.exception("ended by an unexpected error")
+        sys.exit(EXIT_FAILED)
+    sys.exit(0)
+
+
+async def _awaited(main: Callable[[], Awaitable[None]]) -> None:
+    await main()
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _exit(process: str, text: str, code: int) -> NoReturn:
+    sys.stderr.write(f"crucible-{process}: {logs.escaped(text)}\n")
+    sys.stderr.flush()
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""The queue, the event log and the results."""

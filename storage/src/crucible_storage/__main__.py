@@ -1,0 +1,43 @@
+"""`python -m crucible_storage`: reads the settings, puts the process together, serves until SIGTERM."""
+
+import logging
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from crucible_rpc import process, settings
+from crucible_rpc.admin import AdminServer
+from crucible_rpc.interceptors import PeerPermissions
+from crucible_rpc.server import Server
+from crucible_rpc.tls import ServerTls
+from crucible_storage import keys
+from crucible_storage.clock import SystemClock
+from crucible_storage.metrics import Metrics
+from crucible_storage.permissions import PERMISSIONS
+from crucible_storage.service import running
+from crucible_storage.serving import add_services
+from crucible_storage.settings import PREFIX, Settings
+
+_LOG = logging.getLogger(__name__)
+
+
+async def main() -> None:
+    """Runs the process to its end."""
+    config = settings.load(Settings, PREFIX)
+    signer = keys.ticket_signer(config.tickets_key)
+    verifier = keys.record_verifier(Path(file) for file in config.records_pub)
+    tls = ServerTls(config.tls_cert, config.tls_key, config.tls_ca)
+    metrics = Metrics(REGISTRY)
+    async with running(config.state, config.policy, SystemClock(), signer, verifier, metrics) as service:
+        if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
+            _LOG.info("the operator's admin key was stored")
+        server = Server(
+            "storage", config.listen, tls, authentication=PeerPermissions(PERMISSIONS), call_log_level=logging.DEBUG
+        )
+        add_services(server, service)
+        async with AdminServer(config.admin, ready=lambda: server.serving):
+            await server.run()
+
+
+if __name__ == "__main__":
+    process.run(main, "storage")

@@ -1,0 +1,104 @@
+"""API keys. Storage never sees a key, only its SHA-256: of 256 random bits a plain digest is enough."""
+
+import secrets
+
+from sqlalchemy.engine import Connection
+from sqlmodel import Session, col, select
+
+from crucible_rpc.errors import AlreadyExistsError, NotFoundError, UnauthenticatedError
+from crucible_storage.clock import Clock
+from crucible_storage.database import Database
+from crucible_storage.models import ApiKeyRow
+from crucible_storage.transaction import WriteTransaction
+
+BOOTSTRAP_TENANT = "default"
+
+
+class ApiKeys:
+    """The keys of all tenants."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def bootstrap(self, sha256: bytes) -> bool:
+        """Stores the operator's admin key unless it is there; answers whether it did.
+
+        A revoked one stays revoked. An operator who lost the first key is let in again by making another.
+        """
+
+        def run(transaction: WriteTransaction) -> bool:
+            if _find(transaction.session, sha256) is not None:
+                return False
+            transaction.session.add(self._new(BOOTSTRAP_TENANT, "given by the operator", sha256, admin=True))
+            return True
+
+        return await self._database.write(run)
+
+    async def authenticate(self, sha256: bytes) -> ApiKeyRow:
+        """The key with this digest.
+
+        Raises:
+            UnauthenticatedError: INVALID_API_KEY, unknown or revoked.
+        """
+        row = await self._database.read(lambda connection: _find(Session(connection), sha256))
+        if row is None or row.revoke_time is not None:
+            raise UnauthenticatedError("INVALID_API_KEY", "the API key is not known or was revoked")
+        return row
+
+    async def create(self, tenant: str, description: str, sha256: bytes, *, admin: bool) -> ApiKeyRow:
+        """Stores a key.
+
+        Raises:
+            AlreadyExistsError: this key is stored already.
+        """
+
+        def run(transaction: WriteTransaction) -> ApiKeyRow:
+            if _find(transaction.session, sha256) is not None:
+                raise AlreadyExistsError("INVALID_FIELD", "this API key is stored already; make a new random one")
+            row = self._new(tenant, description, sha256, admin=admin)
+            transaction.session.add(row)
+            return row
+
+        return await self._database.write(run)
+
+    async def list(self) -> list[ApiKeyRow]:
+        """All keys, oldest first."""
+
+        def run(connection: Connection) -> list[ApiKeyRow]:
+            query = select(ApiKeyRow).order_by(col(ApiKeyRow.create_time), col(ApiKeyRow.id))
+            return list(Session(connection).exec(query))
+
+        return await self._database.read(run)
+
+    async def revoke(self, key_id: str) -> ApiKeyRow:
+        """Ends a key's use; a revoked one is returned unchanged.
+
+        Raises:
+            NotFoundError: API_KEY_NOT_FOUND.
+        """
+
+        def run(transaction: WriteTransaction) -> ApiKeyRow:
+            row = transaction.session.get(ApiKeyRow, key_id)
+            if row is None:
+                raise NotFoundError("API_KEY_NOT_FOUND", "there is no such API key")
+            if row.revoke_time is None:
+                row.revoke_time = self._clock.now()
+                transaction.session.add(row)
+            return row
+
+        return await self._database.write(run)
+
+    def _new(self, tenant: str, description: str, sha256: bytes, *, admin: bool) -> ApiKeyRow:
+        return ApiKeyRow(
+            id=f"key-{secrets.token_hex(8)}",
+            tenant=tenant,
+            admin=admin,
+            description=description,
+            sha256=sha256,
+            create_time=self._clock.now(),
+        )
+
+
+def _find(session: Session, sha256: bytes) -> ApiKeyRow | None:
+    return session.exec(select(ApiKeyRow).where(ApiKeyRow.sha256 == sha256)).first()

@@ -1,0 +1,208 @@
+"""Evaluations for the gateway: made once, looked at, waited for, cancelled."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import bindparam, insert, select
+from sqlalchemy.engine import Connection
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.executor.v1.executor_service_pb2 import RunSpec
+from crucible_rpc.errors import AlreadyExistsError, ResourceExhaustedError
+from crucible_storage import models, outputs, store, views
+from crucible_storage.clock import Clock
+from crucible_storage.database import Database
+from crucible_storage.hub import Hub, wait_for
+from crucible_storage.lifecycle import TERMINAL, Record
+from crucible_storage.names import new_id
+from crucible_storage.policy import Policy
+from crucible_storage.queue import lane_of, rank_of
+from crucible_storage.transaction import WriteTransaction
+
+FALLBACK_POLL = 5.0
+READ_BYTES = 64 << 10
+_QUEUE_FULL_RETRY = timedelta(seconds=5)
+
+_ROW = models.evaluation.c
+_BY_REQUEST = select(_ROW.id, _ROW.spec_sha256).where(
+    _ROW.tenant == bindparam("tenant"), _ROW.request_id == bindparam("request_id"), _ROW.request_id.is_not(None)
+)
+_INSERT_PROGRAM = insert(models.program)
+_INSERT_LABELS = insert(models.label)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a caller asks for, in the forms in which it is stored; made outside the writer."""
+
+    tenant: str
+    creator: str
+    request_id: str
+    spec: pb.EvaluationSpec
+    run_spec: bytes
+    spec_sha256: bytes
+
+    @classmethod
+    def of(cls, tenant: str, creator: str, request_id: str, spec: pb.EvaluationSpec) -> "Wanted":
+        """Serializes what the executor will get, once; its digest is part of every ticket."""
+        run_spec = RunSpec(program=spec.program, engine=spec.engine).SerializeToString(deterministic=True)
+        rest = pb.EvaluationSpec(limits=spec.limits, priority=spec.priority, labels=spec.labels)
+        digest = hashlib.sha256(hashlib.sha256(run_spec).digest() + rest.SerializeToString(deterministic=True))
+        return cls(tenant, creator, request_id, spec, run_spec, digest.digest())
+
+
+class Evaluations:
+    """The evaluations of all tenants; every call names one, and sees no other's.
+
+    Args:
+        database: where.
+        hub: wakes those who wait for an end.
+        policy: how much may wait.
+        clock: for what storage records.
+        ids: makes a new id, a UUID.
+    """
+
+    def __init__(
+        self, database: Database, hub: Hub, policy: Policy, clock: Clock, ids: Callable[[], str] = new_id
+    ) -> None:
+        self._database = database
+        self._hub = hub
+        self._policy = policy
+        self._clock = clock
+        self._ids = ids
+
+    async def create(self, wanted: Wanted) -> pb.Evaluation:
+        """Stores an evaluation, or answers the one that this request id made before.
+
+        Raises:
+            AlreadyExistsError: REQUEST_ID_REUSED, with another spec.
+            ResourceExhaustedError: QUEUE_FULL or STORAGE_FULL.
+        """
+
+        def run(transaction: WriteTransaction) -> pb.Evaluation:
+            if wanted.request_id and (earlier := self._earlier(transaction.connection, wanted)) is not None:
+                return views.complete(transaction.connection, earlier)
+            if transaction.queued >= self._policy.max_queued:
+                text = f"{self._policy.max_queued} evaluations are queued, which is as many as may be; try again later"
+                raise ResourceExhaustedError("QUEUE_FULL", text, retry_after=_QUEUE_FULL_RETRY)
+            record = self._insert(transaction, wanted)
+            view = views.new(record)
+            view.spec.program.CopyFrom(wanted.spec.program)
+            return view
+
+        return await self._database.write(run)
+
+    def _earlier(self, connection: Connection, wanted: Wanted) -> Record | None:
+        row = connection.execute(_BY_REQUEST, {"tenant": wanted.tenant, "request_id": wanted.request_id}).fetchone()
+        if row is None:
+            return None
+        if row[1] != wanted.spec_sha256:
+            text = f"the request_id was used before for evaluations/{row[0]} with another spec; use a new one"
+            raise AlreadyExistsError("REQUEST_ID_REUSED", text, metadata={"evaluation": f"evaluations/{row[0]}"})
+        return store.load(connection, row[0])
+
+    def _insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
+        spec, now = wanted.spec, self._clock.now()
+        labels = dict(sorted(spec.labels.items()))
+        record = Record(
+            seq=0,
+            id=self._ids(),
+            tenant=wanted.tenant,
+            creator=wanted.creator,
+            request_id=wanted.request_id or None,
+            spec_sha256=wanted.spec_sha256,
+            run_spec_sha256=hashlib.sha256(wanted.run_spec).digest(),
+            run_spec_size=len(wanted.run_spec),
+            runtime=spec.program.runtime,
+            engine=spec.engine,
+            priority=spec.priority,
+            limits=spec.limits.SerializeToString(),
+            output_limit=spec.limits.output_bytes,
+            labels=json.dumps(labels),
+            lane=lane_of(wanted.tenant, spec.engine, spec.program.runtime),
+            rank=rank_of(now, spec.priority, self._policy),
+            create_time=now,
+        )
+        record.create()
+        store.insert_record(transaction, record, now)
+        owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
+        transaction.execute(_INSERT_PROGRAM, owner | {"run_spec": wanted.run_spec})
+        if labels:
+            transaction.execute(_INSERT_LABELS, [owner | {"key": k, "value": v} for k, v in labels.items()])
+        return record
+
+    async def get(self, tenant: str, evaluation_id: str) -> pb.Evaluation:
+        """One evaluation as it is now.
+
+        Raises:
+            NotFoundError: EVALUATION_NOT_FOUND.
+        """
+        return await self._database.read(lambda connection: views.load(connection, tenant, evaluation_id))
+
+    async def wait(self, tenant: str, evaluation_id: str, seconds: float) -> pb.Evaluation:
+        """The evaluation when it is terminal, or as it is after `seconds`.
+
+        Raises:
+            NotFoundError: EVALUATION_NOT_FOUND.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._hub.end_of(evaluation_id) as ended:
+            while True:
+                ended.clear()
+                view = await self.get(tenant, evaluation_id)
+                left = deadline - asyncio.get_running_loop().time()
+                if int(view.state) in TERMINAL or left <= 0 or self._hub.closing:
+                    return view
+                await wait_for(ended, min(left, FALLBACK_POLL))
+
+    async def cancel(self, tenant: str, evaluation_id: str, by: str, reason: str) -> pb.Evaluation:
+        """Stores the wish to end an evaluation; a queued one ends at once, a terminal one is returned unchanged.
+
+        Raises:
+            NotFoundError: EVALUATION_NOT_FOUND.
+        """
+
+        def run(transaction: WriteTransaction) -> pb.Evaluation:
+            record = store.load_owned(transaction.connection, tenant, evaluation_id)
+            if not record.terminal and not record.cancel_wanted:
+                now = self._clock.now()
+                before = store.Before(record)
+                record.want_cancel(by, reason, now)
+                store.save(transaction, record, before, now)
+            return views.complete(transaction.connection, record)
+
+        return await self._database.write(run)
+
+    async def read_output(
+        self, tenant: str, evaluation_id: str, stream: int, offset: int, attempt: int
+    ) -> AsyncIterator[tuple[int, bytes]]:
+        """Kept bytes from `offset` as far as they are stored, in parts of at most 64 KiB, each with its offset.
+
+        Args:
+            tenant: whose it must be.
+            evaluation_id: which.
+            stream: an `OutputStream`.
+            offset: the first byte.
+            attempt: which; 0: the latest.
+
+        Raises:
+            NotFoundError: EVALUATION_NOT_FOUND.
+        """
+        record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
+        chosen = attempt or record.attempt
+        while data := await self._database.read(
+            lambda connection: outputs.read(connection, record.seq, chosen, stream, offset, READ_BYTES)  # noqa: B023
+        ):
+            yield offset, data
+            offset += len(data)
+
+    async def counts(self, tenant: str) -> dict[int, int]:
+        """How many evaluations of the tenant are in each state."""
+        row = models.evaluation_count.c
+        query = select(row.state, row.count).where(row.tenant == tenant)
+        rows = await self._database.read(lambda connection: connection.execute(query).fetchall())
+        return {row[0]: row[1] for row in rows}

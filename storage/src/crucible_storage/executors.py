@@ -1,0 +1,132 @@
+"""The executors that registered: what each offers, which start of it is current, and when it was last heard of."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import func, text
+from sqlalchemy.engine import Connection
+from sqlmodel import Session, col, select
+
+from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible_rpc.errors import FailedPreconditionError
+from crucible_storage.clock import Clock, micros
+from crucible_storage.database import Database
+from crucible_storage.models import PLATFORM, ExecutorRow
+from crucible_storage.policy import Policy
+from crucible_storage.transaction import WriteTransaction
+
+MAX_EXECUTORS = 1000
+_SEEN = text("UPDATE executor SET last_seen = :now WHERE id = :id AND last_seen < :now")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is remembered of an executor between calls."""
+
+    boot_id: str
+    engines: frozenset[str]
+    runtimes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An executor, as it registered."""
+
+    executor: Executor
+    last_seen: int
+    live: bool
+
+
+class Executors:
+    """The registry. The table is the truth; what leases need of it is kept in memory, as is what was heard since."""
+
+    def __init__(self, database: Database, policy: Policy, clock: Clock) -> None:
+        self._database = database
+        self._policy = policy
+        self._clock = clock
+        self._known: dict[str, Known] = {}
+        self._heard: dict[str, int] = {}
+        self._calling: dict[str, int] = {}
+
+    async def load(self) -> None:
+        """Remembers what earlier processes stored; call it once, before anything else."""
+
+        def run(connection: Connection) -> list[Executor]:
+            rows = Session(connection).exec(select(ExecutorRow)).all()
+            return [Executor.FromString(row.description) for row in rows]
+
+        self._known = {one.id: _known(one) for one in await self._database.read(run)}
+
+    def store(self, transaction: WriteTransaction, executor: Executor, now: int) -> None:
+        """Writes down what an executor says of itself; its earlier start may lease nothing from then on.
+
+        Raises:
+            FailedPreconditionError: there are too many executors.
+        """
+        session = transaction.session
+        row = session.get(ExecutorRow, executor.id)
+        if row is None:
+            if session.exec(select(func.count(col(ExecutorRow.id)))).one() >= MAX_EXECUTORS:
+                raise FailedPreconditionError("NOT_REGISTERED", f"storage knows {MAX_EXECUTORS} executors already")
+            row = ExecutorRow(id=executor.id, tenant=PLATFORM, boot_id="", description=b"", last_seen=now)
+        row.boot_id, row.description, row.last_seen = executor.boot_id, executor.SerializeToString(), now
+        session.add(row)
+        # Already here, in the writer: no operation that comes after may go by the earlier start.
+        self._known[executor.id] = _known(executor)
+
+    def registered(self, executor_id: str, boot_id: str) -> Known:
+        """What this start of an executor offers.
+
+        Raises:
+            FailedPreconditionError: NOT_REGISTERED.
+        """
+        known = self._known.get(executor_id)
+        if known is None or known.boot_id != boot_id:
+            raise FailedPreconditionError(
+                "NOT_REGISTERED", "this start of this executor is not registered, or a later one is; register it first"
+            )
+        return known
+
+    def heard(self, executor_id: str) -> None:
+        """Notes that an executor's worker was heard of now."""
+        if executor_id in self._known:
+            self._heard[executor_id] = self._clock.now()
+
+    @contextmanager
+    def calling(self, executor_id: str) -> Iterator[None]:
+        """Counts an executor as heard of while its worker waits in a call."""
+        self.heard(executor_id)
+        self._calling[executor_id] = self._calling.get(executor_id, 0) + 1
+        try:
+            yield
+        finally:
+            self.heard(executor_id)
+            self._calling[executor_id] -= 1
+            if not self._calling[executor_id]:
+                del self._calling[executor_id]
+
+    def store_heard(self, transaction: WriteTransaction, executor_id: str, now: int) -> None:
+        """Writes down that an executor was heard of now."""
+        transaction.execute(_SEEN, {"id": executor_id, "now": now})
+
+    async def list(self) -> list[Listed]:
+        """Every executor that ever registered, by id."""
+
+        def run(connection: Connection) -> list[tuple[bytes, int]]:
+            rows = Session(connection).exec(select(ExecutorRow).order_by(col(ExecutorRow.id))).all()
+            return [(row.description, row.last_seen) for row in rows]
+
+        return [self._listed(Executor.FromString(blob), seen) for blob, seen in await self._database.read(run)]
+
+    def _listed(self, executor: Executor, stored: int) -> Listed:
+        now = self._clock.now()
+        if self._calling.get(executor.id):
+            return Listed(executor, now, live=True)
+        seen = max(stored, self._heard.get(executor.id, 0))
+        return Listed(executor, seen, live=now - seen <= micros(self._policy.lease))
+
+
+def _known(executor: Executor) -> Known:
+    engines = frozenset(engine.name for engine in executor.engines if engine.available)
+    return Known(executor.boot_id, engines, frozenset(runtime.name for runtime in executor.runtimes))

@@ -1,0 +1,135 @@
+"""The executor's signed final record: whether it is genuine, whether it is this run's, and what it says of the end."""
+
+from google.protobuf.message import DecodeError
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_rpc.errors import InvalidArgumentError
+from crucible_rpc.signing import BadSignatureError, Verifier
+from crucible_storage.lifecycle import Record
+from crucible_storage.names import evaluation_name
+
+CONTEXT = "crucible.record.v1"
+MAX_RECORD = 64 << 10
+MAX_HITS = 64
+
+_KILL_CAUSES = {
+    ex.KILL_CAUSE_REQUESTED: "the run was killed and nobody had asked to cancel it",
+    ex.KILL_CAUSE_PERMIT_EXPIRED: "the executor ended the run because its permit was not extended in time",
+    ex.KILL_CAUSE_SHUTDOWN: "the executor stopped while the run was under way",
+}
+
+
+def verified(signed: SignedBytes, verifier: Verifier) -> ex.FinalRecord:
+    """The record inside, when an executor signed it.
+
+    Raises:
+        InvalidArgumentError: INVALID_RECORD.
+    """
+    if len(signed.payload) > MAX_RECORD:
+        raise invalid(f"the final record is larger than {MAX_RECORD} bytes")
+    try:
+        verifier.verify(CONTEXT, signed.payload, signed.key_id, signed.signature)
+        return ex.FinalRecord.FromString(signed.payload)
+    except BadSignatureError:
+        raise invalid("the final record is not signed by a known executor") from None
+    except DecodeError:
+        raise invalid("the final record is not a FinalRecord message") from None
+
+
+def check_is_of(final: ex.FinalRecord, record: Record) -> None:
+    """Checks that the record speaks of the run whose lease is held.
+
+    The boot id is not compared: what an executor's start left behind is told of by its next one.
+
+    Raises:
+        InvalidArgumentError: INVALID_RECORD.
+    """
+    facts = {
+        "run id": (final.run_id, record.run_id),
+        "evaluation": (final.evaluation, evaluation_name(record.id)),
+        "attempt": (final.attempt, record.attempt),
+        "lease epoch": (final.lease_epoch, record.epoch),
+        "digest of the run spec": (final.run_spec_sha256, record.run_spec_sha256),
+        "executor": (final.executor_id, record.executor),
+    }
+    if ended_by_itself(final):
+        facts["engine"] = (final.engine, record.engine)
+        facts["runtime"] = (final.runtime, record.runtime)
+    for name, (said, expected) in facts.items():
+        if said != expected:
+            raise invalid(f"the final record's {name} is not this run's")
+    if len(final.limit_hits) > MAX_HITS or final.termination.WhichOneof("kind") is None:
+        raise invalid("the final record does not say how the run ended, or names too many limits")
+
+
+def ended_by_itself(final: ex.FinalRecord) -> bool:
+    """Whether the program ended, by itself or by a limit: then there is nothing to try again."""
+    return final.termination.WhichOneof("kind") in ("exited", "signalled", "limit_exceeded")
+
+
+def killed_on_request(final: ex.FinalRecord) -> bool:
+    """Whether somebody had the executor end it."""
+    return final.termination.killed.cause == ex.KILL_CAUSE_REQUESTED
+
+
+def failure(final: ex.FinalRecord) -> str:
+    """What of the infrastructure failed, for an end that is not the program's."""
+    termination = final.termination
+    kind = termination.WhichOneof("kind")
+    if kind == "killed":
+        return _KILL_CAUSES.get(termination.killed.cause, "the executor ended the run without saying why")
+    if kind == "sandbox_failed":
+        return f"the sandbox failed: {termination.sandbox_failed.reason}"
+    return f"the executor was lost while the run was under way: {termination.lost.detail}"
+
+
+def result(final: ex.FinalRecord, signed: SignedBytes) -> pb.Evaluation:
+    """What the record adds to an evaluation; a termination only where the program ended by itself or by a limit."""
+    made = pb.Evaluation(
+        limit_hits=final.limit_hits,
+        usage=final.usage if final.HasField("usage") else None,
+        stdout=_summary(final.stdout),
+        stderr=_summary(final.stderr),
+        provenance=pb.Provenance(
+            engine=final.engine,
+            engine_version=final.engine_version,
+            isolation=final.isolation,
+            image_digest=final.image_digest,
+            executor=final.executor_id,
+            boot_id=final.boot_id,
+            record=signed,
+        ),
+    )
+    if final.HasField("start_time"):
+        made.start_time.CopyFrom(final.start_time)
+    if ended_by_itself(final):
+        made.termination.CopyFrom(_termination(final.termination))
+    return made
+
+
+def _termination(said: ex.RunTermination) -> pb.Termination:
+    made = pb.Termination(evidence=said.evidence if said.HasField("evidence") else None)
+    kind = said.WhichOneof("kind")
+    if kind == "exited":
+        made.exited.CopyFrom(said.exited)
+    elif kind == "signalled":
+        made.signalled.CopyFrom(said.signalled)
+    else:
+        made.limit_exceeded.CopyFrom(said.limit_exceeded)
+    return made
+
+
+def _summary(output: ex.RunOutput) -> pb.OutputSummary:
+    return pb.OutputSummary(
+        bytes_total=output.bytes_total,
+        bytes_kept=output.bytes_kept,
+        truncated=output.bytes_kept < output.bytes_total,
+        sha256=output.sha256,
+    )
+
+
+def invalid(message: str) -> InvalidArgumentError:
+    """The error of a record that cannot be believed."""
+    return InvalidArgumentError("INVALID_RECORD", message)

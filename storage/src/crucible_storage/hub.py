@@ -1,0 +1,135 @@
+"""Wakes those who wait, on the event loop, after the commit of what they wait for."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from crucible_rpc.errors import UnavailableError
+from crucible_storage.transaction import Notices, Stop
+
+MAX_STOPS_WAITING = 4096
+
+
+class Signal:
+    """Something that happens again and again. Subscribe, look, then wait: nothing that happens in between is missed."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Event] = set()
+
+    @contextmanager
+    def subscribed(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the signal is fired; clear it before looking."""
+        event = asyncio.Event()
+        self._waiting.add(event)
+        try:
+            yield event
+        finally:
+            self._waiting.discard(event)
+
+    def fire(self) -> None:
+        """Sets the events of all subscribers."""
+        for event in self._waiting:
+            event.set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class StopWatch:
+    """The stops of one watcher that it has not taken; at most `MAX_STOPS_WAITING`, renewals tell of the rest."""
+
+    def __init__(self) -> None:
+        self._stops: list[Stop] = []
+        self._some = asyncio.Event()
+
+    def wake(self) -> None:
+        """Ends a `take` that waits, with nothing."""
+        self._some.set()
+
+    def put(self, stop: Stop) -> None:
+        """Adds one, unless too many wait."""
+        if len(self._stops) < MAX_STOPS_WAITING:
+            self._stops.append(stop)
+        self._some.set()
+
+    async def take(self) -> list[Stop]:
+        """Waits until there are some, and takes them all."""
+        await self._some.wait()
+        self._some.clear()
+        taken, self._stops = self._stops, []
+        return taken
+
+
+class Hub:
+    """The subscribers of one process; used on its event loop alone."""
+
+    def __init__(self) -> None:
+        self.work = Signal()
+        self.appended = Signal()
+        self._finished: dict[str, Signal] = {}
+        self.closing = False
+        self._stops: defaultdict[str, set[StopWatch]] = defaultdict(set)
+
+    def close(self) -> None:
+        """The process stops: wakes everybody, for good."""
+        self.closing = True
+        for signal in (self.work, self.appended, *self._finished.values()):
+            signal.fire()
+        for watches in self._stops.values():
+            for watch in watches:
+                watch.wake()
+
+    def check_open(self) -> None:
+        """Ends a stream when the process stops.
+
+        Raises:
+            UnavailableError: SHUTTING_DOWN.
+        """
+        if self.closing:
+            text = "storage is stopping; call again in a moment"
+            raise UnavailableError("SHUTTING_DOWN", text, retry_after=timedelta(seconds=1))
+
+    def publish(self, notices: Notices) -> None:
+        """Wakes those whom a commit concerns."""
+        if notices.work:
+            self.work.fire()
+        if notices.appended:
+            self.appended.fire()
+        for evaluation_id in notices.finished:
+            if signal := self._finished.get(evaluation_id):
+                signal.fire()
+        for stop in notices.stops:
+            for watch in self._stops.get(stop.executor, ()):
+                watch.put(stop)
+
+    @contextmanager
+    def end_of(self, evaluation_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set when the evaluation becomes terminal."""
+        signal = self._finished.setdefault(evaluation_id, Signal())
+        try:
+            with signal.subscribed() as event:
+                yield event
+        finally:
+            if not len(signal):
+                self._finished.pop(evaluation_id, None)
+
+    @contextmanager
+    def stops_of(self, executor: str) -> Iterator[StopWatch]:
+        """The stops of an executor's runs, from now on."""
+        watch = StopWatch()
+        self._stops[executor].add(watch)
+        try:
+            yield watch
+        finally:
+            self._stops[executor].discard(watch)
+            if not self._stops[executor]:
+                del self._stops[executor]
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, at most so long."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

@@ -1,0 +1,255 @@
+"""Leases: given to a start of an executor, renewed by its worker, taken back when nothing of the run can be alive."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, select, text, update
+from sqlalchemy.engine import Connection
+
+from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible.storage.v1 import work_service_pb2 as work
+from crucible_rpc import logs
+from crucible_rpc.errors import CallError
+from crucible_rpc.signing import Signer
+from crucible_storage import models, queue, store, tickets
+from crucible_storage.clock import Clock, micros
+from crucible_storage.database import Database
+from crucible_storage.executors import Executors
+from crucible_storage.hub import Hub, wait_for
+from crucible_storage.lifecycle import STARTING, Record
+from crucible_storage.names import evaluation_name, parse_run_id, run_id
+from crucible_storage.policy import Policy
+from crucible_storage.transaction import Stop, WriteTransaction
+
+MAX_ANSWER_BYTES = 3 << 20
+FALLBACK_POLL = 5.0
+_SWEEP_LIMIT = 200
+_LOG = logging.getLogger(__name__)
+
+_PROGRAM = select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq"))
+_HELD = text(
+    """
+    SELECT seq, id, attempt, epoch, boot_id, stdout_bytes, stderr_bytes, cancel_time FROM evaluation
+    WHERE executor = :executor AND state IN (2, 3) AND lost_reason IS NULL ORDER BY seq
+    """
+)
+_ROW = models.evaluation.c
+_RENEW = (
+    update(models.evaluation)
+    .where(_ROW.seq == bindparam("key"))
+    .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
+)
+_EXPIRED = text(
+    "SELECT seq FROM evaluation WHERE state IN (2, 3) AND lease_renewed <= :latest ORDER BY lease_renewed LIMIT :limit"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that an executor holds."""
+
+    seq: int
+    evaluation_id: str
+    attempt: int
+    epoch: int
+    boot_id: str
+    stdout_bytes: int
+    stderr_bytes: int
+    cancel_time: int | None
+
+    @property
+    def run_id(self) -> str:
+        """The run it is for."""
+        return run_id(self.evaluation_id, self.attempt)
+
+
+class Leases:
+    """Gives work to executors and takes it back.
+
+    Args:
+        database: where.
+        hub: wakes those who wait for work and for stops.
+        executors: who may lease.
+        signer: signs tickets.
+        policy: how long things last.
+        clock: for what storage records.
+        jitter: a number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        hub: Hub,
+        executors: Executors,
+        signer: Signer,
+        policy: Policy,
+        clock: Clock,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._database = database
+        self._hub = hub
+        self._executors = executors
+        self._signer = signer
+        self._policy = policy
+        self._clock = clock
+        self._jitter = jitter
+        self._queue = queue.Queue()
+        self._returning: set[asyncio.Future[None]] = set()
+
+    async def register(self, executor: Executor) -> list[Held]:
+        """Makes this start of the executor the current one; answers the leases that any start of it holds."""
+
+        def run(transaction: WriteTransaction) -> list[Held]:
+            self._executors.store(transaction, executor, self._clock.now())
+            return held_leases(transaction.connection, executor.id)
+
+        held = await self._database.write(run)
+        self._executors.heard(executor.id)
+        return held
+
+    async def lease(self, executor_id: str, boot_id: str, max_runs: int, wait: float) -> list[work.Assignment]:
+        """Leases up to `max_runs` evaluations; waits up to `wait` seconds for the first.
+
+        Raises:
+            FailedPreconditionError: NOT_REGISTERED.
+        """
+        deadline = asyncio.get_running_loop().time() + wait
+        with self._hub.work.subscribed() as changed, self._executors.calling(executor_id):
+            while True:
+                changed.clear()
+                self._executors.registered(executor_id, boot_id)
+                given = await self._given(executor_id, boot_id, max_runs)
+                left = deadline - asyncio.get_running_loop().time()
+                if given or left <= 0 or self._hub.closing:
+                    return given
+                await wait_for(changed, min(left, await self._until_delayed()))
+
+    async def _given(self, executor_id: str, boot_id: str, max_runs: int) -> list[work.Assignment]:
+        """Leases what there is. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
+        giving = asyncio.ensure_future(self._database.write(self._giver(executor_id, boot_id, max_runs)))
+        try:
+            return await asyncio.shield(giving)
+        except asyncio.CancelledError:
+            returning = asyncio.ensure_future(self._give_back(giving))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+            raise
+
+    async def _give_back(self, giving: "asyncio.Future[list[work.Assignment]]") -> None:
+        def run(transaction: WriteTransaction) -> None:
+            now = self._clock.now()
+            for assignment in given:
+                name = parse_run_id(assignment.run_id)
+                record = None if name is None else store.load(transaction.connection, name.evaluation_id)
+                if record is not None and record.state == STARTING and record.epoch == assignment.epoch:
+                    before = store.Before(record)
+                    record.refuse("its worker left before it was told", now, now, permanent=False)
+                    store.save(transaction, record, before, now)
+
+        with contextlib.suppress(CallError):  # a lease that cannot be given back expires
+            given = await giving
+            if given:
+                await self._database.write(run)
+
+    def _giver(
+        self, executor_id: str, boot_id: str, max_runs: int
+    ) -> Callable[[WriteTransaction], list[work.Assignment]]:
+        def run(transaction: WriteTransaction) -> list[work.Assignment]:
+            known = self._executors.registered(executor_id, boot_id)
+            now = self._clock.now()
+            given: list[work.Assignment] = []
+            size = 0
+            for waiting in self._queue.pick(transaction.connection, known, now):
+                if given and size + waiting.size > MAX_ANSWER_BYTES:
+                    break
+                given.append(self._give(transaction, waiting.seq, executor_id, boot_id, now))
+                size += waiting.size
+                if len(given) >= max_runs:
+                    break
+            return given
+
+        return run
+
+    def _give(
+        self, transaction: WriteTransaction, seq: int, executor_id: str, boot_id: str, now: int
+    ) -> work.Assignment:
+        record = store.load_by_seq(transaction.connection, seq)
+        before = store.Before(record)
+        record.lease(executor_id, boot_id, now, self._policy)
+        store.save(transaction, record, before, now)
+        return work.Assignment(
+            run_id=record.run_id,
+            evaluation=evaluation_name(record.id),
+            epoch=record.epoch,
+            ticket=tickets.issue(record, now, self._signer, self._policy),
+            run_spec=transaction.execute(_PROGRAM, {"seq": seq}).scalar_one(),
+        )
+
+    async def _until_delayed(self) -> float:
+        """Seconds until the next evaluation that waits for a time may be leased, or `FALLBACK_POLL`."""
+        at = await self._database.read(queue.next_delayed)
+        if at is None:
+            return FALLBACK_POLL
+        return min(max((at - self._clock.now()) / 1e6, 0.001), FALLBACK_POLL)
+
+    async def renew(self, executor_id: str, leases: Sequence[work.LeaseRef]) -> tuple[list[str], list[str]]:
+        """Extends leases from now; answers the runs whose lease is gone, and those that are to be ended."""
+
+        def run(transaction: WriteTransaction) -> tuple[list[str], list[str]]:
+            now = self._clock.now()
+            held = {(one.run_id, one.epoch): one for one in held_leases(transaction.connection, executor_id)}
+            kept = {ref.run_id: one for ref in leases if (one := held.get((ref.run_id, ref.epoch))) is not None}
+            times = {"now": now, "expiry": now + micros(self._policy.lease)}
+            if kept:
+                transaction.execute(_RENEW, [{"key": one.seq} | times for one in kept.values()])
+            self._executors.store_heard(transaction, executor_id, now)
+            lost = [ref.run_id for ref in leases if (ref.run_id, ref.epoch) not in held]
+            return lost, [name for name, one in kept.items() if one.cancel_time is not None]
+
+        self._executors.heard(executor_id)
+        return await self._database.write(run)
+
+    async def stops(self, executor_id: str) -> AsyncIterator[list[Stop]]:
+        """The executor's runs that are to be ended: those known now, then each as its intent is stored. Never ends."""
+
+        def known(connection: Connection) -> list[Stop]:
+            held = held_leases(connection, executor_id)
+            return [Stop(executor_id, one.run_id, one.epoch, one.cancel_time) for one in held if one.cancel_time]
+
+        with self._hub.stops_of(executor_id) as watch:
+            stops = await self._database.read(known)
+            while True:
+                if stops:
+                    yield stops
+                self._hub.check_open()
+                stops = await watch.take()
+
+    async def sweep(self) -> int:
+        """Ends the attempts whose fence has passed; answers how many."""
+
+        def run(transaction: WriteTransaction) -> list[Record]:
+            now = self._clock.now()
+            latest = now - micros(self._policy.fence)
+            expired: list[Record] = []
+            for (seq,) in transaction.execute(_EXPIRED, {"latest": latest, "limit": _SWEEP_LIMIT}).fetchall():
+                record = store.load_by_seq(transaction.connection, seq)
+                before = store.Before(record)
+                record.expire(now, self._policy, self._jitter())
+                store.save(transaction, record, before, now)
+                expired.append(record)
+            return expired
+
+        expired = await self._database.write(run)
+        for record in expired:
+            facts = {"evaluation": evaluation_name(record.id), "attempt": record.attempt, "executor": record.executor}
+            _LOG.warning("the lease of an attempt expired", extra=logs.fields(**facts))
+        return len(expired)
+
+
+def held_leases(connection: Connection, executor_id: str) -> list[Held]:
+    """The leases that any start of an executor holds, oldest evaluation first."""
+    return [Held(*row) for row in connection.execute(_HELD, {"executor": executor_id})]

@@ -1,0 +1,55 @@
+"""Kept output, by evaluation, attempt, stream and offset."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+from sqlalchemy import and_, bindparam, func, select
+from sqlalchemy.engine import Connection
+
+from crucible_storage import models
+
+_ROW = models.output.c
+_STREAM = and_(
+    _ROW.evaluation_seq == bindparam("seq"),
+    _ROW.attempt == bindparam("attempt"),
+    _ROW.stream == bindparam("stream"),
+)
+_ALL = select(_ROW.data).where(_STREAM).order_by(_ROW.offset)
+_CHUNK_BEFORE = select(func.max(_ROW.offset)).where(_STREAM, _ROW.offset <= bindparam("start")).scalar_subquery()
+_FROM = select(_ROW.offset, _ROW.data).where(_STREAM, _ROW.offset >= _CHUNK_BEFORE).order_by(_ROW.offset)
+_END = select(func.max(_ROW.offset + _ROW.size)).where(_STREAM)
+
+
+def read(connection: Connection, seq: int, attempt: int, stream: int, offset: int, limit: int) -> bytes:
+    """Stored bytes of one stream from `offset`, at most `limit`; empty past their end."""
+    parts: list[bytes] = []
+    have = 0
+    rows = connection.execute(_FROM, {"seq": seq, "attempt": attempt, "stream": stream, "start": offset})
+    while have < limit and (row := rows.fetchone()) is not None:
+        begin, data = row
+        part = data[max(offset - begin, 0) :]
+        parts.append(part)
+        have += len(part)
+    rows.close()
+    return b"".join(parts)[:limit]
+
+
+def stored_bytes(connection: Connection, seq: int, attempt: int, stream: int) -> int:
+    """How many bytes of one stream are stored."""
+    return connection.execute(_END, {"seq": seq, "attempt": attempt, "stream": stream}).scalar_one() or 0
+
+
+def sha256(connection: Connection, seq: int, attempt: int, stream: int, more: Iterable[bytes] = ()) -> bytes:
+    """The digest of all stored bytes of one stream, and of those that come after them."""
+    digest = hashlib.sha256()
+    for part in _stored(connection, seq, attempt, stream):
+        digest.update(part)
+    for part in more:
+        digest.update(part)
+    return digest.digest()
+
+
+def _stored(connection: Connection, seq: int, attempt: int, stream: int) -> Iterator[bytes]:
+    rows = connection.execute(_ALL, {"seq": seq, "attempt": attempt, "stream": stream})
+    while (row := rows.fetchone()) is not None:
+        yield row[0]

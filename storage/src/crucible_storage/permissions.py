@@ -1,0 +1,29 @@
+"""Which process may call which RPC; what is not listed nobody may call."""
+
+from crucible_rpc.identity import Permissions
+
+_GATEWAY = frozenset({"gateway"})
+_WORKER = frozenset({"worker"})
+_MONITOR = frozenset({"monitor"})
+
+PERMISSIONS: Permissions = {
+    "/crucible.storage.v1.ApiKeyService/AuthenticateApiKey": _GATEWAY,
+    "/crucible.storage.v1.ApiKeyService/CreateApiKey": _GATEWAY,
+    "/crucible.storage.v1.ApiKeyService/ListApiKeys": _GATEWAY,
+    "/crucible.storage.v1.ApiKeyService/RevokeApiKey": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/CancelEvaluation": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/CreateEvaluation": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/GetEvaluation": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/ListEvaluations": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/ReadOutput": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/WaitEvaluation": _GATEWAY,
+    "/crucible.storage.v1.EventLogService/ReadEvents": _MONITOR,
+    "/crucible.storage.v1.EventLogService/TailEvents": _MONITOR,
+    "/crucible.storage.v1.StatusService/GetQueue": _GATEWAY,
+    "/crucible.storage.v1.StatusService/ListExecutors": _GATEWAY,
+    "/crucible.storage.v1.WorkService/LeaseWork": _WORKER,
+    "/crucible.storage.v1.WorkService/RegisterExecutor": _WORKER,
+    "/crucible.storage.v1.WorkService/RenewLeases": _WORKER,
+    "/crucible.storage.v1.WorkService/ReportRuns": _WORKER,
+    "/crucible.storage.v1.WorkService/WatchStops": _WORKER,
+}

@@ -1,0 +1,52 @@
+"""The numbers that govern the life of an evaluation, in one place."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the queue promises and allows.
+
+    Attributes:
+        lease: how long a lease lasts after a renewal.
+        orphan_grace: how long an executor lets a run go on after the last renewal was sent.
+        kill_margin: what a kill may take after that; the next attempt waits for it too.
+        max_attempts: attempts before an infrastructure failure is final.
+        max_queued: evaluations that may wait at once, over all tenants.
+        ticket_life: how long a ticket may be used after it was made.
+        backoff: wait after the first failed attempt; doubles with each further one, up to `backoff_limit`.
+        backoff_limit: the longest such wait.
+        ageing: the waiting time that counts as one step of priority; see `queue`.
+
+    Raises:
+        ValueError: the numbers do not fit together.
+    """
+
+    lease: timedelta = timedelta(seconds=10)
+    orphan_grace: timedelta = timedelta(seconds=15)
+    kill_margin: timedelta = timedelta(seconds=2)
+    max_attempts: int = 3
+    max_queued: int = 100_000
+    ticket_life: timedelta = timedelta(seconds=30)
+    backoff: timedelta = timedelta(seconds=1)
+    backoff_limit: timedelta = timedelta(seconds=60)
+    ageing: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        if self.lease <= timedelta(0) or self.kill_margin < timedelta(0):
+            raise ValueError("lease must be more than 0 and kill_margin at least 0")
+        if self.orphan_grace <= self.lease:
+            raise ValueError("orphan_grace must be longer than lease, or a late renewal costs the run its life")
+        if self.max_attempts < 1 or self.max_queued < 1:
+            raise ValueError("max_attempts and max_queued must be at least 1")
+
+    @property
+    def fence(self) -> timedelta:
+        """From the last renewal to the moment at which nothing of the run can be alive any more."""
+        return self.orphan_grace + self.kill_margin
+
+    def backoff_after(self, attempt: int, jitter: float) -> timedelta:
+        """The wait after failed attempt `attempt` (from 1): doubling, plus up to a quarter by `jitter` (0 to 1)."""
+        plain = min(self.backoff * (1 << min(attempt - 1, 30)), self.backoff_limit)
+        return plain * (1 + 0.25 * jitter)

@@ -1,0 +1,72 @@
+"""What an operator can set, by `CRUCIBLE_STORAGE_*`."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from crucible_storage.policy import Policy
+
+PREFIX = "CRUCIBLE_STORAGE_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Each field is the variable `CRUCIBLE_STORAGE_` and its name in capitals.
+
+    Attributes:
+        state: folder of the database; held by one process at a time.
+        tls_cert: this process's certificate, PEM.
+        tls_key: its private key.
+        tls_ca: the authority whose client certificates are accepted.
+        tickets_key: Ed25519 private key that signs tickets, PEM.
+        records_pub: public keys of the executors, PEM files, separated by commas.
+        listen: where to serve gRPC.
+        admin: where to serve `/healthz`, `/readyz` and `/metrics`, plain HTTP.
+        lease: see `Policy`, as the next five.
+        orphan_grace: longer than `lease`.
+        kill_margin: what a kill may take.
+        max_attempts: attempts before an infrastructure failure is final.
+        max_queued: evaluations that may wait at once.
+        bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
+
+    Raises:
+        ValueError: the values do not fit together.
+    """
+
+    state: Path
+    tls_cert: Path
+    tls_key: Path
+    tls_ca: Path
+    tickets_key: Path
+    records_pub: tuple[str, ...]
+    listen: str = "127.0.0.1:9101"
+    admin: str = "127.0.0.1:9191"
+    lease: timedelta = timedelta(seconds=10)
+    orphan_grace: timedelta = timedelta(seconds=15)
+    kill_margin: timedelta = timedelta(seconds=2)
+    max_attempts: int = 3
+    max_queued: int = 100_000
+    bootstrap_key_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.records_pub:
+            raise ValueError("records_pub must name at least one public key")
+        if len(self.bootstrap_digest) not in (0, 32):
+            raise ValueError("bootstrap_key_sha256 must have 64 hex digits")
+        _ = self.policy
+
+    @property
+    def bootstrap_digest(self) -> bytes:
+        """The digest of the first admin key; empty when none is to be made."""
+        return bytes.fromhex(self.bootstrap_key_sha256)
+
+    @property
+    def policy(self) -> Policy:
+        """The queue's numbers."""
+        return Policy(
+            lease=self.lease,
+            orphan_grace=self.orphan_grace,
+            kill_margin=self.kill_margin,
+            max_attempts=self.max_attempts,
+            max_queued=self.max_queued,
+        )

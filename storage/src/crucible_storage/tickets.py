@@ -1,0 +1,30 @@
+"""Tickets: storage's signed leave for one start of one executor to start one run once."""
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_rpc.signing import Signer
+from crucible_storage.clock import micros, timestamp
+from crucible_storage.lifecycle import Record
+from crucible_storage.names import evaluation_name
+from crucible_storage.policy import Policy
+
+CONTEXT = "crucible.ticket.v1"
+
+
+def issue(record: Record, now: int, signer: Signer, policy: Policy) -> SignedBytes:
+    """A signed ticket for the attempt that the record's lease was just given for."""
+    payload = ex.Ticket(
+        run_id=record.run_id,
+        evaluation=evaluation_name(record.id),
+        attempt=record.attempt,
+        run_spec_sha256=record.run_spec_sha256,
+        limits=pb.Limits.FromString(record.limits),
+        lease_epoch=record.epoch,
+        executor_id=record.executor or "",
+        boot_id=record.boot_id or "",
+        issue_time=timestamp(now),
+        expire_time=timestamp(now + micros(policy.ticket_life)),
+    ).SerializeToString()
+    signature = signer.sign(CONTEXT, payload)
+    return SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)

@@ -1,0 +1,173 @@
+"""What one operation of the writer works with: statements, the events it appends, the counts and wake-ups it causes.
+
+All operations of one group commit share a transaction of the database. Each runs in its own savepoint; when it fails,
+what it wrote, appended, counted and would have woken is undone, and the others are untouched.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import bindparam, insert
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.sql.expression import Executable
+from sqlmodel import Session
+
+from crucible_storage import models
+
+_INSERT_EVENTS = insert(models.event)
+_ADD_COUNT = upsert(models.evaluation_count).values(
+    tenant=bindparam("tenant"), state=bindparam("state"), count=bindparam("count")
+)
+_ADD_COUNT = _ADD_COUNT.on_conflict_do_update(
+    index_elements=["tenant", "state"], set_={"count": models.evaluation_count.c.count + _ADD_COUNT.excluded.count}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A run that its executor is to end.
+
+    Attributes:
+        executor: who holds its lease.
+        run_id: the run.
+        epoch: the lease.
+        time: when the intent was stored.
+    """
+
+    executor: str
+    run_id: str
+    epoch: int
+    time: int
+
+
+@dataclass(slots=True)
+class Notices:
+    """What a commit makes known to those who wait.
+
+    Attributes:
+        work: whether an evaluation may now be leased that could not before.
+        finished: ids of evaluations that became terminal.
+        stops: runs to be ended.
+        last_position: of the event log.
+        appended: events of this commit.
+    """
+
+    work: bool = False
+    finished: list[str] = field(default_factory=list)
+    stops: list[Stop] = field(default_factory=list)
+    last_position: int = 0
+    appended: int = 0
+
+
+Counts = dict[tuple[str, int], int]
+
+
+class WriteTransaction:
+    """The writer's transaction, as an operation sees it.
+
+    Args:
+        connection: in a transaction.
+        last_position: of the event log, committed.
+        queued: evaluations that wait, committed.
+    """
+
+    def __init__(self, connection: Connection, last_position: int, queued: int) -> None:
+        self.connection = connection
+        self.notices = Notices(last_position=last_position)
+        self.counts: Counts = {}
+        self._committed_queued = queued
+        self._first_position = last_position + 1
+        self._events: list[dict[str, Any]] = []
+        self._session: Session | None = None
+        self._depth = 0
+
+    def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Runs a statement of SQLAlchemy Core."""
+        return self.connection.execute(statement, parameters)
+
+    @property
+    def session(self) -> Session:
+        """A session of sqlmodel for paths that are not hot; not for use around or inside a nested savepoint.
+
+        It has a savepoint of its own: a flush that fails would otherwise roll back the whole group.
+        """
+        if self._depth != 1:
+            raise RuntimeError("a session belongs to a whole operation, not to a nested savepoint")
+        if self._session is None:
+            self._session = Session(self.connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
+        return self._session
+
+    @property
+    def queued(self) -> int:
+        """Evaluations that wait, over all tenants, with what this transaction changed."""
+        return self._committed_queued + sum(change for (_, state), change in self.counts.items() if state == 1)
+
+    def append_event(self, tenant: str, evaluation_seq: int, attempt: int, time: int, body: bytes) -> int:
+        """Appends to the event log; answers the event's position."""
+        position = self._first_position + len(self._events)
+        self._events.append(
+            {
+                "position": position,
+                "tenant": tenant,
+                "evaluation_seq": evaluation_seq,
+                "time": time,
+                "attempt": attempt,
+                "body": body,
+            }
+        )
+        return position
+
+    def count(self, tenant: str, state: int, change: int) -> None:
+        """Notes that `change` more evaluations of the tenant are in `state`."""
+        key = (tenant, state)
+        self.counts[key] = self.counts.get(key, 0) + change
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undoes everything done inside when it raises."""
+        name = f"s{self._depth}"
+        events, counts, work = len(self._events), dict(self.counts), self.notices.work
+        finished, stops = len(self.notices.finished), len(self.notices.stops)
+        self.connection.exec_driver_sql(f"SAVEPOINT {name}")
+        self._depth += 1
+        try:
+            yield
+            self._end_session(commit=True)
+        except BaseException:
+            self._end_session(commit=False)
+            self._undo(name)
+            del self._events[events:], self.notices.finished[finished:], self.notices.stops[stops:]
+            self.counts, self.notices.work = counts, work
+            raise
+        finally:
+            self._depth -= 1
+        self.connection.exec_driver_sql(f"RELEASE {name}")
+
+    def flush(self) -> None:
+        """Writes the events and counts of all operations; called once, before the commit."""
+        if self._events:
+            self.execute(_INSERT_EVENTS, self._events)
+        changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in self.counts.items() if c]
+        if changed:
+            self.execute(_ADD_COUNT, changed)
+        self.notices.appended = len(self._events)
+        self.notices.last_position += len(self._events)
+
+    def _undo(self, name: str) -> None:
+        raw: Any = self.connection.connection.dbapi_connection
+        if raw.in_transaction:  # a full disk can make SQLite itself give up the whole transaction
+            self.connection.exec_driver_sql(f"ROLLBACK TO {name}")
+            self.connection.exec_driver_sql(f"RELEASE {name}")
+
+    def _end_session(self, *, commit: bool) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        try:
+            if commit:
+                session.commit()
+        finally:
+            session.close()

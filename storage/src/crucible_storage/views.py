@@ -1,0 +1,100 @@
+"""Evaluations as callers see them: put together from a record and what its tables hold beside it."""
+
+import json
+from collections.abc import Iterable
+from typing import Literal
+
+from sqlalchemy import bindparam, select
+from sqlalchemy.engine import Connection
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.executor.v1.executor_service_pb2 import RunSpec
+from crucible_storage import models, outputs, store
+from crucible_storage.clock import timestamp
+from crucible_storage.lifecycle import Record
+from crucible_storage.names import evaluation_name
+
+MAX_PREVIEW = 4 << 10
+_REPLACED: tuple[Literal["start_time", "stdout", "stderr"], ...] = ("start_time", "stdout", "stderr")
+"""What the executor's record says better than what storage noted meanwhile."""
+
+_PROGRAM = select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq"))
+_RESULTS = select(models.result.c.evaluation_seq, models.result.c.result).where(
+    models.result.c.evaluation_seq.in_(bindparam("seqs", expanding=True))
+)
+_ATTEMPT = models.failed_attempt.c
+_FAILED = (
+    select(_ATTEMPT.evaluation_seq, _ATTEMPT.attempt, _ATTEMPT.reason, _ATTEMPT.time)
+    .where(_ATTEMPT.evaluation_seq.in_(bindparam("seqs", expanding=True)))
+    .order_by(_ATTEMPT.evaluation_seq, _ATTEMPT.attempt)
+)
+
+
+def complete(connection: Connection, record: Record) -> pb.Evaluation:
+    """One evaluation with its program and the beginnings of its output."""
+    view = listed(connection, [record])[0]
+    run_spec = RunSpec.FromString(connection.execute(_PROGRAM, {"seq": record.seq}).scalar_one())
+    view.spec.program.CopyFrom(run_spec.program)
+    if record.stdout_bytes:
+        view.stdout.preview = _preview(connection, record, pb.OUTPUT_STREAM_STDOUT)
+    if record.stderr_bytes:
+        view.stderr.preview = _preview(connection, record, pb.OUTPUT_STREAM_STDERR)
+    return view
+
+
+def listed(connection: Connection, records: Iterable[Record]) -> list[pb.Evaluation]:
+    """Evaluations without their programs but for the runtime, and without previews."""
+    views = {record.seq: new(record) for record in records}
+    if not views:
+        return []
+    for seq, blob in connection.execute(_RESULTS, {"seqs": list(views)}):
+        end = pb.Evaluation.FromString(blob)
+        for name in _REPLACED:
+            if end.HasField(name):
+                views[seq].ClearField(name)
+        views[seq].MergeFrom(end)
+    for seq, attempt, reason, time in connection.execute(_FAILED, {"seqs": list(views)}):
+        views[seq].failed_attempts.add(attempt=attempt, reason=reason, time=timestamp(time))
+    return list(views.values())
+
+
+def new(record: Record) -> pb.Evaluation:
+    """What the record alone says; that is all of an evaluation without failed attempts and without an end."""
+    labels: dict[str, str] = json.loads(record.labels)
+    view = pb.Evaluation(
+        name=evaluation_name(record.id),
+        tenant=record.tenant,
+        creator=record.creator,
+        spec=pb.EvaluationSpec(
+            program=pb.Program(runtime=record.runtime),
+            limits=pb.Limits.FromString(record.limits),
+            engine=record.engine,
+            priority=record.priority,
+            labels=labels,
+        ),
+        state=pb.EvaluationState.ValueType(record.state),
+        version=record.version,
+        attempt=record.attempt,
+        create_time=timestamp(record.create_time),
+        stdout=pb.OutputSummary(bytes_total=record.stdout_bytes, bytes_kept=record.stdout_bytes),
+        stderr=pb.OutputSummary(bytes_total=record.stderr_bytes, bytes_kept=record.stderr_bytes),
+        labels=labels,
+    )
+    if record.start_time is not None:
+        view.start_time.CopyFrom(timestamp(record.start_time))
+    if record.end_time is not None:
+        view.end_time.CopyFrom(timestamp(record.end_time))
+    return view
+
+
+def load(connection: Connection, tenant: str, evaluation_id: str) -> pb.Evaluation:
+    """One evaluation of this tenant, complete.
+
+    Raises:
+        NotFoundError: EVALUATION_NOT_FOUND.
+    """
+    return complete(connection, store.load_owned(connection, tenant, evaluation_id))
+
+
+def _preview(connection: Connection, record: Record, stream: pb.OutputStream.ValueType) -> bytes:
+    return outputs.read(connection, record.seq, record.attempt, int(stream), 0, MAX_PREVIEW)

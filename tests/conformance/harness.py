@@ -1,0 +1,160 @@
+"""Runs programs in a sandbox of the engine under test, and looks at the host from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from crucible_executor.engines.base import Engine, Sandbox
+from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
+
+PYTHON = "/usr/bin/python3"
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+LIMITS = Limits(
+    wall_time=timedelta(seconds=20),
+    cpu_time=None,
+    cpus=1,
+    memory_bytes=128 << 20,
+    processes=32,
+    open_files=64,
+    output_bytes=1 << 20,
+    disk_bytes=8 << 20,
+    disk_inodes=None,
+)
+BOOT_AND_SLACK_S = 30.0
+
+
+def limits(**changed: object) -> Limits:
+    """The suite's usual limits with some changed."""
+    return dataclasses.replace(LIMITS, **changed)
+
+
+def python(
+    code: str,
+    *,
+    args: tuple[str, ...] = (),
+    files: Mapping[str, bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+) -> Program:
+    """A Python program in `/workspace/main.py`."""
+    contents = {"main.py": code.encode(), **(files or {})}
+    return Program(
+        command=(PYTHON, "main.py", *args),
+        files=tuple(File(path, content) for path, content in contents.items()),
+        env=dict(ENVIRONMENT if env is None else env),
+        stdin=stdin,
+    )
+
+
+@dataclass
+class Recorder:
+    """A sink that keeps everything and lets a test wait for it."""
+
+    stdout: bytes = b""
+    stderr: bytes = b""
+    starts: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def started(self) -> None:
+        self.starts += 1
+        self._changed.set()
+
+    def output(self, stream: Stream, data: bytes) -> None:
+        if stream is Stream.STDOUT:
+            self.stdout += data
+        else:
+            self.stderr += data
+        self._changed.set()
+
+    async def until_printed(self, text: bytes) -> None:
+        """Waits until stdout holds `text`."""
+        async with asyncio.timeout(BOOT_AND_SLACK_S):
+            while text not in self.stdout:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@dataclass
+class Result:
+    """A run that has ended."""
+
+    outcome: Outcome
+    sink: Recorder
+
+    @property
+    def termination(self) -> object:
+        return self.outcome.termination
+
+    @property
+    def stdout(self) -> bytes:
+        return self.sink.stdout
+
+    @property
+    def stderr(self) -> bytes:
+        return self.sink.stderr
+
+
+def sandbox_class(bounds: Limits) -> SandboxClass:
+    """The class that a program with these limits needs."""
+    return SandboxClass(
+        image_digest="python",
+        memory_bytes=bounds.memory_bytes,
+        disk_bytes=bounds.disk_bytes,
+        disk_inodes=bounds.disk_inodes,
+        cpus=bounds.cpus,
+        processes=bounds.processes,
+    )
+
+
+async def run(engine: Engine, program: Program, bounds: Limits = LIMITS) -> Result:
+    """Runs one program from creation to removal."""
+    sandbox = await engine.create(sandbox_class(bounds))
+    sink = Recorder()
+    try:
+        outcome = await sandbox.start(program, bounds, sink)
+        assert processes_of(sandbox) == []
+    finally:
+        await sandbox.destroy()
+    return Result(outcome, sink)
+
+
+def processes_of(sandbox: Sandbox) -> list[str]:
+    """Everything alive on the host that belongs to a sandbox: by its id in cgroup, argv or working folder."""
+    return processes_named(sandbox.id)
+
+
+def processes_named(name: str) -> list[str]:
+    """`<pid> <argv>` of each process whose cgroup, argv or working folder holds `name`."""
+    pids = [entry.name for entry in os.scandir("/proc") if entry.name.isdigit() and int(entry.name) != os.getpid()]
+    return [f"{pid} {_text(Path('/proc', pid, 'cmdline'))}" for pid in pids if _belongs(Path("/proc", pid), name)]
+
+
+def _belongs(process: Path, name: str) -> bool:
+    argv = _text(process / "cmdline")
+    if not argv:  # a zombie, or a thread of the kernel
+        return False
+    try:
+        folder = str((process / "cwd").readlink())
+    except OSError:
+        folder = ""
+    return name in argv or name in folder or name in _text(process / "cgroup")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:  # gone meanwhile
+        return ""
+
+
+async def eventually(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
+    """Waits until `condition()` is true: for what only the kernel knows, where no event can be had."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110  # the kernel tells nobody
+            await asyncio.sleep(0.01)

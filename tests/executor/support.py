@@ -1,0 +1,285 @@
+"""An executor over an engine of our own, storage's signatures, certificates: for tests of executor and worker."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from crucible.evaluation.v1.evaluation_pb2 import File, Limits, Program
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
+from crucible_executor import model
+from crucible_executor.engines.base import Capabilities, Engine, Sandbox, Sink
+from crucible_executor.service import ExecutorService
+from crucible_executor.settings import Settings
+from crucible_rpc import pki, signing
+from crucible_rpc.channel import connect
+from crucible_rpc.tls import ClientTls
+
+PROCESSES = ("executor", "worker", "storage", "gateway")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Certificates and signing keys of one installation, below one folder."""
+
+    folder: Path
+    tickets: signing.Signer
+    records: signing.Verifier
+
+    @classmethod
+    def make(cls, folder: Path) -> Keys:
+        ca = pki.make_ca()
+        for process in PROCESSES:
+            own = folder / process
+            own.mkdir(parents=True)
+            certificate = pki.issue(ca, process)
+            (own / "tls.crt").write_bytes(certificate.cert_pem)
+            (own / "tls.key").write_bytes(certificate.key_pem)
+            (own / "ca.crt").write_bytes(ca.cert_pem)
+        tickets, records = signing.generate(), signing.generate()
+        (folder / "tickets.pub").write_bytes(tickets.public_pem)
+        (folder / "records.key").write_bytes(records.private_pem)
+        return cls(folder, signing.Signer(tickets.private_pem), signing.Verifier.of(records.public_pem))
+
+    def tls(self, process: str) -> ClientTls:
+        own = self.folder / process
+        return ClientTls(own / "tls.crt", own / "tls.key", own / "ca.crt")
+
+    def record(self, signed: SignedBytes) -> ex.FinalRecord:
+        """The record inside, its signature checked."""
+        self.records.verify("crucible.record.v1", signed.payload, signed.key_id, signed.signature)
+        return ex.FinalRecord.FromString(signed.payload)
+
+
+class ScriptedSandbox(Sandbox):
+    """Does what the first file's JSON says: `out`, `err` (text), `times`, `block`, `exit`, `raise`."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self._engine = engine
+        self._id = uuid.uuid4().hex
+        self._killed = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    async def start(self, program: model.Program, limits: model.Limits, sink: Sink) -> model.Outcome:
+        script = json.loads(program.files[0].content)
+        self._engine.note_start(script.get("name", ""))
+        sink.started()
+        for _ in range(script.get("times", 1)):
+            if "out" in script:
+                sink.output(model.Stream.STDOUT, script["out"].encode())
+            if "err" in script:
+                sink.output(model.Stream.STDERR, script["err"].encode())
+            if script.get("times", 1) > 1:
+                await asyncio.sleep(0)
+        if "raise" in script:
+            raise RuntimeError(script["raise"])
+        termination: Any = model.Exited(script.get("exit", 0))
+        if script.get("block"):
+            release = asyncio.ensure_future(self._engine.release.wait())
+            killed = asyncio.ensure_future(self._killed.wait())
+            try:
+                await asyncio.wait({release, killed}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                release.cancel()
+                killed.cancel()
+            sink.output(model.Stream.STDOUT, script.get("last", "").encode())
+        if self._killed.is_set():
+            termination = model.Killed()
+        usage = model.Usage(timedelta(milliseconds=1), timedelta(milliseconds=1), None, None)
+        return model.Outcome(termination, (), usage)
+
+    async def kill(self) -> None:
+        self._killed.set()
+
+    async def destroy(self) -> None:
+        self._engine.destroyed += 1
+
+
+class ScriptedEngine(Engine):
+    """Runs nothing: its programs say what to pretend. Every start is a line in `starts`, also across processes."""
+
+    def __init__(self, starts: Path, on_start: Callable[[str], None] = lambda name: None) -> None:
+        self.release = asyncio.Event()
+        self.created = self.destroyed = self.swept = 0
+        self._starts = starts
+        self._on_start = on_start
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities("scripted", "1", model.Isolation.NONE, frozenset(model.Limit))
+
+    def note_start(self, name: str) -> None:
+        self._on_start(name)
+        with self._starts.open("a") as file:
+            file.write(f"{name}\n")
+
+    def started(self) -> list[str]:
+        return self._starts.read_text().split() if self._starts.exists() else []
+
+    async def check(self) -> None:
+        return None
+
+    async def create(self, sandbox_class: model.SandboxClass) -> Sandbox:
+        self.created += 1
+        return ScriptedSandbox(self)
+
+    async def sweep(self) -> int:
+        self.swept += 1
+        return 0
+
+
+class NoImages:
+    def digest(self, image: str) -> str | None:
+        return None
+
+
+def settings(keys: Keys, state: Path, **changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "admin_listen": "127.0.0.1:0",
+        "state_dir": state,
+        "tls_cert": keys.folder / "executor/tls.crt",
+        "tls_key": keys.folder / "executor/tls.key",
+        "tls_ca": keys.folder / "executor/ca.crt",
+        "tickets_pub": (str(keys.folder / "tickets.pub"),),
+        "records_key": keys.folder / "records.key",
+        "default_engine": "scripted",
+        "slots": 4,
+        "shutdown_grace": timedelta(0),
+        **changes,
+    }
+    return Settings(**values)
+
+
+def spec(script: dict[str, Any]) -> bytes:
+    program = Program(runtime="python", files=[File(path="main.py", content=json.dumps(script).encode())])
+    return ex.RunSpec(program=program, engine="scripted").SerializeToString()
+
+
+def new_run_id(attempt: int = 1) -> str:
+    return f"{uuid.uuid4()}.{attempt}"
+
+
+def limits(**changes: Any) -> Limits:
+    values = {"cpus": 1.0, "memory_bytes": 64 << 20, "processes": 8, "open_files": 64, "output_bytes": 1 << 20}
+    made = Limits(**{**values, "disk_bytes": 1 << 20, **changes})
+    made.wall_time.FromTimedelta(timedelta(seconds=30))
+    return made
+
+
+def ticket(
+    signer: signing.Signer,
+    run_spec: bytes,
+    *,
+    executor_id: str,
+    boot_id: str,
+    run_id: str = "",
+    life: timedelta = timedelta(seconds=30),
+    asked: Limits | None = None,
+    epoch: int = 1,
+    age: timedelta = timedelta(0),
+    **changes: Any,
+) -> SignedBytes:
+    run_id = run_id or new_run_id()
+    evaluation, attempt = run_id.split(".")
+    message = ex.Ticket(
+        run_id=run_id,
+        evaluation=f"evaluations/{evaluation}",
+        attempt=int(attempt),
+        run_spec_sha256=hashlib.sha256(run_spec).digest(),
+        limits=asked or limits(),
+        lease_epoch=epoch,
+        executor_id=executor_id,
+        boot_id=boot_id,
+    )
+    now = datetime.now(UTC)
+    message.issue_time.FromDatetime(now - age)
+    message.expire_time.FromDatetime(now + life)
+    for name, value in changes.items():
+        setattr(message, name, value)
+    payload = message.SerializeToString()
+    signature = signer.sign("crucible.ticket.v1", payload)
+    return SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)
+
+
+class RunningExecutor:
+    """A served executor and a stub of its worker."""
+
+    def __init__(self, keys: Keys, service: ExecutorService, engine: ScriptedEngine, stub: Any) -> None:
+        self.keys = keys
+        self.service = service
+        self.engine = engine
+        self.stub = stub
+
+    def request(
+        self, script: dict[str, Any] | None = None, run_id: str = "", permit: float = 15, **changes: Any
+    ) -> ex.ExecuteRequest:
+        run_spec = spec(script or {})
+        names = {"executor_id": self.service.executor_id, "boot_id": self.service.boot_id}
+        signed = ticket(self.keys.tickets, run_spec, run_id=run_id, **{**names, **changes})
+        made = ex.ExecuteRequest(ticket=signed, run_spec=run_spec)
+        made.permit.FromTimedelta(timedelta(seconds=permit))
+        return made
+
+    async def execute(self, script: dict[str, Any] | None = None, **changes: Any) -> Collected:
+        return await collect(self.stub.Execute(self.request(script, **changes)), self.keys)
+
+
+@dataclass
+class Collected:
+    """Everything that a stream of events told."""
+
+    stdout: bytes
+    stderr: bytes
+    started: int
+    record: ex.FinalRecord
+
+
+async def collect(events: AsyncIterator[Any], keys: Keys, stdout: int = 0, stderr: int = 0) -> Collected:
+    """Reads to the end; fails when an output chunk does not begin where the last one ended."""
+    parts: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
+    begin = {1: stdout, 2: stderr}
+    started = 0
+    async for message in events:
+        event = message.event
+        if event.HasField("started"):
+            started += 1
+        elif event.HasField("output"):
+            chunk = event.output
+            assert chunk.offset == begin[chunk.stream] + len(parts[chunk.stream])
+            parts[chunk.stream] += chunk.data
+        else:
+            return Collected(bytes(parts[1]), bytes(parts[2]), started, keys.record(event.finished))
+    raise AssertionError("the stream ended without an end of the run")
+
+
+@asynccontextmanager
+async def running(
+    keys: Keys, state: Path, engine: ScriptedEngine | None = None, **changes: Any
+) -> AsyncIterator[RunningExecutor]:
+    engine = engine or ScriptedEngine(state.with_name(f"{state.name}.starts"))
+    registry = CollectorRegistry()
+    service = await ExecutorService.start(settings(keys, state, **changes), [engine], NoImages(), registry)
+    stop = asyncio.Event()
+    serving = asyncio.ensure_future(service.run(registry, stop))
+    try:
+        async with connect(f"127.0.0.1:{service.port}", keys.tls("worker"), "executor") as channel:
+            yield RunningExecutor(keys, service, engine, ExecutorServiceStub(channel))
+    finally:
+        stop.set()
+        await serving

@@ -1,0 +1,311 @@
+"""Storage and monitor in memory, served by real servers over mutual TLS, and the certificates for all of it."""
+
+import asyncio
+import hashlib
+import uuid
+from datetime import timedelta
+
+from prometheus_client import CollectorRegistry
+
+from crucible.evaluation.v1 import evaluation_pb2 as ev
+from crucible.evaluation.v1 import event_pb2
+from crucible.evaluation.v1 import platform_pb2 as platform
+from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
+from crucible.monitor.v1 import monitor_service_pb2_grpc
+from crucible.storage.v1 import (
+    api_key_service_pb2 as keys_api,
+)
+from crucible.storage.v1 import (
+    api_key_service_pb2_grpc,
+    evaluation_store_service_pb2_grpc,
+    status_service_pb2_grpc,
+)
+from crucible.storage.v1 import (
+    evaluation_store_service_pb2 as store_api,
+)
+from crucible.storage.v1 import (
+    status_service_pb2 as status_api,
+)
+from crucible_rpc import pki
+from crucible_rpc.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from crucible_rpc.interceptors import PeerPermissions
+from crucible_rpc.server import Server
+from crucible_rpc.tls import ClientTls, ServerTls
+
+MIB = 1 << 20
+FINISHED = {ev.EVALUATION_STATE_SUCCEEDED, ev.EVALUATION_STATE_FAILED, ev.EVALUATION_STATE_CANCELLED}
+ALL_LIMITS = [limit for limit in ev.Limit.values() if limit]
+
+
+class Keys:
+    """The certificates of one installation, as files."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.authority = pki.make_ca()
+        self.ca = folder / "ca.crt"
+        self.ca.write_bytes(self.authority.cert_pem)
+
+    def files(self, process):
+        cert, key = self.folder / f"{process}.crt", self.folder / f"{process}.key"
+        if not cert.exists():
+            made = pki.issue(self.authority, process, dns=["localhost"], ips=["127.0.0.1"])
+            cert.write_bytes(made.cert_pem)
+            key.write_bytes(made.key_pem)
+        return cert, key, self.ca
+
+    def server(self, process):
+        return ServerTls(*self.files(process))
+
+    def client(self, process):
+        return ClientTls(*self.files(process))
+
+
+def an_executor(id_="x1", *, live=True, engines=None, runtimes=("python",), **ceilings):
+    """A registered executor: gvisor, which enforces everything, and subprocess, which is not there."""
+    limits = ev.Limits(
+        **{"memory_bytes": 2048 * MIB, "cpus": 2.0, "processes": 256, "output_bytes": 16 * MIB, **ceilings}
+    )
+    limits.wall_time.seconds = 300
+    registered = status_api.RegisteredExecutor(live=live)
+    registered.executor.CopyFrom(
+        platform.Executor(
+            id=id_,
+            boot_id="b",
+            engines=engines
+            or [
+                platform.Engine(name="gvisor", version="1", isolation=3, enforces=ALL_LIMITS, available=True),
+                platform.Engine(name="subprocess", isolation=1, unavailable_reason="start it with --unsafe"),
+            ],
+            default_engine="gvisor",
+            runtimes=[platform.Runtime(name=name, image="base", command=[name]) for name in runtimes],
+            ceilings=limits,
+            slots=4,
+        )
+    )
+    registered.last_seen_time.GetCurrentTime()
+    return registered
+
+
+class FakeStore(
+    evaluation_store_service_pb2_grpc.EvaluationStoreServiceServicer,
+    api_key_service_pb2_grpc.ApiKeyServiceServicer,
+    status_service_pb2_grpc.StatusServiceServicer,
+):
+    """What the gateway needs of storage. With `finish` set an evaluation succeeds when it is waited for."""
+
+    def __init__(self):
+        self.evaluations = {}
+        self.by_request = {}
+        self.requests = []
+        self.keys = {}
+        self.executors = [an_executor()]
+        self.finish = True
+        self.authentications = 0
+        self.listings = 0
+        self.lose_answers = 0
+        self.waiting = asyncio.Event()
+        self.cancelled_waits = 0
+
+    def add_key(self, text, tenant, *, admin=False):
+        key = keys_api.StoredApiKey(id=f"key-{len(self.keys)}", tenant=tenant, admin=admin)
+        self.keys[hashlib.sha256(text.encode()).digest()] = key
+        return key.id
+
+    def _find(self, tenant, name):
+        evaluation = self.evaluations.get(name)
+        if evaluation is None or evaluation.tenant != tenant:
+            raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation {name}")
+        return evaluation
+
+    async def CreateEvaluation(self, request, context):
+        self.requests.append(request)
+        before = self.by_request.get((request.tenant, request.request_id)) if request.request_id else None
+        if before is None:
+            evaluation = ev.Evaluation(
+                name=f"evaluations/{uuid.uuid4()}",
+                tenant=request.tenant,
+                creator=request.creator,
+                spec=request.spec,
+                state=ev.EVALUATION_STATE_QUEUED,
+                version=1,
+                labels=request.spec.labels,
+            )
+            self.evaluations[evaluation.name] = before = evaluation
+            self.by_request[request.tenant, request.request_id] = evaluation
+        elif before.spec != request.spec:
+            raise AlreadyExistsError("REQUEST_ID_REUSED", "this request_id was used with another spec")
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise UnavailableError("LOST", "the answer got lost")
+        return store_api.CreateEvaluationResponse(evaluation=before)
+
+    async def GetEvaluation(self, request, context):
+        return store_api.GetEvaluationResponse(evaluation=self._find(request.tenant, request.name))
+
+    async def WaitEvaluation(self, request, context):
+        evaluation = self._find(request.tenant, request.name)
+        self.waiting.set()
+        if self.finish:
+            evaluation.state = ev.EVALUATION_STATE_SUCCEEDED
+            evaluation.termination.exited.code = 0
+        else:
+            try:
+                await asyncio.sleep(request.wait.ToTimedelta().total_seconds())
+            except asyncio.CancelledError:
+                self.cancelled_waits += 1
+                raise
+        return store_api.WaitEvaluationResponse(evaluation=evaluation)
+
+    async def ListEvaluations(self, request, context):
+        if request.page_token and not request.page_token.isdecimal():
+            raise InvalidArgumentError("INVALID_PAGE_TOKEN", "this page token was not made for this list")
+        own = [each for each in self.evaluations.values() if each.tenant == request.tenant]
+        own = [each for each in reversed(own) if not request.states or each.state in request.states]
+        start = int(request.page_token or 0)
+        end = start + request.page_size
+        token = str(end) if end < len(own) else ""
+        return store_api.ListEvaluationsResponse(evaluations=own[start:end], next_page_token=token)
+
+    async def CancelEvaluation(self, request, context):
+        evaluation = self._find(request.tenant, request.name)
+        if evaluation.state not in FINISHED:
+            evaluation.state = ev.EVALUATION_STATE_CANCELLED
+            evaluation.termination.cancelled.by = request.by
+            evaluation.termination.cancelled.reason = request.reason
+        return store_api.CancelEvaluationResponse(evaluation=evaluation)
+
+    async def ReadOutput(self, request, context):
+        self._find(request.tenant, request.name)
+        data = b"".join(b"%d " % number for number in range(50_000))
+        for offset in range(request.offset, len(data), 65_536):
+            yield store_api.ReadOutputResponse(offset=offset, data=data[offset : offset + 65_536])
+
+    async def AuthenticateApiKey(self, request, context):
+        self.authentications += 1
+        key = self.keys.get(request.key_sha256)
+        if key is None or key.HasField("revoke_time"):
+            raise UnauthenticatedError("INVALID_API_KEY", "this API key is not known or was revoked")
+        return keys_api.AuthenticateApiKeyResponse(api_key=key)
+
+    async def CreateApiKey(self, request, context):
+        key = keys_api.StoredApiKey(
+            id=f"key-{len(self.keys)}", tenant=request.tenant, admin=request.admin, description=request.description
+        )
+        self.keys[request.key_sha256] = key
+        return keys_api.CreateApiKeyResponse(api_key=key)
+
+    async def ListApiKeys(self, request, context):
+        return keys_api.ListApiKeysResponse(api_keys=self.keys.values())
+
+    async def RevokeApiKey(self, request, context):
+        for key in self.keys.values():
+            if key.id == request.id:
+                key.revoke_time.GetCurrentTime()
+                return keys_api.RevokeApiKeyResponse(api_key=key)
+        raise NotFoundError("API_KEY_NOT_FOUND", "there is no such API key")
+
+    async def ListExecutors(self, request, context):
+        self.listings += 1
+        return status_api.ListExecutorsResponse(executors=self.executors, max_attempts=3)
+
+    async def GetQueue(self, request, context):
+        own = [each for each in self.evaluations.values() if each.tenant == request.tenant]
+        finished = sum(each.state in FINISHED for each in own)
+        return status_api.GetQueueResponse(queued=len(own) - finished, finished=finished)
+
+
+class FakeMonitor(monitor_service_pb2_grpc.MonitorServiceServicer):
+    """Sends what it is told to, then ends, or goes on without an end when `endless`."""
+
+    def __init__(self):
+        self.requests = []
+        self.answers = [monitor_api.WatchResponse(event=event_pb2.Event(position=1))]
+        self.endless = False
+        self.left = asyncio.Event()
+
+    async def Watch(self, request, context):
+        self.requests.append(request)
+        try:
+            for answer in self.answers:
+                yield answer
+            if self.endless:
+                await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
+class FakePeer:
+    """A process with one server that can go away and come back at the same address."""
+
+    def __init__(self, process, keys, *services):
+        self.process = process
+        self.port = 0
+        self.callers = frozenset({"gateway"})
+        self._keys = keys
+        self._services = services
+        self._server = None
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self):
+        methods = {
+            f"/{descriptor.full_name}/{method.name}": self.callers
+            for descriptor, _, _ in self._services
+            for method in descriptor.methods
+        }
+        self._server = Server(
+            self.process,
+            self.address,
+            self._keys.server(self.process),
+            authentication=PeerPermissions(methods),
+            registry=CollectorRegistry(),
+        )
+        for _, adder, servicer in self._services:
+            self._server.add(adder, servicer)
+        self.port = await self._server.start()
+
+    async def stop(self):
+        await self._server.drain(timedelta(0))
+
+
+def fake_storage(keys, store):
+    return FakePeer(
+        "storage",
+        keys,
+        (
+            store_api.DESCRIPTOR.services_by_name["EvaluationStoreService"],
+            evaluation_store_service_pb2_grpc.add_EvaluationStoreServiceServicer_to_server,
+            store,
+        ),
+        (
+            keys_api.DESCRIPTOR.services_by_name["ApiKeyService"],
+            api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
+            store,
+        ),
+        (
+            status_api.DESCRIPTOR.services_by_name["StatusService"],
+            status_service_pb2_grpc.add_StatusServiceServicer_to_server,
+            store,
+        ),
+    )
+
+
+def fake_monitor(keys, monitor):
+    return FakePeer(
+        "monitor",
+        keys,
+        (
+            monitor_api.DESCRIPTOR.services_by_name["MonitorService"],
+            monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server,
+            monitor,
+        ),
+    )

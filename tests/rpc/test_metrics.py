@@ -1,0 +1,78 @@
+import asyncio
+
+import pytest
+
+from crucible_rpc import errors
+from tests.rpc.echo_servicer import EchoStub, call_each_kind, say, within
+
+
+def value(registry, name, **labels):
+    return registry.get_sample_value(name, labels)
+
+
+async def test_calls_are_counted_by_method_and_code_and_timed(stub, servicer, registry):
+    await within(call_each_kind(stub, "x"))
+
+    async def refuse(context, text):
+        raise errors.NotFoundError("NONE", "none")
+
+    servicer.act = refuse
+    await within(call_each_kind(stub, "x"))
+    for method in ("Unary", "Down", "Up", "Both"):
+        name = f"/test.Echo/{method}"
+        assert value(registry, "crucible_rpc_calls_total", method=name, code="OK") == 1
+        assert value(registry, "crucible_rpc_calls_total", method=name, code="NOT_FOUND") == 1
+        assert value(registry, "crucible_rpc_seconds_count", method=name) == 2
+        assert value(registry, "crucible_rpc_in_flight", method=name) == 0
+
+
+async def test_refusals_and_surprises_are_counted_by_the_code_that_the_caller_saw(
+    server, dial, stub, servicer, registry
+):
+    with pytest.raises(errors.PermissionDeniedError):
+        await within(EchoStub(await dial(server, "gateway")).unary(say("x")))
+
+    async def surprise(context, text):
+        raise KeyError
+
+    servicer.act = surprise
+    with pytest.raises(errors.InternalError):
+        await within(stub.unary(say("x")))
+    for code in ("PERMISSION_DENIED", "INTERNAL"):
+        assert value(registry, "crucible_rpc_calls_total", method="/test.Echo/Unary", code=code) == 1
+
+
+async def test_calls_in_flight_and_cancelled_ones_are_counted(stub, servicer, registry):
+    entered, left = asyncio.Event(), asyncio.Event()
+
+    async def act(context, text):
+        entered.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            left.set()
+
+    servicer.act = act
+    call = stub.unary(say("x"))
+    await within(entered.wait())
+    assert value(registry, "crucible_rpc_in_flight", method="/test.Echo/Unary") == 1
+    call.cancel()
+    await within(left.wait())
+    await asyncio.sleep(0)
+    assert value(registry, "crucible_rpc_in_flight", method="/test.Echo/Unary") == 0
+    assert value(registry, "crucible_rpc_calls_total", method="/test.Echo/Unary", code="CANCELLED") == 1
+
+
+async def test_unknown_methods_share_one_label(server, dial, registry):
+    channel = await dial(server)
+    for n in range(20):
+        with pytest.raises(errors.UnimplementedError):
+            await within(channel.unary_unary(f"/made.Up/Method{n}")(b""))
+    methods = {
+        sample.labels["method"]
+        for metric in registry.collect()
+        for sample in metric.samples
+        if "method" in sample.labels
+    }
+    assert {method for method in methods if "made" in method} == set()
+    assert value(registry, "crucible_rpc_calls_total", method="unknown", code="UNIMPLEMENTED") == 20

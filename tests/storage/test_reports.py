@@ -1,0 +1,189 @@
+"""Output and final records: nothing twice, nothing missing, nothing forged."""
+
+import pytest
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_rpc import signing
+from tests.storage import world as w
+from tests.storage.world import exited, finished, killed, output, report, started
+
+S = pb.EvaluationState
+
+
+async def read(world, assignment, stream=w.STDOUT, offset=0, attempt=0):
+    evaluation_id = assignment.evaluation.removeprefix("evaluations/")
+    parts = [part async for part in world.service.evaluations.read_output("t", evaluation_id, stream, offset, attempt)]
+    assert all(len(data) <= 64 << 10 for _, data in parts)
+    return b"".join(data for _, data in parts)
+
+
+async def test_output_that_is_stored_already_is_ignored(world):
+    assignment = await world.running()
+    for chunk in (output(b"abc"), output(b"abc"), output(b"bcde", 1), output(b"e", 4), output(b"abcdef")):
+        assert await world.report(report(assignment, chunk)) == []
+    assert await read(world, assignment) == b"abcdef"
+    chunks = [event.output.data for event in await world.events() if event.WhichOneof("kind") == "output"]
+    assert chunks == [b"abc", b"de", b"f"]
+
+
+async def test_a_gap_in_output_is_refused_and_stores_nothing(world):
+    assignment = await world.running()
+    [rejected] = await world.report(report(assignment, output(b"abc"), output(b"x", 4)))
+    assert rejected.reason == "INVALID_FIELD"
+    assert "3 bytes are stored" in rejected.message
+    assert await read(world, assignment) == b""
+    assert len(await world.events()) == 3
+
+
+async def test_output_can_be_read_from_any_offset(world):
+    assignment = await world.running(output_bytes=1 << 20)
+    data = bytes(range(256)) * 1024
+    size = 50_001
+    for begin in range(0, len(data), size):
+        await world.report(report(assignment, output(data[begin : begin + size], begin)))
+    for offset in (0, 1, 50_000, 50_001, 131_072, len(data) - 1, len(data), len(data) + 5):
+        assert await read(world, assignment, offset=offset) == data[offset:]
+
+
+async def test_output_of_earlier_attempts_stays_readable_and_apart(world):
+    first = await world.running()
+    failed = ex.RunTermination(sandbox_failed=ex.SandboxFailed(reason="broken"))
+    await world.report(report(first, output(b"first"), finished(first, failed)))
+    world.clock.advance(w.timedelta(seconds=5))
+    second = await world.lease_one()
+    await world.report(report(second, started(), output(b"2nd")))
+    assert await read(world, second) == b"2nd"
+    assert await read(world, second, attempt=1) == b"first"
+    assert (await world.get(second)).stdout.preview == b"2nd"
+
+
+async def test_more_output_than_the_spec_keeps_is_refused(world):
+    assignment = await world.running(output_bytes=4)
+    [rejected] = await world.report(report(assignment, output(b"12345")))
+    assert rejected.reason == "INVALID_FIELD"
+    assert await world.report(report(assignment, output(b"1234"))) == []
+
+
+async def test_a_record_of_more_output_than_is_stored_is_refused_until_it_is_there(world):
+    assignment = await world.running()
+    end = finished(assignment, stdout=b"all of it")
+    [rejected] = await world.report(report(assignment, output(b"all"), end))
+    assert "attach again" in rejected.message
+    assert await world.report(report(assignment, output(b"all of it"), end)) == []
+
+
+async def test_output_that_differs_from_the_signed_digest_is_refused(world):
+    assignment = await world.running()
+    [rejected] = await world.report(report(assignment, output(b"FORGED"), finished(assignment, stdout=b"honest")))
+    assert rejected.reason == "INVALID_RECORD"
+    assert (await world.get(assignment)).state == S.EVALUATION_STATE_RUNNING
+
+
+def forged_by_another_key(assignment):
+    return w.signed(w.final_record(assignment, exited()), signing.generate().private_pem)
+
+
+def forged_with_the_tickets_key(assignment):
+    return w.signed(w.final_record(assignment, exited()), w.TICKETS.private_pem)
+
+
+def of_another_context(assignment):
+    return w.signed(w.final_record(assignment, exited()), context="crucible.ticket.v1")
+
+
+def changed_after_signing(assignment):
+    made = w.signed(w.final_record(assignment, exited(1)))
+    made.payload = w.final_record(assignment, exited(0)).SerializeToString()
+    return made
+
+
+def of(**changes):
+    def make(assignment):
+        return w.signed(w.final_record(assignment, **{"termination": exited()} | changes))
+
+    make.__name__ = f"of_another_{next(iter(changes))}"
+    return make
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        forged_by_another_key,
+        forged_with_the_tickets_key,
+        of_another_context,
+        changed_after_signing,
+        of(run_id="00000000-0000-0000-0000-000000000000.1"),
+        of(evaluation="evaluations/00000000-0000-0000-0000-000000000000"),
+        of(attempt=2),
+        of(lease_epoch=7),
+        of(run_spec_sha256=b"x" * 32),
+        of(executor_id="ex-2"),
+        of(engine="subprocess"),
+        of(termination=ex.RunTermination()),
+    ],
+    ids=lambda forge: forge.__name__,
+)
+async def test_a_record_that_is_not_the_executors_of_this_run_is_refused(world, forge):
+    assignment = await world.running()
+    [rejected] = await world.report(report(assignment, ex.RunEvent(finished=forge(assignment))))
+    assert rejected.reason == "INVALID_RECORD"
+    assert (await world.get(assignment)).state == S.EVALUATION_STATE_RUNNING
+    assert await world.report(report(assignment, finished(assignment))) == []
+
+
+async def test_one_bad_report_does_not_cost_its_batch(world):
+    await world.register()
+    for _ in range(3):
+        await world.create()
+    one, two, three = await world.lease(3)
+    rejected = await world.report(
+        report(one, started(), output(b"1")), report(two, started(), output(b"x", 9)), report(three, started())
+    )
+    assert [refused.run_id for refused in rejected] == [two.run_id]
+    states = [(await world.get(assignment)).state for assignment in (one, two, three)]
+    assert states == [S.EVALUATION_STATE_RUNNING, S.EVALUATION_STATE_STARTING, S.EVALUATION_STATE_RUNNING]
+
+
+async def test_a_killed_run_of_a_cancelled_evaluation_keeps_what_it_wrote(world):
+    assignment = await world.running()
+    await world.cancel(await world.get(assignment))
+    await world.report(report(assignment, output(b"half"), finished(assignment, killed(), stdout=b"half")))
+    done = await world.get(assignment)
+    assert (done.state, done.stdout.preview) == (S.EVALUATION_STATE_CANCELLED, b"half")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ex.RunEvent(),
+        ex.RunEvent(started=ex.ProgramStarted(time=w.timestamp(1 << 62))),
+        ex.RunEvent(output=ex.RunOutputChunk(data=b"x")),
+        ex.RunEvent(output=ex.RunOutputChunk(stream=w.STDOUT, offset=-1, data=b"x")),
+        ex.RunEvent(output=ex.RunOutputChunk(stream=w.STDOUT, data=bytes((64 << 10) + 1))),
+        ex.RunEvent(finished=w.SignedBytes(payload=b"\xff", key_id="x", signature=b"")),
+        ex.RunEvent(finished=w.SignedBytes(payload=bytes(1 << 20))),
+    ],
+)
+async def test_malformed_events_are_refused_by_themselves(world, event):
+    assignment = await world.running()
+    [rejected] = await world.report(report(assignment, event))
+    assert rejected.reason in ("INVALID_FIELD", "INVALID_RECORD")
+    assert await world.report(report(assignment, finished(assignment))) == []
+
+
+@pytest.mark.parametrize("run_id", ["", "x", "00000000-0000-0000-0000-000000000000.1", "x" * 5000])
+async def test_a_report_of_no_run_is_stale(world, run_id):
+    lease = w.work.LeaseRef(run_id=run_id, epoch=1)
+    [rejected] = await world.report(w.work.RunReport(lease=lease, events=[started()]))
+    assert rejected.reason == "STALE_LEASE"
+
+
+async def test_output_before_the_start_was_reported_starts_it(world):
+    await world.create()
+    await world.register()
+    assignment = await world.lease_one()
+    assert await world.report(report(assignment, output(b"x"))) == []
+    assert (await world.get(assignment)).state == S.EVALUATION_STATE_RUNNING
+    await world.report(report(assignment, finished(assignment, stdout=b"x")))
+    assert (await world.get(assignment)).start_time.ToMicroseconds() == w.START + 1_500

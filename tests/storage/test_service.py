@@ -1,0 +1,347 @@
+"""The RPCs through a real server with mutual TLS, and the process as it is started."""
+
+import asyncio
+import hashlib
+import signal
+import sys
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from crucible.evaluation.v1 import error_reason_pb2
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.storage.v1 import api_key_service_pb2 as key_pb
+from crucible.storage.v1 import evaluation_store_service_pb2 as store_pb
+from crucible.storage.v1 import event_log_service_pb2 as log_pb
+from crucible.storage.v1 import status_service_pb2 as status_pb
+from crucible.storage.v1 import work_service_pb2 as work
+from crucible.storage.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
+from crucible.storage.v1.evaluation_store_service_pb2_grpc import EvaluationStoreServiceStub
+from crucible.storage.v1.event_log_service_pb2_grpc import EventLogServiceStub
+from crucible.storage.v1.status_service_pb2_grpc import StatusServiceStub
+from crucible.storage.v1.work_service_pb2_grpc import WorkServiceStub
+from crucible_rpc import errors, pki
+from crucible_rpc.channel import connect
+from crucible_rpc.interceptors import PeerPermissions
+from crucible_rpc.server import Server
+from crucible_rpc.tls import ClientTls, ServerTls
+from crucible_storage.clock import SystemClock
+from crucible_storage.permissions import PERMISSIONS
+from crucible_storage.serving import add_services
+from tests.storage import world as w
+
+PROCESSES = ("storage", "gateway", "worker", "monitor", "executor")
+REASONS = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pki")
+    authority = pki.make_ca()
+    (folder / "ca.crt").write_bytes(authority.cert_pem)
+    for process in PROCESSES:
+        made = pki.issue(authority, process)
+        (folder / f"{process}.crt").write_bytes(made.cert_pem)
+        (folder / f"{process}.key").write_bytes(made.key_pem)
+    (folder / "tickets.key").write_bytes(w.TICKETS.private_pem)
+    (folder / "records.pub").write_bytes(w.RECORDS.public_pem)
+    return folder
+
+
+@pytest.fixture
+async def stack():
+    async with AsyncExitStack() as opened:
+        yield opened
+
+
+class Peers:
+    """Stubs of storage, as each process sees it."""
+
+    def __init__(self, folder, port, stack):
+        self._folder, self._port, self._stack = folder, port, stack
+        self._channels = {}
+
+    def channel(self, process):
+        if process not in self._channels:
+            tls = ClientTls(self._folder / f"{process}.crt", self._folder / f"{process}.key", self._folder / "ca.crt")
+            self._channels[process] = connect(f"127.0.0.1:{self._port}", tls, "storage")
+            self._stack.push_async_callback(self._channels[process].close)
+        return self._channels[process]
+
+    @property
+    def store(self):
+        return EvaluationStoreServiceStub(self.channel("gateway"))
+
+    @property
+    def keys(self):
+        return ApiKeyServiceStub(self.channel("gateway"))
+
+    @property
+    def status(self):
+        return StatusServiceStub(self.channel("gateway"))
+
+    @property
+    def work(self):
+        return WorkServiceStub(self.channel("worker"))
+
+    @property
+    def log(self):
+        return EventLogServiceStub(self.channel("monitor"))
+
+
+@pytest.fixture
+async def served(certificates, tmp_path, stack):
+    world = await stack.enter_async_context(w.storage(tmp_path / "state", clock=SystemClock()))
+    tls = ServerTls(certificates / "storage.crt", certificates / "storage.key", certificates / "ca.crt")
+    server = Server(
+        "storage",
+        "127.0.0.1:0",
+        tls,
+        authentication=PeerPermissions(PERMISSIONS),
+        registry=CollectorRegistry(),
+        grace=timedelta(seconds=5),
+    )
+    add_services(server, world.service)
+    await server.start()
+    stack.push_async_callback(server.drain, timedelta(0))
+    return server
+
+
+@pytest.fixture
+def peers(served, certificates, stack):
+    return Peers(certificates, served.port, stack)
+
+
+def create(tenant="t", **parts):
+    return store_pb.CreateEvaluationRequest(tenant=tenant, creator="key-1", spec=w.spec(**parts))
+
+
+def duration(request, seconds):
+    request.wait.FromMilliseconds(int(seconds * 1000))
+    return request
+
+
+async def lease(peers, wait=0.0):
+    request = work.LeaseWorkRequest(executor_id="ex-1", boot_id="boot-1", max_runs=4)
+    return (await peers.work.LeaseWork(duration(request, wait))).assignments
+
+
+async def test_the_life_of_an_evaluation_over_the_wire(peers):
+    registered = await peers.work.RegisterExecutor(work.RegisterExecutorRequest(executor=w.executor()))
+    assert registered.lease_duration.seconds == 10
+    assert registered.orphan_grace.seconds == 15
+    leasing = asyncio.create_task(lease(peers, wait=20))
+    created = (await peers.store.CreateEvaluation(create(labels={"a": "b"}))).evaluation
+    [assignment] = await asyncio.wait_for(leasing, 10)
+    wait = duration(store_pb.WaitEvaluationRequest(tenant="t", name=created.name), 20)
+    waiting = asyncio.ensure_future(peers.store.WaitEvaluation(wait, timeout=30))
+    reports = [
+        w.report(assignment, w.started(), w.output(b"hi")),
+        w.report(assignment, w.finished(assignment, stdout=b"hi")),
+    ]
+    answer = await peers.work.ReportRuns(work.ReportRunsRequest(executor_id="ex-1", reports=reports))
+    assert not answer.rejected
+    done = (await asyncio.wait_for(waiting, 10)).evaluation
+    assert done.state == pb.EVALUATION_STATE_SUCCEEDED
+    read = store_pb.ReadOutputRequest(tenant="t", name=created.name, stream=w.STDOUT)
+    assert [(part.offset, part.data) async for part in peers.store.ReadOutput(read)] == [(0, b"hi")]
+    listed = await peers.store.ListEvaluations(store_pb.ListEvaluationsRequest(tenant="t", page_size=10))
+    assert [view.name for view in listed.evaluations] == [created.name]
+    events = log_pb.ReadEventsRequest(tenant="t", evaluation=created.name)
+    kinds = [event.WhichOneof("kind") async for batch in peers.log.ReadEvents(events) for event in batch.events]
+    assert kinds == ["state_changed", "state_changed", "state_changed", "output", "state_changed"]
+    queue = await peers.status.GetQueue(status_pb.GetQueueRequest(tenant="t"))
+    assert (queue.queued, queue.running, queue.finished) == (0, 0, 1)
+    executors = await peers.status.ListExecutors(status_pb.ListExecutorsRequest())
+    assert [(one.executor.id, one.live) for one in executors.executors] == [("ex-1", True)]
+    assert executors.max_attempts == 3
+
+
+async def test_a_stop_is_pushed_to_its_worker(peers):
+    await peers.work.RegisterExecutor(work.RegisterExecutorRequest(executor=w.executor()))
+    created = (await peers.store.CreateEvaluation(create())).evaluation
+    [assignment] = await lease(peers)
+    stops = peers.work.WatchStops(work.WatchStopsRequest(executor_id="ex-1"))
+    coming = asyncio.create_task(stops.read())
+    await stops.wait_for_connection()
+    cancel = store_pb.CancelEvaluationRequest(tenant="t", name=created.name, by="key-1", reason="enough")
+    assert (await peers.store.CancelEvaluation(cancel)).evaluation.state == pb.EVALUATION_STATE_STARTING
+    told = await asyncio.wait_for(coming, 5)
+    assert [(stop.run_id, stop.epoch) for stop in told.stops] == [(assignment.run_id, assignment.epoch)]
+    stops.cancel()
+
+
+async def test_only_the_named_process_may_call_an_rpc(peers):
+    allowed = {"gateway": 0, "worker": 0, "monitor": 0}
+    for method, processes in PERMISSIONS.items():
+        for process in PROCESSES:
+            call = peers.channel(process).unary_unary(method)
+            try:
+                await call(b"\xff\xff", timeout=5)  # never a valid message: nothing is done by a permitted call either
+            except errors.PermissionDeniedError:
+                assert process not in processes
+            except errors.CallError:
+                assert process in processes
+                allowed[process] += 1
+    assert allowed == {"gateway": 12, "worker": 5, "monitor": 2}
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_", "error", "reason"),
+    [
+        (
+            "GetEvaluation",
+            store_pb.GetEvaluationRequest(tenant="t", name="x"),
+            errors.InvalidArgumentError,
+            "INVALID_FIELD",
+        ),
+        (
+            "GetEvaluation",
+            store_pb.GetEvaluationRequest(tenant="t", name="evaluations/" + "0" * 8 + "-0000-0000-0000-" + "0" * 12),
+            errors.NotFoundError,
+            "EVALUATION_NOT_FOUND",
+        ),
+        ("ListEvaluations", store_pb.ListEvaluationsRequest(tenant="t"), errors.InvalidArgumentError, "INVALID_FIELD"),
+        (
+            "ListEvaluations",
+            store_pb.ListEvaluationsRequest(tenant="t", page_size=1, page_token="x"),
+            errors.InvalidArgumentError,
+            "INVALID_PAGE_TOKEN",
+        ),
+        (
+            "ListEvaluations",
+            store_pb.ListEvaluationsRequest(tenant="t", page_size=1, states=[99]),
+            errors.InvalidArgumentError,
+            "INVALID_FIELD",
+        ),
+        ("CreateEvaluation", create(tenant="*"), errors.InvalidArgumentError, "INVALID_FIELD"),
+        ("CreateEvaluation", create(tenant="a\x1fb"), errors.InvalidArgumentError, "INVALID_FIELD"),
+        ("CreateEvaluation", create(engine=""), errors.InvalidArgumentError, "INVALID_FIELD"),
+        ("CreateEvaluation", create(priority=101), errors.InvalidArgumentError, "INVALID_FIELD"),
+        ("CreateEvaluation", create(output_bytes=0), errors.InvalidArgumentError, "INVALID_FIELD"),
+    ],
+)
+async def test_bad_requests_are_refused_before_anything_is_stored(peers, rpc, request_, error, reason):
+    with pytest.raises(error) as caught:
+        await getattr(peers.store, rpc)(request_)
+    assert caught.value.reason == reason
+    assert reason in REASONS
+    tail = peers.log.TailEvents(log_pb.TailEventsRequest(after_position=-1))
+    assert (await tail.read()).last_position == 0
+    tail.cancel()
+
+
+async def test_an_unregistered_executor_and_bad_bounds_are_refused(peers):
+    with pytest.raises(errors.FailedPreconditionError) as caught:
+        await lease(peers)
+    assert caught.value.reason == "NOT_REGISTERED"
+    with pytest.raises(errors.InvalidArgumentError):
+        await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", boot_id="boot-1"))
+    with pytest.raises(errors.InvalidArgumentError):
+        await peers.work.RenewLeases(work.RenewLeasesRequest(executor_id="e", leases=[work.LeaseRef()] * 1001))
+    with pytest.raises(errors.InvalidArgumentError):
+        await peers.work.RegisterExecutor(work.RegisterExecutorRequest())
+
+
+async def test_api_keys_over_the_wire(peers):
+    digest = hashlib.sha256(b"k").digest()
+    made = await peers.keys.CreateApiKey(key_pb.CreateApiKeyRequest(tenant="t", admin=True, key_sha256=digest))
+    found = await peers.keys.AuthenticateApiKey(key_pb.AuthenticateApiKeyRequest(key_sha256=digest))
+    assert found.api_key == made.api_key
+    listed = await peers.keys.ListApiKeys(key_pb.ListApiKeysRequest())
+    assert list(listed.api_keys) == [made.api_key]
+    revoked = await peers.keys.RevokeApiKey(key_pb.RevokeApiKeyRequest(id=made.api_key.id))
+    assert revoked.api_key.HasField("revoke_time")
+    with pytest.raises(errors.UnauthenticatedError) as caught:
+        await peers.keys.AuthenticateApiKey(key_pb.AuthenticateApiKeyRequest(key_sha256=digest))
+    assert caught.value.reason == "INVALID_API_KEY"
+    with pytest.raises(errors.InvalidArgumentError):
+        await peers.keys.AuthenticateApiKey(key_pb.AuthenticateApiKeyRequest(key_sha256=b"short"))
+
+
+async def test_streams_and_long_polls_end_when_the_server_drains(peers, served):
+    await peers.work.RegisterExecutor(work.RegisterExecutorRequest(executor=w.executor()))
+    polling = asyncio.create_task(lease(peers, wait=30))
+    tail = peers.log.TailEvents(log_pb.TailEventsRequest())
+    await tail.read()
+    ending = asyncio.create_task(tail.read())
+    stops = peers.work.WatchStops(work.WatchStopsRequest(executor_id="ex-1"))
+    stopping = asyncio.create_task(stops.read())
+    await stops.wait_for_connection()
+    begun = asyncio.get_running_loop().time()
+    await served.drain()
+    assert asyncio.get_running_loop().time() - begun < 4  # not the whole grace of 5 s
+    assert not await polling
+    for stream in (ending, stopping):
+        with pytest.raises(errors.UnavailableError):
+            await stream
+
+
+class Process:
+    """Storage as its supervisor starts it."""
+
+    def __init__(self, certificates, state, **settings):
+        self.environment = {
+            "CRUCIBLE_STORAGE_STATE": str(state),
+            "CRUCIBLE_STORAGE_TLS_CERT": str(certificates / "storage.crt"),
+            "CRUCIBLE_STORAGE_TLS_KEY": str(certificates / "storage.key"),
+            "CRUCIBLE_STORAGE_TLS_CA": str(certificates / "ca.crt"),
+            "CRUCIBLE_STORAGE_TICKETS_KEY": str(certificates / "tickets.key"),
+            "CRUCIBLE_STORAGE_RECORDS_PUB": str(certificates / "records.pub"),
+            "CRUCIBLE_STORAGE_LISTEN": "127.0.0.1:0",
+            "CRUCIBLE_STORAGE_ADMIN": "127.0.0.1:0",
+            **settings,
+        }
+
+    async def __aenter__(self):
+        self.child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "crucible_storage", env=self.environment, stderr=asyncio.subprocess.PIPE
+        )
+        return self
+
+    async def __aexit__(self, *_):
+        if self.child.returncode is None:
+            self.child.kill()
+            await self.child.wait()
+
+    async def line_with(self, text):
+        async with asyncio.timeout(20):
+            while line := (await self.child.stderr.readline()).decode():
+                if text in line:
+                    return line
+        raise AssertionError(f"the process ended without a line with {text!r}")
+
+
+async def test_the_process_starts_serves_and_ends_on_sigterm(certificates, tmp_path):
+    digest = hashlib.sha256(b"first").hexdigest()
+    async with Process(certificates, tmp_path / "state", CRUCIBLE_STORAGE_BOOTSTRAP_KEY_SHA256=digest) as process:
+        await process.line_with("the first admin key was stored")
+        await process.line_with('"serving"')
+        async with Process(certificates, tmp_path / "state") as second:
+            _, text = await asyncio.wait_for(second.child.communicate(), 20)
+            told = [line for line in text.decode().splitlines() if line.startswith("crucible-storage:")]
+            assert len(told) == 1
+            assert "another storage process uses the state folder" in told[0]
+            assert second.child.returncode == 1
+        process.child.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.child.wait(), 20) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"CRUCIBLE_STORAGE_STATE": "/proc/state"}, "the state folder /proc/state cannot be written"),
+        ({"CRUCIBLE_STORAGE_TICKETS_KEY": "/nowhere"}, "cannot read the key /nowhere"),
+        ({"CRUCIBLE_STORAGE_ORPHAN_GRACE": "1s"}, "orphan_grace must be longer than lease"),
+        ({"CRUCIBLE_STORAGE_BOOTSTRAP_KEY_SHA256": "ab"}, "64 hex digits"),
+        ({"CRUCIBLE_STORAGE_NONSENSE": "1"}, "CRUCIBLE_STORAGE_NONSENSE is not a known setting"),
+    ],
+)
+async def test_what_keeps_it_from_starting_is_one_clear_line(certificates, tmp_path, settings, line):
+    async with Process(certificates, tmp_path / "state", **settings) as process:
+        _, text = await asyncio.wait_for(process.child.communicate(), 20)
+    assert process.child.returncode in (1, 2)
+    assert len(text.decode().strip().splitlines()) == 1
+    assert line in text.decode()

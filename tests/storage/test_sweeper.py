@@ -1,0 +1,58 @@
+"""Expired leases are taken back late rather than early, whatever becomes of the clock."""
+
+from datetime import timedelta
+
+import pytest
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible_storage.sweeper import Sweeper
+from tests.storage.world import FENCE, storage
+
+SECOND = timedelta(seconds=1)
+QUEUED, RUNNING = pb.EVALUATION_STATE_QUEUED, pb.EVALUATION_STATE_RUNNING
+
+
+@pytest.fixture
+def sweeper(world):
+    return Sweeper(world.service.leases, world.policy, world.clock)
+
+
+async def test_an_expired_lease_is_taken_back(world, sweeper):
+    world.clock.advance(FENCE)
+    assignment = await world.running()
+    for _ in range(int(FENCE / SECOND) - 1):
+        world.clock.advance(SECOND)
+        assert await sweeper.look() == 0
+    world.clock.advance(SECOND)
+    assert await sweeper.look() == 1
+    assert (await world.get(assignment)).state == QUEUED
+
+
+async def test_after_a_restart_workers_have_time_to_renew_first(tmp_path, clock):
+    async with storage(tmp_path, clock=clock) as world:
+        assignment = await world.running()
+    clock.advance(timedelta(hours=1))  # storage was down
+    async with storage(tmp_path, clock=clock) as world:
+        sweeper = Sweeper(world.service.leases, world.policy, clock)
+        clock.advance(SECOND)
+        assert await sweeper.look() == 0
+        assert await world.renew(assignment) == ([], [])
+        clock.advance(FENCE - SECOND)
+        assert await sweeper.look() == 0
+        assert (await world.get(assignment)).state == RUNNING
+
+
+async def test_a_clock_set_forward_does_not_expire_leases(world, sweeper):
+    world.clock.advance(FENCE)
+    assert await sweeper.look() == 0
+    assignment = await world.running()
+    world.clock.wall += 3600 * 1_000_000
+    assert await sweeper.look() == 0
+    world.clock.advance(SECOND)
+    assert await sweeper.look() == 0
+    assert await world.renew(assignment) == ([], [])
+    world.clock.advance(FENCE - SECOND)
+    assert await sweeper.look() == 0
+    assert (await world.get(assignment)).state == RUNNING
+    world.clock.advance(FENCE)
+    assert await sweeper.look() == 1

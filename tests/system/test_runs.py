@@ -1,0 +1,115 @@
+"""Programs through the whole stack, and the stack's own commands."""
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from crucible_client import Cancelled, Exited, Limit, LimitExceeded, Limits, Signalled, State
+from crucible_client.results import EvidenceSource, Isolation, OutputChunk, StateChanged, Stream
+from crucible_deploy import host
+from tests.system.local import python
+
+
+async def test_hello_runs_in_gvisor_and_says_what_ran_it(client):
+    done = await client.run(python("import sys\nprint('hello')\nprint('oops', file=sys.stderr)"))
+    assert done.state is State.SUCCEEDED
+    assert done.termination == Exited(0, evidence=done.termination.evidence)
+    assert done.termination.evidence.source is EvidenceSource.SANDBOX_INIT
+    assert await client.output(done.name) == b"hello\n"
+    assert await client.output(done.name, Stream.STDERR) == b"oops\n"
+    assert done.provenance.engine == "gvisor"
+    assert done.provenance.isolation is Isolation.USER_KERNEL
+    assert done.provenance.image_digest.startswith("sha256:")
+    assert done.provenance.record is not None
+    assert done.attempt == 1
+    assert done.usage.peak_memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "value"),
+    [
+        ("raise SystemExit(7)", Exited, 7),
+        ("1/0", Exited, 1),
+        ("import os; os.kill(os.getpid(), 9)", Signalled, 9),
+    ],
+)
+async def test_a_programs_own_ending_is_told(client, code, kind, value):
+    done = await client.run(python(code))
+    assert done.state is State.FAILED
+    assert done.termination == kind(value, evidence=done.termination.evidence)
+
+
+async def test_limits_end_a_program_with_evidence_from_outside(client):
+    slow = python("while True: pass", limits=Limits(wall_time=timedelta(seconds=1)))
+    done = await client.run(slow)
+    assert isinstance(done.termination, LimitExceeded)
+    assert done.termination.limit is Limit.WALL_TIME
+    assert done.termination.evidence.source is EvidenceSource.EXECUTOR_CLOCK
+    hog = python("x = b'x' * (1 << 30)", limits=Limits(memory_bytes=128 << 20))
+    done = await client.run(hog)
+    assert isinstance(done.termination, LimitExceeded)
+    assert done.termination.limit is Limit.MEMORY
+    assert done.termination.evidence.source is EvidenceSource.CGROUP
+
+
+async def test_cancel_ends_the_sandbox_and_is_confirmed(stack, client):
+    running = await client.submit(python("print('up', flush=True)\nimport time; time.sleep(60)"))
+    async for event in client.watch(running.name):
+        if isinstance(event, OutputChunk):
+            assert event.data == b"up\n"
+            assert host.traces(stack.layout).processes
+            await client.cancel(running.name, reason="enough")
+    done = await client.get(running.name)
+    assert done.state is State.CANCELLED
+    assert isinstance(done.termination, Cancelled)
+    assert done.termination.reason == "enough"
+    assert done.termination.confirmed
+    assert not host.wait_for_none(stack.layout, 5)
+
+
+async def test_a_watch_replays_and_resumes_by_position(client):
+    done = await client.run(python("print('a')"))
+    events = [event async for event in client.watch(done.name)]
+    states = [event.state for event in events if isinstance(event, StateChanged)]
+    assert states == [State.QUEUED, State.STARTING, State.RUNNING, State.SUCCEEDED]
+    positions = [event.position for event in events]
+    assert positions == sorted(set(positions))
+    again = [event async for event in client.watch(done.name, after_position=positions[1])]
+    assert again == events[2:]
+
+
+def test_the_command_line_passes_output_and_exit_code_through(stack, tmp_path):
+    file = tmp_path / "main.py"
+    file.write_text("import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(3)\n")
+    done = stack.crucible("run", str(file))
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    done = stack.crucible("run", "--json", str(file))
+    assert json.loads(done.stdout)["state"] == "FAILED"
+    assert stack.crucible("status").returncode == 0
+
+
+def test_up_twice_says_that_it_runs_and_leaves_it_alone(stack):
+    before = stack.processes()
+    done = stack.crucible("up", "--detach")
+    assert done.returncode == 1
+    assert "already running" in done.stderr
+    assert stack.layout.address("gateway") in done.stderr
+    assert stack.processes() == before
+
+
+def test_up_without_root_is_one_clear_line(stack):
+    done = stack.crucible("up", user=65534, group=65534, extra_groups=[])
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "root" in done.stderr
+
+
+async def test_no_key_and_a_wrong_key_are_refused(stack):
+    from crucible_client import AsyncClient, ClientSettings
+    from crucible_client.errors import UnauthenticatedError
+
+    wrong = ClientSettings(stack.layout.address("gateway"), "x" * 43, stack.layout.pki / "ca.crt")
+    async with AsyncClient(wrong) as client:
+        with pytest.raises(UnauthenticatedError):
+            await client.run(python("print(1)"))

@@ -1,0 +1,265 @@
+"""Storage's work in memory, behind a real server, and a worker between it and a real executor."""
+
+# ruff: noqa: N802  # RPC names are the contract's
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import work_service_pb2 as work
+from crucible.storage.v1 import work_service_pb2_grpc
+from crucible_rpc.channel import connect
+from crucible_rpc.errors import FailedPreconditionError, UnavailableError
+from crucible_rpc.interceptors import PeerPermissions
+from crucible_rpc.server import Server
+from crucible_rpc.tls import ServerTls
+from crucible_worker.grpc_peers import GrpcExecutor, GrpcStorage
+from crucible_worker.metrics import WorkerMetrics
+from crucible_worker.settings import Settings
+from crucible_worker.worker import Worker
+from tests.executor.support import Keys, new_run_id, spec, ticket
+
+METHODS = ("RegisterExecutor", "LeaseWork", "RenewLeases", "ReportRuns", "WatchStops")
+PERMISSIONS = {f"/crucible.storage.v1.WorkService/{method}": frozenset({"worker"}) for method in METHODS}
+
+
+@dataclass
+class Stored:
+    """One run as storage has it."""
+
+    run_id: str
+    run_spec: bytes
+    epoch: int = 1
+    boot_id: str = ""
+    out: dict[int, bytes] = field(default_factory=lambda: {1: b"", 2: b""})
+    started: int = 0
+    record: ex.FinalRecord | None = None
+    refused: work.Refused | None = None
+    lost: work.RunLost | None = None
+    stopping: bool = False
+    leased: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.record is not None or self.refused is not None or self.lost is not None
+
+
+class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
+    """The rules of `WorkService` that the worker depends on, and ways to misbehave."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self.executor: Executor | None = None
+        self.runs: dict[str, Stored] = {}
+        self.queue: deque[str] = deque()
+        self.changed = asyncio.Condition()
+        self.registrations = self.renewals = self.calls = 0
+        self.down = False
+        self.answer_lost = 0  # so many reports are stored, but their answer does not arrive
+        self.reject: dict[str, str] = {}
+        self.takes_records = True
+        self.lease_duration = timedelta(seconds=1.5)
+        self.orphan_grace = timedelta(seconds=3)
+        self.ticket_changes: dict[str, Any] = {}
+        self.stop_queues: list[asyncio.Queue[str]] = []
+
+    async def add(self, script: dict[str, Any]) -> Stored:
+        run = self.make(script)
+        await self.put(run)
+        return run
+
+    def make(self, script: dict[str, Any]) -> Stored:
+        run = Stored(new_run_id(), spec(script))
+        self.runs[run.run_id] = run
+        return run
+
+    async def put(self, run: Stored) -> None:
+        async with self.changed:
+            self.queue.append(run.run_id)
+            self.changed.notify_all()
+
+    async def stop(self, run: Stored) -> None:
+        run.stopping = True
+        for queue in self.stop_queues:
+            queue.put_nowait(run.run_id)
+
+    async def until(self, condition: Any, seconds: float = 20) -> None:
+        async with asyncio.timeout(seconds), self.changed:
+            await self.changed.wait_for(condition)
+
+    def _check_up(self) -> None:
+        if self.down:
+            raise UnavailableError("PEER_UNAVAILABLE", "storage is away")
+
+    async def RegisterExecutor(self, request, context):
+        self._check_up()
+        self.registrations += 1
+        self.executor = request.executor
+        answer = work.RegisterExecutorResponse(
+            leases=[
+                work.Lease(
+                    run_id=run.run_id,
+                    epoch=run.epoch,
+                    boot_id=run.boot_id,
+                    stdout_offset=len(run.out[1]),
+                    stderr_offset=len(run.out[2]),
+                )
+                for run in self.runs.values()
+                if run.leased and not run.over
+            ]
+        )
+        answer.lease_duration.FromTimedelta(self.lease_duration)
+        answer.orphan_grace.FromTimedelta(self.orphan_grace)
+        await self._tell()
+        return answer
+
+    async def LeaseWork(self, request, context):
+        self._check_up()
+        if self.executor is None or request.boot_id != self.executor.boot_id:
+            raise FailedPreconditionError("NOT_REGISTERED", "register first")
+        assert 1 <= request.max_runs <= 1000
+        try:
+            async with asyncio.timeout(request.wait.ToTimedelta().total_seconds()), self.changed:
+                await self.changed.wait_for(lambda: bool(self.queue))
+                names = [self.queue.popleft() for _ in range(min(request.max_runs, len(self.queue)))]
+        except TimeoutError:
+            return work.LeaseWorkResponse()
+        self._check_up()
+        return work.LeaseWorkResponse(assignments=[self._assign(self.runs[name]) for name in names])
+
+    def _assign(self, run: Stored) -> work.Assignment:
+        run.leased, run.boot_id = True, self.executor.boot_id
+        names = {"executor_id": self.executor.id, "boot_id": self.executor.boot_id}
+        signed = ticket(
+            self.keys.tickets, run.run_spec, run_id=run.run_id, epoch=run.epoch, **{**names, **self.ticket_changes}
+        )
+        evaluation = f"evaluations/{run.run_id.split('.')[0]}"
+        return work.Assignment(
+            run_id=run.run_id, evaluation=evaluation, epoch=run.epoch, ticket=signed, run_spec=run.run_spec
+        )
+
+    async def RenewLeases(self, request, context):
+        self._check_up()
+        self.renewals += 1
+        await self._tell()
+        lost = [ref.run_id for ref in request.leases if not self._holds(ref)]
+        return work.RenewLeasesResponse(lost=lost, stops=[run.run_id for run in self.runs.values() if run.stopping])
+
+    def _holds(self, ref: work.LeaseRef) -> bool:
+        run = self.runs.get(ref.run_id)
+        return run is not None and run.leased and not run.over and run.epoch == ref.epoch
+
+    async def ReportRuns(self, request, context):
+        self._check_up()
+        self.calls += 1
+        rejected = []
+        for report in request.reports:
+            reason = self.reject.get(report.lease.run_id, "")
+            if not self._holds(report.lease):
+                reason = "STALE_LEASE"
+            reason = reason or self._store(self.runs[report.lease.run_id], report)
+            if reason:
+                rejected.append(work.RejectedReport(run_id=report.lease.run_id, reason=reason, message="no"))
+        await self._tell()
+        if self.answer_lost:
+            self.answer_lost -= 1
+            raise UnavailableError("PEER_UNAVAILABLE", "the answer got lost")
+        return work.ReportRunsResponse(rejected=rejected)
+
+    def _store(self, run: Stored, report: work.RunReport) -> str:
+        for event in report.events:
+            if event.HasField("started"):
+                run.started += 1
+            elif event.HasField("output"):
+                chunk, have = event.output, run.out[event.output.stream]
+                if chunk.offset > len(have):
+                    return "OFFSET_GAP"
+                run.out[chunk.stream] = have + chunk.data[len(have) - chunk.offset :]
+            elif not self.takes_records:
+                return "INVALID_RECORD"
+            else:
+                run.record = self.keys.record(event.finished)
+        if report.HasField("refused"):
+            run.refused = report.refused
+        elif report.HasField("lost"):
+            run.lost = report.lost
+        return ""
+
+    async def WatchStops(self, request, context):
+        self._check_up()
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        for run in self.runs.values():
+            if run.stopping and not run.over:
+                queue.put_nowait(run.run_id)
+        self.stop_queues.append(queue)
+        await self._tell()
+        try:
+            while True:
+                run_id = await queue.get()
+                self._check_up()
+                yield work.WatchStopsResponse(stops=[work.LeaseRef(run_id=run_id, epoch=self.runs[run_id].epoch)])
+        finally:
+            self.stop_queues.remove(queue)
+
+    async def _tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+
+@asynccontextmanager
+async def serving_storage(keys: Keys, storage: MemoryStorage) -> AsyncIterator[int]:
+    own = keys.folder / "storage"
+    tls = ServerTls(own / "tls.crt", own / "tls.key", own / "ca.crt")
+    server = Server(
+        "storage", "127.0.0.1:0", tls, authentication=PeerPermissions(PERMISSIONS), registry=CollectorRegistry()
+    )
+    server.add(work_service_pb2_grpc.add_WorkServiceServicer_to_server, storage)
+    await server.start()
+    try:
+        yield server.port
+    finally:
+        await server.drain(timedelta(0))
+
+
+class RunningWorker:
+    def __init__(self, worker: Worker, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+        self.worker = worker
+        self.task = task
+        self._stop = stop
+
+    async def stop(self) -> None:
+        self._stop.set()
+        await asyncio.wait_for(self.task, 10)
+
+    async def crash(self) -> None:
+        """Ends all that the worker does, as a SIGKILL would: nothing is handed over."""
+        tasks = list(self.worker._tasks)
+        for task in (self.task, *tasks):
+            task.cancel()
+        await asyncio.gather(self.task, *tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def working(keys: Keys, storage_port: int, executor_port: int, **changes: Any) -> AsyncIterator[RunningWorker]:
+    async with (
+        connect(f"127.0.0.1:{storage_port}", keys.tls("worker"), "storage") as storage,
+        connect(f"127.0.0.1:{executor_port}", keys.tls("worker"), "executor") as executor,
+    ):
+        settings = Settings(**{"stop_grace": timedelta(seconds=1), **changes})
+        worker = Worker(settings, GrpcStorage(storage), GrpcExecutor(executor), WorkerMetrics(CollectorRegistry()))
+        stop = asyncio.Event()
+        running = RunningWorker(worker, stop, asyncio.ensure_future(worker.run(stop)))
+        try:
+            yield running
+        finally:
+            stop.set()
+            await asyncio.gather(running.task, return_exceptions=True)
