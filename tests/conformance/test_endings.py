@@ -88,6 +88,16 @@ async def test_daemon_that_holds_the_output_does_not_keep_the_run_alive(engine: 
     assert time.monotonic() - before < 10
 
 
+async def test_program_that_makes_its_starter_its_tracer_is_not_taken_for_ended(engine: Engine):
+    """PTRACE_TRACEME needs nobody's consent; whoever then waits for the program is told of its stops too."""
+    code = (
+        "import ctypes, os, signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n"
+        "ctypes.CDLL(None).ptrace(0, 0, 0, 0)\nos.kill(os.getpid(), signal.SIGUSR1)\nraise SystemExit(5)"
+    )
+    result = await run(engine, python(code))
+    assert (result.termination, result.stdout) == (Exited(5), b"handled\n")
+
+
 async def test_orphans_do_not_change_how_the_program_ended(engine: Engine):
     code = "import os\nif os.fork() == 0:\n    if os.fork() == 0: os._exit(3)\n    os._exit(4)\nos.wait(); os._exit(5)"
     assert (await run(engine, python(code))).termination == Exited(5)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from crucible_executor import cgroups
+from crucible_executor.engines import gvisor
 from crucible_executor.engines.base import EngineUnavailableError
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSandbox
 from crucible_executor.images import ImageStore
@@ -129,9 +130,25 @@ async def test_sentry_and_its_helpers_are_nobody_without_capabilities(make, path
         privileged = [pid for pid, facts in told.items() if facts != ("65534", "0" * 16, "1", "2")]
         argv = [proc(pid, "cmdline").split("\0")[0] for pid in privileged]
         assert argv == [str(paths.runsc)]
+        assert {proc(pid, "oom_score_adj") for pid in told} == {"1000\n"}
         assert len(told) > 1
     finally:
         await sandbox.destroy()
+
+
+async def test_a_program_within_its_process_limit_cannot_end_its_sandbox(make, monkeypatch: pytest.MonkeyPatch):
+    """Each process takes more than one task on the host, and a sentry that is refused a task dies."""
+    monkeypatch.setattr(gvisor, "SENTRY_TASKS", 40)  # so that 100 processes show what else 1000 would
+    code = "import os, time\nfor _ in range(95):\n    if os.fork() == 0: time.sleep(60)\nprint('all')"
+    bounds = {"memory_bytes": 1 << 30, "processes": 100}
+    sandbox = await make().create(dataclasses.replace(CLASS, **bounds))
+    output = Output()
+    try:
+        program = Program(("/usr/bin/python3", "-c", code), (), {}, b"")
+        outcome = await sandbox.start(program, dataclasses.replace(LIMITS, **bounds), output)
+    finally:
+        await sandbox.destroy()
+    assert (outcome.termination, output.data[Stream.STDOUT], outcome.limit_hits) == (Exited(0), b"all\n", ())
 
 
 async def test_inodes_and_unknown_images_are_refused(make):

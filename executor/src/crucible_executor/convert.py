@@ -10,8 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import platform_pb2
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_executor import init_protocol
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import AskedLimits
+from crucible_executor.engines.base import ProgramRefusedError
 from crucible_executor.model import File, Isolation, Limit, Limits, Program, Stream, Usage
 from crucible_executor.run import Chunk, Event, Finished, Started
 from crucible_executor.runtimes import BASE_ENV, Runtime
@@ -92,12 +94,17 @@ def program(message: ev.Program, runtime: Runtime) -> Program:
     entrypoint = message.entrypoint or (message.files[0].path if len(message.files) == 1 else "")
     if all(file.path != entrypoint for file in message.files):
         raise _invalid("program.entrypoint", "must be the path of one of the files; needed when there are several")
-    return Program(
+    made = Program(
         command=runtime.argv(entrypoint, tuple(message.args)),
         files=tuple(File(file.path, file.content) for file in message.files),
         env={**BASE_ENV, **message.env},
         stdin=message.stdin,
     )
+    try:
+        init_protocol.check_program(made)  # found out later it would look like a fault of this executor, and be retried
+    except ProgramRefusedError as error:
+        raise _invalid("program", f"cannot be run: {error}") from error
+    return made
 
 
 def _check_files(message: ev.Program) -> None:

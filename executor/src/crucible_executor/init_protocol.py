@@ -31,6 +31,8 @@ _FRAME_END = b"END!"
 
 MAX_STRINGS = 4096
 MAX_STRING_BYTES = 1 << 20
+MAX_ONE_STRING_BYTES = (128 << 10) - 1
+"""Of one argument or variable: Linux executes nothing with a longer one."""
 MAX_FILES = 10_000
 MAX_PATH_BYTES = 4095
 MAX_NAME_BYTES = 255
@@ -168,12 +170,21 @@ def check_program(program: Program) -> tuple[list[bytes], list[bytes]]:
         raise ProgramRefusedError(
             f"Arguments and environment exceed {MAX_STRINGS} entries or {MAX_STRING_BYTES} bytes: use a file."
         )
+    if any(len(text) > MAX_ONE_STRING_BYTES for text in argv + env):
+        raise ProgramRefusedError(
+            f"An argument or environment variable is longer than {MAX_ONE_STRING_BYTES} bytes: use a file."
+        )
     if len(program.files) > MAX_FILES:
         raise ProgramRefusedError(f"The program has {len(program.files)} files; at most {MAX_FILES} are possible.")
     for file in program.files:
         check_path(file.path)
-    if len({file.path for file in program.files}) < len(program.files):
+    paths = {file.path for file in program.files}
+    if len(paths) < len(program.files):
         raise ProgramRefusedError("Two files of the program have the same name.")
+    for path in paths:
+        folder = next((path[:end] for end, char in enumerate(path) if char == "/" and path[:end] in paths), None)
+        if folder is not None:
+            raise ProgramRefusedError(f"{folder!r} is a file of the program and the folder of {path!r}.")
     return argv, env
 
 

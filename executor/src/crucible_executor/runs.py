@@ -37,6 +37,8 @@ MAX_REFUSED = 10_000
 
 _NO_SLOT_RETRY = timedelta(milliseconds=200)
 _JOURNAL_RETRY_SECONDS = 1.0
+_FIRST_DESTROY_PAUSE_SECONDS = 0.1
+_LONGEST_DESTROY_PAUSE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -106,6 +108,7 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._refused: dict[str, datetime] = {}
         self._remembered: dict[str, datetime] = {}
+        self._remembered_refusals: dict[str, datetime] = {}
         self._busy = 0
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,7 +189,7 @@ class Runs:
                 else:
                     self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
             elif run_id in self._refused:
-                self._remembered[run_id] = self._refused.pop(run_id)
+                self._remembered_refusals[run_id] = self._refused.pop(run_id)
                 self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
         self._metrics.kept.set(len(self._runs))
         self._forget()
@@ -246,7 +249,7 @@ class Runs:
         )
 
     def _check_new(self, run_id: str) -> None:
-        if run_id in self._runs or run_id in self._refused or run_id in self._remembered:
+        if run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
             raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
 
     def _check_room(self) -> None:
@@ -272,6 +275,8 @@ class Runs:
                 return
             accepted.set_result(None)
             outcome = await self._run_sandbox(job)
+            if not await self._destroyed(run):
+                return  # no record may say that it is gone; the next start removes it, and says that it was lost
         finally:
             self._busy -= 1
             self._metrics.running.dec()
@@ -283,7 +288,7 @@ class Runs:
         del self._runs[run.id]
 
     async def _run_sandbox(self, job: _Job) -> Outcome:
-        """Creates, starts and destroys the sandbox; whatever raises becomes an outcome."""
+        """Creates and starts the sandbox; whatever raises becomes an outcome."""
         run = job.run
         longest = (job.limits.wall_time + START_ALLOWANCE).total_seconds()
         try:
@@ -302,19 +307,27 @@ class Runs:
             return _without_start(SandboxFailed(f"the engine failed with {type(error).__name__}; the log has it"))
         finally:
             run.watchdog = None
-            await self._destroy(run)
 
-    async def _destroy(self, run: Run) -> None:
+    async def _destroyed(self, run: Run) -> bool:
+        """Removes the sandbox, however long that takes: a record says that it is gone, and another attempt may start.
+
+        False when the executor stops before that.
+        """
         sandbox, run.sandbox = run.sandbox, None
         if run.permit is not None:
             run.permit.end()
-        if sandbox is None:
-            return
-        try:
-            await sandbox.destroy()
-        except Exception:
-            # The next start of the executor sweeps it away.
-            _log.exception("sandbox could not be removed", extra=logs.fields(run=run.id, sandbox=sandbox.id))
+        pause = _FIRST_DESTROY_PAUSE_SECONDS
+        while sandbox is not None:
+            try:
+                await sandbox.destroy()
+                return True
+            except Exception:
+                _log.exception("sandbox could not be removed", extra=logs.fields(run=run.id, sandbox=sandbox.id))
+            if self._draining:
+                return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_DESTROY_PAUSE_SECONDS)
+        return True
 
     async def _finish(self, job: _Job, outcome: Outcome) -> None:
         run = job.run
@@ -393,12 +406,11 @@ class Runs:
     async def _refuse_for_ever(self, run_id: str) -> RunState:
         if run_id in self._refused:
             return RunState.REFUSED
-        if run_id not in self._remembered:
+        if not self._is_remembered(run_id):
             self._forget()
-            if len(self._refused) >= MAX_REFUSED:
-                raise ResourceExhaustedError(
-                    "NO_FREE_SLOT", "too many unknown runs were killed; acknowledge them first"
-                )
+            if len(self._refused) + len(self._remembered_refusals) >= MAX_REFUSED:
+                text = f"{MAX_REFUSED} unknown runs were killed within the last hour; no more can be remembered"
+                raise ResourceExhaustedError("NO_FREE_SLOT", text)
             # No ticket lasts longer than this; those of earlier starts are refused by their boot id anyway.
             until = self._now() + timedelta(hours=1) + REMEMBER_MARGIN
             self._refused[run_id] = until
@@ -408,11 +420,12 @@ class Runs:
     def _forget(self) -> None:
         """Drops the oldest ids that no ticket can name any more."""
         now = self._now()
-        while self._remembered:
-            run_id, until = next(iter(self._remembered.items()))
-            if until > now:
-                return
-            del self._remembered[run_id]
+        for remembered in (self._remembered, self._remembered_refusals):
+            while remembered and next(iter(remembered.values())) <= now:
+                del remembered[next(iter(remembered))]
+
+    def _is_remembered(self, run_id: str) -> bool:
+        return run_id in self._remembered or run_id in self._remembered_refusals
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -6,7 +6,7 @@ What enforces what, measured with runsc 20260527:
   stub processes, with an image as a tree also its gofer). The guest's memory, tmpfs included, is a memory file of the
   sentry and charged there. `SENTRY_MEMORY_BYTES` are added to the limit for the sentry itself.
 - processes (and threads): RLIMIT_NPROC of the program's uid, which this sentry enforces on every clone; the host's pids
-  limit, which also counts the sentry's threads, is only a second wall (`SENTRY_TASKS` more).
+  limit, which also counts the sentry's threads, is only a second wall, far behind it (`TASKS_PER_PROCESS`).
 - isolation: the sentry runs as nobody without capabilities in its own user, mount, pid and network namespaces, behind
   seccomp; with an image as one EROFS file it has no process beside it that opens files of the host.
 - open files: RLIMIT_NOFILE. Disk: `size=` of the sentry's tmpfs at `/workspace`, `/tmp` and `/dev/shm`, each. Inodes:
@@ -60,7 +60,10 @@ SENTRY_MEMORY_BYTES = 32 << 20
 """Added to a class's memory limit for runsc itself, which uses 12 MiB while its init waits."""
 
 SENTRY_TASKS = 512
-"""Added to a class's process limit in the host's pids cgroup, for runsc's own threads."""
+"""What the host's pids cgroup allows for runsc's own threads. A sentry that is refused one dies, with its program."""
+
+TASKS_PER_PROCESS = 3
+"""What it allows for each process of the program: systrap needs two, a stub process and a thread in it (measured)."""
 
 _BOOT_LIMIT = timedelta(seconds=30)
 _FLAGS = ("--platform=systrap", "--network=none", "--ignore-cgroups", "--overlay2=none", "--directfs=false")
@@ -203,7 +206,7 @@ class GvisorSandbox(Sandbox):
             (self._folder / "config.json").write_bytes(
                 bundle.config(image, sandbox_class, empty_root=paths.run_dir / "empty")
             )
-            tasks = sandbox_class.processes + SENTRY_TASKS
+            tasks = TASKS_PER_PROCESS * sandbox_class.processes + SENTRY_TASKS
             self._cgroup: Cgroup = cgroups.create(self._id, Bounds(self._memory_bytes + SENTRY_MEMORY_BYTES, tasks))
         except BaseException:
             shutil.rmtree(self._folder)
@@ -291,7 +294,7 @@ class GvisorSandbox(Sandbox):
         assert self._reports is not None  # noqa: S101
         if not self._killed:
             self._cgroup.limit_cpus(limits.cpus)
-        run.begin(self._cgroup.cpu_time)
+        run.begin(self._cgroup.cpu_time, self._cgroup.oom_kills)
         if self._killed:
             run.end(Killed())
         self._reports.finished.add_done_callback(lambda _: run.end(None))
@@ -367,6 +370,9 @@ class GvisorSandbox(Sandbox):
         oom_kills = self._cgroup.oom_kills()
         if oom_kills:
             return self._memory_evidence(oom_kills)
+        refused_tasks = self._cgroup.refused_tasks()
+        if refused_tasks:
+            return f"the host's pids limit refused the sandbox {refused_tasks} thread(s), and it ended."
         with contextlib.suppress(OSError), (self._folder / "runsc.log").open("rb") as log:
             said = log.read(2000).decode(errors="replace").strip()
             if said:

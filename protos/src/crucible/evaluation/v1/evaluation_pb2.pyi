@@ -274,7 +274,7 @@ class Program(_message.Message):
 
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Arguments after the entry point; at most 256 of at most 32 KiB, without NUL."""
+        """Arguments after the entry point; at most 256 of at most 32 KiB, without NUL; with `env` at most 512 KiB."""
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
