@@ -24,6 +24,7 @@ from tests.conformance.harness import (
     run,
     sandbox_class,
 )
+from tests.conformance.promises import GUISES
 
 TREE = (
     "import os, time, signal\n"
@@ -145,7 +146,7 @@ async def test_destroy_during_a_run_ends_it(engine: Engine):
 
 async def test_twenty_runs_leave_no_descriptor_and_no_folder(engine: Engine, host: Host, engine_name: str):
     await run(engine, python("pass"))
-    folder = host.run_dir / engine_name
+    folder = host.run_dir / GUISES.get(engine_name, engine_name)
     before = (len(entries(Path("/proc/self/fd"))), entries(folder))
     for _ in range(20):
         assert (await run(engine, python("print('x')"))).stdout == b"x\n"
@@ -158,7 +159,7 @@ def entries(folder: Path) -> list[str]:
 
 def traces(host: Host, engine_name: str, name: str) -> list[str]:
     """Where on the host a sandbox can still be seen."""
-    folder = host.run_dir / engine_name / name
+    folder = host.run_dir / GUISES.get(engine_name, engine_name) / name
     mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
     groups = Path("/sys/fs/cgroup").glob(f"**/{host.cgroup}/{name}")
     return [*([str(folder)] if folder.exists() else []), *mounted, *map(str, groups), *processes_named(name)]

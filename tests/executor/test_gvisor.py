@@ -203,6 +203,21 @@ HOSTILE = {
 }
 
 
+HOLD = {"magic": b"CRUHOLD1"}
+TRUE = text(b"/bin/true")
+HOSTILE_HOLDS = {
+    "with files": head(files=1, **HOLD) + TRUE + text(b"main.py") + b"END!",
+    "with stdin": head(stdin=1, **HOLD) + TRUE + text(b"main.py") + b"END!",
+    "no end": head(**HOLD) + TRUE + text(b"main.py") + b"MORE",
+    "in a folder": head(**HOLD) + TRUE + text(b"a/main.py") + b"END!",
+    "way out": head(**HOLD) + TRUE + text(b"../tmp/main.py") + b"END!",
+    "the folder itself": head(**HOLD) + TRUE + text(b".") + b"END!",
+    "endless name": head(**HOLD) + TRUE + struct.pack("<I", 2**32 - 1),
+    "no such interpreter": head(**HOLD) + text(b"/bin/nowhere") + text(b"main.py") + b"END!",
+    "does not wait": head(**HOLD) + TRUE + text(b"main.py") + b"END!",
+}
+
+
 async def refused_by_init(engine: GvisorEngine, data: bytes) -> bool:
     sandbox = await engine.create(CLASS)
     assert isinstance(sandbox, GvisorSandbox)
@@ -219,6 +234,12 @@ async def refused_by_init(engine: GvisorEngine, data: bytes) -> bool:
 async def test_init_refuses_every_malformed_frame(make):
     engine = make()
     assert {name: await refused_by_init(engine, data) for name, data in HOSTILE.items()} == dict.fromkeys(HOSTILE, True)
+
+
+async def test_init_refuses_every_malformed_interpreter_and_one_that_does_not_wait(make):
+    engine = make()
+    told = {name: await refused_by_init(engine, data) for name, data in HOSTILE_HOLDS.items()}
+    assert told == dict.fromkeys(HOSTILE_HOLDS, True)
 
 
 async def test_init_ends_when_the_executor_lets_go_before_or_within_a_frame(make):

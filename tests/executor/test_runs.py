@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crucible.evaluation.v1.evaluation_pb2 import START_KIND_COLD
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import runs
 from crucible_rpc.errors import (
@@ -56,6 +57,7 @@ async def test_record_states_what_ran(executor):
     assert (ended.stdout, ended.stderr, ended.started) == (b"abc", b"de", 1)
     assert record.termination.exited.code == 3
     assert (record.lease_epoch, record.runtime, record.engine) == (9, "python", "scripted")
+    assert record.start_kind == START_KIND_COLD
     assert (record.stdout.bytes_total, record.stdout.sha256) == (3, hashlib.sha256(b"abc").digest())
     assert (record.executor_id, record.boot_id) == (executor.service.executor_id, executor.service.boot_id)
     assert record.limits.memory_bytes == 64 << 20

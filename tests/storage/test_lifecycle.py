@@ -31,6 +31,7 @@ async def test_a_program_that_exits_with_0_succeeds_with_its_output_and_record(w
     assert done.termination.evidence.source == pb.EVIDENCE_SOURCE_SANDBOX_INIT
     assert (done.stdout.preview, done.stdout.bytes_kept, done.stderr.preview) == (b"one\ntwo\n", 8, b"!")
     assert done.provenance.record == event.finished
+    assert done.provenance.start_kind == pb.START_KIND_WARM
     assert done.usage.peak_memory_bytes == 1 << 20
     assert done.start_time.ToMicroseconds() == w.START + 1_500
     assert done.end_time.ToMicroseconds() == world.clock.now()

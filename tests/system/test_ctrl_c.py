@@ -56,7 +56,7 @@ def test_ctrl_c_during_a_run_ends_its_sandbox(stack, tmp_path):
         assert host.traces(stack.layout).processes
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=30) == 130, running.stderr.read()
-    left = host.wait_for_none(stack.layout, 10)
+    left = host.wait_for_none(stack.layout, 10, spare_waiting=True)
     assert not left, str(left)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from crucible_executor.engines.base import ProgramRefusedError
-from crucible_executor.model import Limits, Program
+from crucible_executor.model import Interpreter, Limits, Program
 
 REPORT_FD = 3
 STDOUT_FD = 4
@@ -26,6 +26,7 @@ _REPORT = struct.Struct("<4sIIIQQQQ16x")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _FRAME_MAGIC = b"CRUINIT1"
+_HOLD_MAGIC = b"CRUHOLD1"
 _REPORT_MAGIC = b"RPRT"
 _FRAME_END = b"END!"
 
@@ -152,6 +153,18 @@ def encode(program: Program, limits: Limits) -> list[bytes]:
     chunks.append(program.stdin)
     chunks.append(_FRAME_END)
     return chunks
+
+
+def encode_interpreter(interpreter: Interpreter) -> list[bytes]:
+    """The frame that makes the init start an interpreter before its program is there, and report READY again.
+
+    Raises:
+        ProgramRefusedError: see `encode`.
+    """
+    argv, env = check_program(Program(interpreter.command, (), dict(interpreter.env), b""))
+    head = _HEAD.pack(_HOLD_MAGIC, len(argv), len(env), 0, interpreter.processes, interpreter.open_files, 0, 0)
+    strings = (*argv, *env, check_path(interpreter.file))
+    return [head, *(_U32.pack(len(text)) + text for text in strings), _FRAME_END]
 
 
 def check_program(program: Program) -> tuple[list[bytes], list[bytes]]:

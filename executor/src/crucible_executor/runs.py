@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
-from crucible_executor import convert, records
+from crucible_executor import ahead, convert, records
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine, EngineUnavailableError
 from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
-from crucible_executor.model import Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
+from crucible_executor.model import Interpreter, Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
 from crucible_executor.output import OutputFolder
 from crucible_executor.permits import Permit
 from crucible_executor.recovery import finished_fields, recover
@@ -235,6 +235,12 @@ class Runs:
         asked = convert.asked_limits(ticket.limits)
         limits = self._ceilings.admit(asked, spec.engine, engine.capabilities.enforces)
         program = convert.program(spec.program, runtime)
+        interpreter = ahead.interpreter(
+            program,
+            limits,
+            entrypoint=convert.entrypoint(spec.program),
+            reads_whole_file=runtime.reads_whole_file,
+        )
         self._check_room()
         ran = records.Ran(runtime.name, image_digest, engine.capabilities, limits)
         stdout, stderr = self._outputs.make(ticket.run_id, limits.output_bytes)
@@ -242,7 +248,7 @@ class Runs:
             run=Run(ticket.run_id, expiry(ticket), stdout=stdout, stderr=stderr, on_fault=self._give_up),
             draft=records.draft(ticket, ran, program.files, self._now()),
             engine=engine,
-            sandbox_class=_sandbox_class(image_digest, limits),
+            sandbox_class=_sandbox_class(image_digest, limits, interpreter),
             program=program,
             limits=limits,
             longest_permit=self._tickets.longest_permit(ticket),
@@ -294,6 +300,7 @@ class Runs:
         try:
             async with asyncio.timeout(longest) as run.watchdog:
                 run.sandbox = await job.engine.create(job.sandbox_class)
+                job.draft.start_kind = convert.START_KINDS[run.sandbox.start_kind]
                 if run.kill_cause is not None or run.fault:
                     return _without_start(Killed())
                 return await run.sandbox.start(job.program, job.limits, run)
@@ -438,7 +445,7 @@ class Runs:
             _log.critical("a run's task failed", exc_info=task.exception())
 
 
-def _sandbox_class(image_digest: str, limits: Limits) -> SandboxClass:
+def _sandbox_class(image_digest: str, limits: Limits, interpreter: Interpreter | None) -> SandboxClass:
     return SandboxClass(
         image_digest=image_digest,
         memory_bytes=limits.memory_bytes,
@@ -446,6 +453,7 @@ def _sandbox_class(image_digest: str, limits: Limits) -> SandboxClass:
         disk_inodes=limits.disk_inodes,
         cpus=limits.cpus,
         processes=limits.processes,
+        interpreter=interpreter,
     )
 
 

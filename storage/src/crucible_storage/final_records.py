@@ -114,6 +114,7 @@ def result(final: ex.FinalRecord, signed: SignedBytes) -> pb.Evaluation:
             executor=final.executor_id,
             boot_id=final.boot_id,
             record=signed,
+            start_kind=final.start_kind,
         ),
     )
     if final.HasField("start_time"):

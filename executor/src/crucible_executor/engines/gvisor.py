@@ -24,21 +24,28 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from crucible_executor import bundle, init_protocol, leftovers
+from crucible_executor import ahead, bundle, init_protocol, leftovers
 from crucible_executor.cgroups import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree
 from crucible_executor.engines import trial
-from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
+from crucible_executor.engines.base import (
+    Capabilities,
+    EngineUnavailableError,
+    HoldableEngine,
+    HoldableSandbox,
+    Sink,
+)
 from crucible_executor.host_pipes import PipeReader, PipeWriter, pipe_from_child, pipe_to_child
 from crucible_executor.host_process import HostProcess
 from crucible_executor.images import Image, ImageNotFoundError, ImageStore
 from crucible_executor.init_protocol import ProtocolError, Report, ReportKind, ReportReader
 from crucible_executor.model import (
     Exited,
+    Interpreter,
     Isolation,
     Killed,
     Limit,
@@ -65,6 +72,8 @@ SENTRY_TASKS = 512
 TASKS_PER_PROCESS = 3
 """What it allows for each process of the program: systrap needs two, a stub process and a thread in it (measured)."""
 
+T = TypeVar("T", Limits, Interpreter)
+
 _BOOT_LIMIT = timedelta(seconds=30)
 _FLAGS = ("--platform=systrap", "--network=none", "--ignore-cgroups", "--overlay2=none", "--directfs=false")
 _ENFORCED = frozenset(Limit) - {Limit.DISK_INODES}
@@ -80,7 +89,7 @@ class GvisorPaths:
     run_dir: Path
 
 
-class GvisorEngine(Engine):
+class GvisorEngine(HoldableEngine):
     """Runs each program in a gVisor sandbox of its own. Needs root."""
 
     def __init__(self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree) -> None:
@@ -141,7 +150,15 @@ class GvisorEngine(Engine):
         said = shown.partition("\n")[0].removeprefix("runsc version ").strip()
         return self._paths.runsc.resolve().parent.name if said in ("", "VERSION_MISSING") else said
 
-    async def create(self, sandbox_class: SandboxClass) -> Sandbox:
+    def fixed_at_boot(self, sandbox_class: SandboxClass) -> Hashable:
+        """The image and the size of the disks: what the bundle says."""
+        try:
+            digest = self._images.resolve(sandbox_class.image_digest).digest
+        except ImageNotFoundError as error:
+            raise EngineUnavailableError(str(error)) from error
+        return digest, sandbox_class.disk_bytes, sandbox_class.disk_inodes
+
+    async def create(self, sandbox_class: SandboxClass) -> GvisorSandbox:
         """Boots a sandbox up to its init, which then waits for its program.
 
         `sandbox_class.image_digest` may also be an image's name.
@@ -169,7 +186,7 @@ class GvisorEngine(Engine):
         return await leftovers.sweep(self._paths.run_dir, self._cgroups, set(self._alive))
 
 
-class GvisorSandbox(Sandbox):
+class GvisorSandbox(HoldableSandbox):
     """One `runsc run`, from boot to removal."""
 
     def __init__(
@@ -191,13 +208,14 @@ class GvisorSandbox(Sandbox):
         self._alive = alive
         self._folder = paths.run_dir / self._id
         self._memory_bytes = sandbox_class.memory_bytes
+        self._interpreter: Interpreter | None = None
         self._control: PipeWriter | None = None
         self._reports: PipeReader | None = None
         self._process: HostProcess | None = None
         self._output_fds: dict[Stream, int] = {}
         self._reader = ReportReader()
         self._seen: dict[ReportKind, Report] = {}
-        self._booted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._run: Supervision | None = None
         self._sink: Sink | None = None
         self._used = self._killed = self._destroyed = False
@@ -206,8 +224,7 @@ class GvisorSandbox(Sandbox):
             (self._folder / "config.json").write_bytes(
                 bundle.config(image, sandbox_class, empty_root=paths.run_dir / "empty")
             )
-            tasks = TASKS_PER_PROCESS * sandbox_class.processes + SENTRY_TASKS
-            self._cgroup: Cgroup = cgroups.create(self._id, Bounds(self._memory_bytes + SENTRY_MEMORY_BYTES, tasks))
+            self._cgroup: Cgroup = cgroups.create(self._id, _bounds(sandbox_class))
         except BaseException:
             shutil.rmtree(self._folder)
             raise
@@ -231,11 +248,51 @@ class GvisorSandbox(Sandbox):
             OSError: no process or pipe could be made.
         """
         self._spawn()
-        assert self._process is not None  # noqa: S101  # for the type checker
-        either: list[asyncio.Future[Any]] = [self._booted, self._process.exited]
-        await asyncio.wait(either, timeout=_BOOT_LIMIT.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
-        if ReportKind.READY not in self._seen and not self._killed:
+        if not await self._until_ready() and not self._killed:
             raise EngineUnavailableError(f"The sandbox did not start: {self._explain()}")
+
+    async def _until_ready(self) -> bool:
+        assert self._process is not None  # noqa: S101  # for the type checker
+        either: list[asyncio.Future[Any]] = [self._ready, self._process.exited]
+        await asyncio.wait(either, timeout=_BOOT_LIMIT.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        return self._ready.done()
+
+    @property
+    def ended(self) -> asyncio.Future[int]:
+        """See `HoldableSandbox.ended`."""
+        assert self._process is not None  # noqa: S101  # boot has been called
+        return self._process.exited
+
+    async def hold(self, interpreter: Interpreter | None) -> None:
+        """See `HoldableSandbox.hold`."""
+        assert self._control is not None  # noqa: S101
+        if not self._cgroup.can_freeze:
+            raise EngineUnavailableError("This machine has no cgroup freezer: mount it, or set POOL_SIZE=0.")
+        if interpreter is not None:
+            self._interpreter = interpreter
+            self._ready = asyncio.get_running_loop().create_future()
+            self._control.write(init_protocol.encode_interpreter(_counted(interpreter)))
+            if not await self._until_ready():
+                raise EngineUnavailableError(f"{interpreter.command[0]} does not wait for a program: {self._explain()}")
+        try:
+            self._cgroup.freeze()
+        except OSError as error:
+            raise EngineUnavailableError(f"The sandbox could not be frozen: {error}.") from error
+
+    def take(self, sandbox_class: SandboxClass) -> None:
+        """See `HoldableSandbox.take`."""
+        if self._killed or self._used or self.ended.done():
+            raise EngineUnavailableError(f"The sandbox ended while it waited: {self._explain()}")
+        try:
+            self._cgroup.bound(_bounds(sandbox_class))
+        except OSError as error:
+            raise EngineUnavailableError(f"The limits of a waiting sandbox could not be set: {error}.") from error
+        self._memory_bytes = sandbox_class.memory_bytes
+        self._cgroup.thaw()
+
+    def memory_bytes(self) -> int:
+        """See `HoldableSandbox.memory_bytes`."""
+        return self._cgroup.memory_bytes()
 
     def _spawn(self) -> None:
         with contextlib.ExitStack() as given:  # what only runsc keeps
@@ -271,8 +328,8 @@ class GvisorSandbox(Sandbox):
                 self._run.end(SandboxFailed(str(error)))
 
     def _heard(self, kind: ReportKind) -> None:
-        if kind is ReportKind.READY and not self._booted.done():
-            self._booted.set_result(None)
+        if kind is ReportKind.READY and not self._ready.done():
+            self._ready.set_result(None)
         elif kind is ReportKind.STARTED and self._sink is not None:
             self._sink.started()
         elif kind in (ReportKind.GONE, ReportKind.REFUSED) and self._run is not None:
@@ -283,8 +340,9 @@ class GvisorSandbox(Sandbox):
         if self._used or self._destroyed:
             raise RuntimeError(f"Sandbox {self._id} takes one program, once.")
         self._used = True
-        # This sentry does not count the program's first process, which changed its uid after it was made.
-        frame = init_protocol.encode(program, dataclasses.replace(limits, processes=limits.processes - 1))
+        if self._interpreter is not None and not ahead.serves(self._interpreter, program, limits):
+            raise RuntimeError(f"Sandbox {self._id} holds an interpreter for another kind of program.")
+        frame = init_protocol.encode(program, _counted(limits))
         run = self._run = Supervision(limits, sink)
         self._sink = sink
         for stream in list(self._output_fds):
@@ -401,6 +459,16 @@ class GvisorSandbox(Sandbox):
         await self._cgroup.remove()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._alive.pop(self._id, None)
+
+
+def _bounds(sandbox_class: SandboxClass) -> Bounds:
+    tasks = TASKS_PER_PROCESS * sandbox_class.processes + SENTRY_TASKS
+    return Bounds(sandbox_class.memory_bytes + SENTRY_MEMORY_BYTES, tasks)
+
+
+def _counted(limits: T) -> T:
+    """This sentry does not count the program's first process, which changed its uid after it was made."""
+    return dataclasses.replace(limits, processes=limits.processes - 1)
 
 
 def _opened(given: contextlib.ExitStack, path: Path, flags: int) -> int:
