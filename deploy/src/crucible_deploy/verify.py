@@ -1,0 +1,77 @@
+"""`crucible verify`: the attack suite of the executor, judged from outside the sandbox, on this machine.
+
+The suite is the executor's code and runs in the executor's environment, as a child process: nothing here imports it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from crucible_deploy import environments
+from crucible_deploy.layout import Layout, LayoutError
+from crucible_deploy.spec import module_command
+
+_MODULE = "crucible_executor.verify"
+
+
+@click.command()
+@click.option("--engine", default="gvisor", show_default=True, help="Which engine to try.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the scorecard to this file.")
+@click.option("--controls", is_flag=True, help="Also prove that each judge can say VULNERABLE.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this attempt; may be repeated.")
+def verify(*, engine: str, as_json: bool, markdown: Path | None, controls: bool, only: tuple[str, ...]) -> None:
+    """Attack the sandbox, and judge from outside whether it held. As root, on the executor's machine.
+
+    The attempts aim only at what the suite made itself, in a network of its own without a way out. The exit code is 0
+    only when every verdict is what the engine promises.
+    """
+    try:
+        layout = Layout.of(os.environ)
+    except LayoutError as error:
+        raise click.UsageError(str(error)) from error
+    if os.geteuid() != 0:
+        raise click.ClickException("`crucible verify` must be started as root: it looks at the sandboxes from outside")
+    arguments = ["--engine", engine]
+    arguments += ["--json"] if as_json else []
+    arguments += ["--controls"] if controls else []
+    arguments += ["--markdown", str(markdown.resolve())] if markdown else []
+    for name in only:
+        arguments += ["--only", name]
+    sys.exit(_run([*module_command(interpreter(layout), _MODULE), *arguments], environment(layout)))
+
+
+def interpreter(layout: Layout) -> Path:
+    """The executor's own Python; before the first `crucible up`, this checkout's."""
+    own = environments.interpreter(layout, "executor")
+    return own if own.is_file() and _has_suite(own) else Path(sys.executable)
+
+
+def _has_suite(python: Path) -> bool:
+    """Whether this environment's executor has the suite: it may be of an earlier version."""
+    ask = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({_MODULE!r}) is None)"
+    return subprocess.run([python, "-I", "-c", ask], capture_output=True, timeout=30, check=False).returncode == 0
+
+
+def environment(layout: Layout) -> dict[str, str]:
+    """What the suite is told of this machine: the executor's settings for what was built."""
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "CRUCIBLE_EXECUTOR_RUNSC": str(layout.paths.runsc),
+        "CRUCIBLE_EXECUTOR_INIT_DIR": str(layout.paths.init),
+        "CRUCIBLE_EXECUTOR_IMAGES_DIR": str(layout.paths.images),
+    }
+
+
+def _run(command: list[str], given: dict[str, str]) -> int:
+    """Runs the suite to its end; Ctrl-C reaches it too, and it is given the time to clean up."""
+    with subprocess.Popen(command, env=given, cwd="/", stdin=subprocess.DEVNULL) as suite:
+        while True:
+            try:
+                return suite.wait()
+            except KeyboardInterrupt:
+                continue
