@@ -10,8 +10,11 @@ from crucible_executor.engines.registry import ENGINES, Host
 from tests.conformance.harness import LIMITS, Recorder, python, sandbox_class
 
 
-async def main(engine_name: str, runsc: str, init_dir: str, images: str, run_dir: str, cgroup: str) -> None:
-    engine = ENGINES[engine_name](Host(Path(runsc), Path(init_dir), Path(images), Path(run_dir), cgroup))
+async def main(
+    engine_name: str, runsc: str, init_dir: str, images: str, run_dir: str, cgroup: str, docker_host: str
+) -> None:
+    host = Host(Path(runsc), Path(init_dir), Path(images), Path(run_dir), cgroup, docker_host)
+    engine = ENGINES[engine_name](host)
     sandbox = await engine.create(sandbox_class(LIMITS))
     sink = Recorder()
     program = python(

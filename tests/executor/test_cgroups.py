@@ -81,15 +81,12 @@ async def test_kill_does_not_wait_for_the_cpu_time_that_the_bound_allows(tree: C
     code = (
         "import os, time\nhog = bytearray(500_000_000)\nfor at in range(0, len(hog), 4096): hog[at] = 1\n"
         "for _ in range(150):\n    if os.fork() == 0: time.sleep(60)\n"
-        "open('/proc/self/comm', 'w').write('ready')\ntime.sleep(60)"
+        "time.sleep(60)"
     )
     process = in_cgroup(group, "/usr/bin/python3", "-c", code)
-    comm = Path(f"/proc/{process.pid}/comm")
-    async with asyncio.timeout(20):
-        while comm.read_text() != "ready\n":
-            await asyncio.sleep(0.01)
+    while len(group.pids()) < 151:  # noqa: ASYNC110  # the kernel tells nobody
+        await asyncio.sleep(0.01)
     group.limit_cpus(0.01)
-    await asyncio.sleep(0.2)  # until its share of the present period is used up
     try:
         await group.kill(timedelta(seconds=3))
     finally:
@@ -167,7 +164,7 @@ def test_v2_bounds_and_counters(v2: Path, monkeypatch: pytest.MonkeyPatch):
 
 async def test_v2_kill_asks_the_kernel_and_says_when_processes_stay(v2: Path):
     folder = v2 / "mine" / "one"
-    files(folder, cgroup__procs="11\n", cgroup__kill="", cpu__max="1000 100000")
+    files(folder, cgroup__procs="11\n", cgroup__kill="", cpu__max="")
     (group,) = CgroupTreeV2(v2, "mine").existing()
     with pytest.raises(cgroups.ProcessesLeftError, match="11"):
         await group.kill(timedelta(seconds=0.05))

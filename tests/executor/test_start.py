@@ -78,7 +78,8 @@ async def test_engine_that_cannot_be_used_is_offered_with_the_reason_and_never_r
 def test_engine_without_isolation_is_there_only_when_asked_for(tmp_path, unsafe):
     settings = Settings(run_dir=tmp_path, images_dir=tmp_path, init_dir=tmp_path, runsc=tmp_path / "runsc")
     names = [engine.capabilities.name for engine in composition.engines_of(settings, unsafe=unsafe)]
-    assert names == (["gvisor", "subprocess"] if unsafe else ["gvisor"])
+    isolated = ["gvisor", "docker-gvisor", "docker"]
+    assert names == ([*isolated, "subprocess"] if unsafe else isolated)
 
 
 async def test_process_says_in_one_line_what_is_wrong(tmp_path):
