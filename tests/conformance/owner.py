@@ -6,7 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from crucible_executor.engines.registry import ENGINES, Host
+from crucible_executor.engines.registry import Host
+from tests.conformance import warm
 from tests.conformance.harness import LIMITS, Recorder, python, sandbox_class
 
 
@@ -14,7 +15,7 @@ async def main(
     engine_name: str, runsc: str, init_dir: str, images: str, run_dir: str, cgroup: str, docker_host: str
 ) -> None:
     host = Host(Path(runsc), Path(init_dir), Path(images), Path(run_dir), cgroup, docker_host)
-    engine = ENGINES[engine_name](host)
+    engine = warm.make(engine_name, host)
     sandbox = await engine.create(sandbox_class(LIMITS))
     sink = Recorder()
     program = python(

@@ -26,13 +26,17 @@ Needed = Limit | Promise
 
 PROMISES: dict[str, frozenset[Needed]] = {
     "gvisor": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN},
+    "gvisor-warm": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN},
     "docker-gvisor": frozenset(Limit) - {Limit.DISK_INODES} | set(Promise),
     "docker": frozenset(Limit) | {Promise.ISOLATION, Promise.DOCKER},
     "subprocess": frozenset({Limit.WALL_TIME, Limit.OUTPUT, Limit.OPEN_FILES}),
 }
 
 NEED_DOCKER = frozenset(name for name, promised in PROMISES.items() if Promise.DOCKER in promised)
-NEED_ROOT = NEED_DOCKER | {"gvisor"}
+NEED_ROOT = NEED_DOCKER | {"gvisor", "gvisor-warm"}
+
+GUISES = {"gvisor-warm": "gvisor"}
+"""The registry's name of an engine that is tested in another guise; see `tests.conformance.warm`."""
 
 
 def needs(*needed: Needed) -> pytest.MarkDecorator:

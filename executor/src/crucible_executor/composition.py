@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from crucible_executor.cgroups import CgroupsUnavailableError
-from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox
+from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, HoldableEngine, Sandbox
+from crucible_executor.engines.pooled import PooledEngine, PoolSettings
 from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.images import ImageNotFoundError, ImageStore
+from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Isolation, SandboxClass
 from crucible_executor.settings import Settings
 
@@ -53,8 +57,8 @@ class StoredImages:
             return None
 
 
-def engines_of(settings: Settings, *, unsafe: bool) -> list[Engine]:
-    """Every engine of the registry; those without isolation only when `unsafe`."""
+def engines_of(settings: Settings, *, unsafe: bool, registry: CollectorRegistry = REGISTRY) -> list[Engine]:
+    """Every engine of the registry, pooled where it can be; those without isolation only when `unsafe`."""
     host = Host(
         runsc=settings.runsc,
         init_dir=settings.init_dir,
@@ -63,7 +67,16 @@ def engines_of(settings: Settings, *, unsafe: bool) -> list[Engine]:
         cgroup=settings.cgroup,
         docker_host=settings.docker_host,
     )
-    return [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]
+    metrics = PoolMetrics(registry)
+    engines = [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]
+    return [_pooled(engine, settings, metrics) for engine in engines]
+
+
+def _pooled(engine: Engine, settings: Settings, metrics: PoolMetrics) -> Engine:
+    if not settings.pool_size or not isinstance(engine, HoldableEngine):
+        return engine
+    bounds = PoolSettings(settings.pool_size, settings.pool_memory_bytes, settings.pool_idle, settings.slot_count)
+    return PooledEngine(engine, bounds, metrics)
 
 
 def _made(name: str, make: Callable[[Host], Engine], host: Host) -> Engine:

@@ -70,7 +70,8 @@ class Kind:
     Attributes:
         runtime: Docker's name of the runtime.
         own_memory_bytes: added to a class's memory limit for what runs beside the program.
-        own_tasks: likewise for the host's pids limit.
+        tasks_per_process: what the host's pids limit allows for each process; systrap needs two (measured).
+        own_tasks: added to that for what runs beside the program.
         boot_tasks: the least pids limit until the init waits.
         counts_by_cgroup: processes are bounded by the pids cgroup; else by RLIMIT_NPROC, of a kernel of its own.
     """
@@ -80,18 +81,24 @@ class Kind:
     isolation: Isolation
     enforces: frozenset[Limit]
     own_memory_bytes: int
+    tasks_per_process: int
     own_tasks: int
     boot_tasks: int
     counts_by_cgroup: bool
 
+    def tasks(self, sandbox_class: SandboxClass) -> int:
+        """The host's pids limit while a program runs."""
+        return self.tasks_per_process * sandbox_class.processes + self.own_tasks
 
-_RUNC = Kind("docker", "runc", Isolation.CONTAINER, frozenset(Limit), 2 << 20, 1, 64, counts_by_cgroup=True)
+
+_RUNC = Kind("docker", "runc", Isolation.CONTAINER, frozenset(Limit), 2 << 20, 1, 1, 64, counts_by_cgroup=True)
 _RUNSC = Kind(
     "docker-gvisor",
     "runsc",
     Isolation.USER_KERNEL,
     frozenset(Limit) - {Limit.DISK_INODES},
     32 << 20,
+    3,
     512,
     512,
     counts_by_cgroup=False,
@@ -263,7 +270,9 @@ def container_config(kind: Kind, image: str, sandbox_class: SandboxClass, labels
             "Memory": memory,
             "MemorySwap": memory,
             "NanoCpus": int(max(sandbox_class.cpus, 0.01) * 1e9),
-            "PidsLimit": max(sandbox_class.processes + kind.own_tasks, kind.boot_tasks),
+            # The first that a host short of memory ends, as in the gvisor engine.
+            "OomScoreAdj": 1000,
+            "PidsLimit": max(kind.tasks(sandbox_class), kind.boot_tasks),
             "Ulimits": [
                 {"Name": name, "Soft": value, "Hard": value}
                 # No message queues: /dev/mqueue would be a disk without a limit.
@@ -346,7 +355,7 @@ class DockerSandbox(Sandbox):
             raise EngineUnavailableError(f"The container did not start: {await self._explain()}")
         state = (await self._inspect())["State"]
         self._cgroup = cgroups.of_process(int(state["Pid"]), self._container)
-        self._cgroup.limit_tasks(self._class.processes + self._kind.own_tasks)
+        self._cgroup.limit_tasks(self._kind.tasks(self._class))
 
     async def _inspect(self) -> dict[str, Any]:
         found: dict[str, Any] = await self._daemon.call(
@@ -392,7 +401,7 @@ class DockerSandbox(Sandbox):
         assert self._cgroup is not None  # noqa: S101  # for the type checker
         assert self._control is not None  # noqa: S101
         assert self._attached is not None  # noqa: S101
-        run.begin(self._cgroup.cpu_time)
+        run.begin(self._cgroup.cpu_time, self._cgroup.oom_kills)
         if self._killed:
             run.end(Killed())
         self._attached.finished.add_done_callback(lambda _: run.end(None))
