@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 # Nothing here reads from the terminal, and new files are readable by the services whatever the caller's umask is.
 RUN := umask 022 && exec </dev/null &&
 
-.PHONY: help setup environment demo test test-all test-unit bench proto lint format typecheck images up clean uninstall
+.PHONY: help setup setup-tests environment demo test test-all test-unit bench proto lint format typecheck images up clean uninstall
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,13 +23,16 @@ help: ## say what there is
 setup: ## install everything that this machine lacks (root)
 	@deploy/install/setup
 
+setup-tests: setup
+	@deploy/install/setup tests
+
 environment:
 	@deploy/install/setup environment
 
 demo: setup ## real programs, evaluated by the whole stack in gVisor, as a table (root)
 	@$(RUN) $(PYTHON) -m crucible_deploy.demo
 
-test: setup lint typecheck test-all ## set-up, linters, types and every test (root)
+test: setup setup-tests lint typecheck test-all ## set-up, linters, types and every test (root)
 
 test-all:
 	@$(RUN) $(PYTHON) -m pytest

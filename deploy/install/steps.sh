@@ -27,6 +27,17 @@ set_up_machine() {
     step "this machine is set up for Crucible ($(($(date +%s) - started)) s)"
 }
 
+# A Docker that is there, whoever put it there, is left alone: Debian's would replace it.
+set_up_tests() {
+    ! command -v dockerd >/dev/null || return 0
+    refuse_unfit_machine
+    make_cache
+    exec 9>"$CRUCIBLE_CACHE/.lock"
+    flock 9
+    log=$CRUCIBLE_CACHE/setup.log
+    install_these "$DEBIAN_TEST_PACKAGES " "for the tests" --no-remove
+}
+
 set_up_environment() {
     environment_is_current && return
     if [ "$(id -u)" = 0 ]; then
@@ -77,15 +88,22 @@ logged() {
 install_packages() {
     missing=$(missing_packages)
     [ -n "$missing" ] || return 0
-    step "installing Debian packages: $missing"
+    install_these "$missing" ""
+}
+
+# PACKAGES FOR_WHAT [APT_OPTION...]
+install_these() {
+    missing=$1
+    step "installing Debian packages${2:+ $2}: $missing"
+    shift 2
     # shellcheck disable=SC2086 # a list of words
     apt-cache show $missing >/dev/null 2>&1 || update_package_lists
     # The lists may be older than what the mirror still holds: once more with fresh ones before giving up.
     # shellcheck disable=SC2086
-    apt_install $missing >>"$log" 2>&1 && return
+    apt_install "$@" $missing >>"$log" 2>&1 && return
     update_package_lists
     # shellcheck disable=SC2086
-    logged apt_install $missing || fail "apt-get could not install: $missing(see $log)"
+    logged apt_install "$@" $missing || fail "apt-get could not install: $missing(see $log)"
 }
 
 update_package_lists() { logged apt-get -q update || fail "apt-get update failed; is there a network? (see $log)"; }

@@ -2,7 +2,7 @@
  *
  * Takes one program as framed bytes on fd 0, starts it as an unprivileged process, reports on fd 3 how it ended, kills and
  * reaps what is left, and exits. It never writes to the program's stdout and stderr. The program cannot reach the init:
- * another uid, no capability, no shared descriptor. See protocol.h for the bytes.
+ * another uid, no capability, no shared descriptor. See protocol.h for the bytes, and for `crucible-init multiplexed`.
  */
 #include "protocol.h"
 #include <asm/poll.h>
@@ -35,6 +35,13 @@ static char path[MAX_PATH + 1];
 
 static struct frame_head head;
 static char **argv, **environment;
+
+static int multiplexed;
+static int stdout_fd = STDOUT_FD, stderr_fd = STDERR_FD; /* what becomes the program's 1 and 2 */
+static int output_ends[2] = {-1, -1};                    /* multiplexed: where its output is read, stdout first */
+
+static char held_name[MAX_NAME + 1]; /* of the file that an interpreter waits for, and the FIFO in its place */
+static int held_fifo = -1;
 
 static void report(u32 kind, u32 a, u32 b);
 
@@ -185,6 +192,27 @@ static int open_parent(int workspace, char **name)
     return folder;
 }
 
+static void open_output(int index, int *program_end)
+{
+    int ends[2];
+    long error = SYS(pipe2, ends, O_CLOEXEC);
+    if (!error)
+        error = SYS(fcntl, ends[0], F_SETFL, O_NONBLOCK);
+    if (error)
+        refuse(AT_FORK, error);
+    output_ends[index] = ends[0];
+    *program_end = ends[1];
+}
+
+/* As the program's user, so that it can open its /dev/stdout. */
+static void open_outputs(void)
+{
+    if (multiplexed) {
+        open_output(0, &stdout_fd);
+        open_output(1, &stderr_fd);
+    }
+}
+
 static int open_workspace(void)
 {
     long workspace = SYS(openat, AT_FDCWD, "/workspace", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -200,6 +228,8 @@ static void take_files(void)
     if (head.nfiles > MAX_FILES)
         refuse(AT_FRAME, E2BIG);
     become(PROGRAM_ID);
+    if (held_fifo < 0) /* the interpreter that waits has its own already */
+        open_outputs();
     for (index = 0; index < head.nfiles; index++) {
         char *name;
         int folder;
@@ -348,10 +378,10 @@ static void become_program(void)
     u64 no_signals = 0;
     long error;
     SYS(setsid, 0);
-    if ((error = SYS(dup3, stdin_fd, 0, 0)) < 0 || (error = SYS(dup3, STDOUT_FD, 1, 0)) < 0 ||
-        (error = SYS(dup3, STDERR_FD, 2, 0)) < 0)
+    if ((error = SYS(dup3, stdin_fd, 0, 0)) < 0 || (error = SYS(dup3, stdout_fd, 1, 0)) < 0 ||
+        (error = SYS(dup3, stderr_fd, 2, 0)) < 0)
         child_failed(AT_STDIN, error);
-    if ((error = limit(RLIMIT_CORE, 0)) < 0 || (error = limit(RLIMIT_NPROC, head.processes)) < 0 ||
+    if ((error = limit(RLIMIT_CORE, 0)) < 0 || (head.processes != UNCHANGED && (error = limit(RLIMIT_NPROC, head.processes)) < 0) ||
         (error = limit(RLIMIT_NOFILE, head.open_files)) < 0)
         child_failed(AT_RLIMITS, error);
     drop_privileges();
@@ -370,8 +400,8 @@ static long start(void)
         refuse(AT_FORK, child);
     if (failed_error)
         refuse(failed_stage, failed_error);
-    SYS(close, STDOUT_FD);
-    SYS(close, STDERR_FD);
+    SYS(close, stdout_fd);
+    SYS(close, stderr_fd);
     return child;
 }
 
@@ -382,15 +412,60 @@ static u64 microseconds(struct __kernel_old_timeval at)
     return (u64)at.tv_sec * 1000000 + (u64)at.tv_usec;
 }
 
-static u64 full_disks(void)
+static u64 full_disk(const char *at, u64 bytes, u64 inodes)
 {
     struct statfs disk;
     u64 full = 0;
-    if (!SYS(statfs, "/workspace", &disk) && !disk.f_bfree)
-        full |= WORKSPACE_FULL;
-    if (!SYS(statfs, "/tmp", &disk) && !disk.f_bfree)
-        full |= TMP_FULL;
+    if (!SYS(statfs, at, &disk)) {
+        if (!disk.f_bfree)
+            full |= bytes;
+        if (disk.f_files && !disk.f_ffree)
+            full |= inodes;
+    }
     return full;
+}
+
+static u64 full_disks(void)
+{
+    return full_disk("/workspace", WORKSPACE_FULL, WORKSPACE_INODES) | full_disk("/tmp", TMP_FULL, TMP_INODES);
+}
+
+/* --- multiplexed output --- */
+
+static void send(const void *data, u64 length)
+{
+    const u8 *at = data;
+    while (length) {
+        long put = SYS(write, MULTIPLEX_FD, at, length);
+        if (put == -EINTR)
+            continue;
+        if (put <= 0)
+            die(2); /* nobody listens: the sandbox has no reason to go on */
+        at += put;
+        length -= (u64)put;
+    }
+}
+
+/* Passes on what lies in one of the program's output pipes; returns how much, 0 when there is nothing (more). Whoever
+ * reads fd 1 slowly slows the program down, as a pipe of its own would. */
+static long pump(int index)
+{
+    struct output_frame *frame = (struct output_frame *)buffer;
+    long got;
+    if (output_ends[index] < 0)
+        return 0;
+    got = SYS(read, output_ends[index], buffer + sizeof *frame, sizeof buffer - sizeof *frame);
+    if (got == -EAGAIN || got == -EINTR)
+        return 0;
+    if (got <= 0) {
+        SYS(close, output_ends[index]);
+        output_ends[index] = -1;
+        return 0;
+    }
+    frame->channel = index ? ERR : OUT;
+    frame->length = (u32)got;
+    send(buffer, sizeof *frame + (u64)got);
+    return got;
 }
 
 static void report(u32 kind, u32 a, u32 b)
@@ -405,7 +480,13 @@ static void report(u32 kind, u32 a, u32 b)
         }
         record.full = full_disks();
     }
-    if (SYS(write, REPORT_FD, &record, sizeof record) != sizeof record)
+    if (multiplexed) {
+        struct {
+            struct output_frame frame;
+            struct report record;
+        } both = {{REPORTS, sizeof record}, record};
+        send(&both, sizeof both);
+    } else if (SYS(write, REPORT_FD, &record, sizeof record) != sizeof record)
         die(2); /* nobody listens: the sandbox has no reason to go on */
 }
 
@@ -414,17 +495,20 @@ static long reap(int *status)
     return SYS(wait4, -1, status, WNOHANG, 0);
 }
 
-/* Waits for a child to end or the control pipe to close, at most `milliseconds` (negative: for ever). */
+/* Waits for a child to end, output to pass on or the control pipe to close, at most `milliseconds` (negative: for ever). */
 static void wait_for_change(int signals, long milliseconds)
 {
-    struct pollfd watched[2] = {{CONTROL_FD, POLLIN, 0}, {signals, POLLIN, 0}};
+    struct pollfd watched[4] = {
+        {CONTROL_FD, POLLIN, 0}, {signals, POLLIN, 0}, {output_ends[0], POLLIN, 0}, {output_ends[1], POLLIN, 0}};
     struct __kernel_timespec wait = {0, milliseconds * 1000000};
     struct signalfd_siginfo caught;
-    SYS(ppoll, watched, 2, milliseconds < 0 ? 0 : &wait, 0, SIGSET_BYTES);
+    SYS(ppoll, watched, multiplexed ? 4 : 2, milliseconds < 0 ? 0 : &wait, 0, SIGSET_BYTES);
     if (watched[1].revents)
         SYS(read, signals, &caught, sizeof caught);
     if (watched[0].revents && SYS(read, CONTROL_FD, buffer, sizeof buffer) == 0)
         die(0); /* the executor let go: with PID 1 everything here ends */
+    pump(0);
+    pump(1);
 }
 
 static int wait_for_program(long program, int signals)
@@ -462,9 +546,6 @@ static u32 end_all(int signals)
  * It is the program's process from its first instruction on: same argv, environment, user and limits. The file that it is
  * told to run is a FIFO, so that it stops in reading it; when the program comes, the FIFO's name goes to the real file, and
  * what that holds is written into the FIFO. Only for interpreters that read all of the file before they run any of it. */
-
-static char held_name[MAX_NAME + 1];
-static int held_fifo = -1;
 
 static void make_fifo(int workspace, const char *name)
 {
@@ -505,6 +586,7 @@ static long hold(int signals)
     if (take_u32() != FRAME_END)
         refuse(AT_FRAME, EPROTO);
     make_fifo(workspace, held_name);
+    open_outputs();
     become(0);
     make_stdin();
     program = start();
@@ -540,17 +622,30 @@ static void let_go(void)
     SYS(close, workspace);
 }
 
-__attribute__((noreturn, used)) void init(void)
+/* Every descriptor that the program must not have is closed or will close when it is executed. */
+static void take_descriptors(void)
 {
-    u64 mask = CHILD_MASK;
-    long program = 0, signals;
-    int own, status;
-
-    if (SYS(getpid, 0) != 1)
-        die(3); /* outside a sandbox its kill(-1) would reach the host */
+    int own;
+    if (multiplexed) {
+        SYS(close_range, 3, ~0U, 0);
+        return;
+    }
     for (own = REPORT_FD; own <= STDERR_FD; own++)
         SYS(fcntl, own, F_SETFD, 1 /* FD_CLOEXEC */);
     SYS(close_range, STDERR_FD + 1, ~0U, 0);
+}
+
+__attribute__((noreturn, used)) void init(long *stack)
+{
+    u64 mask = CHILD_MASK;
+    long program = 0, signals;
+    u32 count;
+    int status;
+
+    if (SYS(getpid, 0) != 1)
+        die(3); /* outside a sandbox its kill(-1) would reach the host */
+    multiplexed = stack[0] > 1;
+    take_descriptors();
     SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     SYS(umask, 022);
     SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &mask, 0, SIGSET_BYTES);
@@ -588,7 +683,12 @@ __attribute__((noreturn, used)) void init(void)
         report(ENDED, SIGNALLED, status & 0x7f);
     else
         report(ENDED, EXITED, (status >> 8) & 0xff);
-    report(GONE, end_all((int)signals), 0);
+    count = end_all((int)signals);
+    while (pump(0) || pump(1))
+        ;
+    report(GONE, count, 0);
+    while (multiplexed)
+        wait_for_change((int)signals, -1);
     die(0);
 }
 

@@ -7,7 +7,13 @@
  * Then, once:  frame_head · argc strings · envc strings · nfiles files · stdin bytes · u32 FRAME_END
  *   string = u32 length, bytes without NUL        file = string path, u64 length, bytes
  *   After that the descriptor stays open for as long as the program may live: its end ends everything.
- * Up (fd 3): `report` records, in the order ready (again when an interpreter waits), then started, ended, gone, or at any point refused.
+ * Up (fd 3): `report` records, in the order ready (again when an interpreter waits), then started, ended, gone, or at any
+ *   point refused.
+ *
+ * Multiplexed (`crucible-init multiplexed`), for an engine that passes on only fds 0, 1 and 2: everything goes up fd 1 as
+ * `output_frame`s, of which only the init can write any: its reports, and what it read of the program's two pipes. All
+ * output comes before GONE, and after GONE the init waits for the end of fd 0, so that the counters of its cgroup can be
+ * read while there is one.
  */
 #ifndef CRUCIBLE_PROTOCOL_H
 #define CRUCIBLE_PROTOCOL_H
@@ -20,6 +26,7 @@
 #define REPORT_MAGIC 0x54525052U         /* "RPRT" */
 
 #define CONTROL_FD 0
+#define MULTIPLEX_FD 1
 #define REPORT_FD 3
 #define STDOUT_FD 4 /* becomes the program's 1: the engine's own 1 and 2 carry its diagnostics, not the program's bytes */
 #define STDERR_FD 5 /* becomes the program's 2 */
@@ -33,12 +40,14 @@
 #define MAX_HELD 61440             /* of the file that an interpreter waits for: a pipe takes it whole */
 #define MAX_CONTENT (1UL << 32) /* of one file, and of stdin; the disk and memory limits are smaller */
 
+#define UNCHANGED 0xffffffffU
+
 struct frame_head {
     u64 magic;
     u32 argc;
     u32 envc;
     u32 nfiles;
-    u32 processes;  /* RLIMIT_NPROC */
+    u32 processes;  /* RLIMIT_NPROC, or UNCHANGED where the sandbox's cgroup bounds them */
     u32 open_files; /* RLIMIT_NOFILE */
     u32 zero;
     u64 stdin_bytes;
@@ -65,7 +74,7 @@ enum stage {
     AT_EXECUTE,
 };
 
-enum full_disk { WORKSPACE_FULL = 1, TMP_FULL = 2 };
+enum full_disk { WORKSPACE_FULL = 1, TMP_FULL = 2, WORKSPACE_INODES = 4, TMP_INODES = 8 };
 
 struct report {
     u32 magic;
@@ -78,5 +87,14 @@ struct report {
     u64 full;       /* bits of enum full_disk, as of this report */
     u64 zero[2];
 };
+
+enum channel { REPORTS = 0, OUT = 1, ERR = 2 };
+
+struct output_frame {
+    u32 channel; /* enum channel */
+    u32 length;  /* of what follows, 1 to MAX_FRAME */
+};
+
+#define MAX_FRAME 65536
 
 #endif

@@ -129,3 +129,10 @@ def test_an_unknown_attempt_is_refused_by_name(environment):
     )
     assert done.returncode == 2
     assert "nothing" in done.stderr
+
+
+def test_an_engine_that_the_suite_cannot_judge_is_refused_with_the_reason(environment):
+    argv = command("--engine", "docker")
+    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "outside the namespaces" in done.stderr

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from crucible_executor import cgroups
 from crucible_executor.engines.base import Engine
 from crucible_executor.engines.registry import Host
 from crucible_executor.images import ImageStore
-from tests.conformance import warm
-from tests.conformance.promises import GUISES, NEED_ROOT, PROMISES
+from tests.conformance import docker_daemon, warm
+from tests.conformance.promises import GUISES, NEED_DOCKER, NEED_ROOT, PROMISES
 
 CACHE = Path(os.environ.get("CRUCIBLE_CACHE", "/var/cache/crucible"))
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,17 +59,29 @@ def images() -> Path:
     return CACHE / "images"
 
 
+@pytest.fixture(scope="session")
+def docker_address() -> Iterator[str]:
+    """A Docker daemon for all tests, with gVisor as its runtime `runsc`."""
+    with docker_daemon.running(newest_runsc()) as address:
+        yield address
+
+
+def newest_runsc() -> Path:
+    found = sorted((CACHE / "runsc").glob("*/runsc"))
+    return found[-1] if found else Path("runsc")
+
+
 @pytest.fixture
-def host(init_dir: Path, images: Path) -> Host:
+def host(init_dir: Path, images: Path, engine_name: str, request: pytest.FixtureRequest) -> Host:
     unique = uuid.uuid4().hex[:12]
     shared_memory = Path("/dev/shm")
-    runsc = sorted((CACHE / "runsc").glob("*/runsc"))
     return Host(
-        runsc=runsc[-1] if runsc else Path("runsc"),
+        runsc=newest_runsc(),
         init_dir=init_dir,
         images=images,
         run_dir=shared_memory / f"crucible-test-{unique}",
         cgroup=f"crucible-test-{unique}",
+        docker_host=request.getfixturevalue("docker_address") if engine_name in NEED_DOCKER else "unix:///nowhere",
     )
 
 

@@ -130,14 +130,27 @@ async def run(engine: Engine, program: Program, bounds: Limits = LIMITS) -> Resu
 
 
 def processes_of(sandbox: Sandbox) -> list[str]:
-    """Everything alive on the host that belongs to a sandbox: by its id in cgroup, argv or working folder."""
-    return processes_named(sandbox.id)
+    """Everything alive on the host that belongs to a sandbox: by its id in cgroup, argv or working folder.
+
+    Docker's own helpers beside a container (its shim, a runtime on its way to delete it) are not the sandbox's.
+    """
+    return [one for one in processes_named(sandbox.id) if not _helps_docker(one.partition(" ")[0], sandbox.id)]
 
 
 def processes_named(name: str) -> list[str]:
     """`<pid> <argv>` of each process whose cgroup, argv or working folder holds `name`."""
     pids = [entry.name for entry in os.scandir("/proc") if entry.name.isdigit() and int(entry.name) != os.getpid()]
     return [f"{pid} {_text(Path('/proc', pid, 'cmdline'))}" for pid in pids if _belongs(Path("/proc", pid), name)]
+
+
+def _helps_docker(pid: str, name: str) -> bool:
+    argv = _text(Path("/proc", pid, "cmdline"))
+    if not argv:  # gone meanwhile
+        return True
+    helper = (
+        argv.partition(" ")[0].rpartition("/")[2] in ("containerd-shim-runc-v2", "runc") or "/runtime-runc/" in argv
+    )
+    return helper and name not in _text(Path("/proc", pid, "cgroup"))
 
 
 def _belongs(process: Path, name: str) -> bool:

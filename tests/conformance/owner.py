@@ -11,8 +11,11 @@ from tests.conformance import warm
 from tests.conformance.harness import LIMITS, Recorder, python, sandbox_class
 
 
-async def main(engine_name: str, runsc: str, init_dir: str, images: str, run_dir: str, cgroup: str) -> None:
-    engine = warm.make(engine_name, Host(Path(runsc), Path(init_dir), Path(images), Path(run_dir), cgroup))
+async def main(
+    engine_name: str, runsc: str, init_dir: str, images: str, run_dir: str, cgroup: str, docker_host: str
+) -> None:
+    host = Host(Path(runsc), Path(init_dir), Path(images), Path(run_dir), cgroup, docker_host)
+    engine = warm.make(engine_name, host)
     sandbox = await engine.create(sandbox_class(LIMITS))
     sink = Recorder()
     program = python(

@@ -16,17 +16,24 @@ class Promise(enum.Enum):
     """What an engine may promise beside limits."""
 
     ISOLATION = "isolation"
+    DOCKER = "docker"
+    """Runs on a Docker daemon."""
+    HOST_HIDDEN = "host hidden"
+    """Nothing tells a program about the host's kernel or where the host keeps things."""
 
 
 Needed = Limit | Promise
 
 PROMISES: dict[str, frozenset[Needed]] = {
-    "gvisor": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION},
-    "gvisor-warm": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION},
+    "gvisor": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN},
+    "gvisor-warm": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN},
+    "docker-gvisor": frozenset(Limit) - {Limit.DISK_INODES} | set(Promise),
+    "docker": frozenset(Limit) | {Promise.ISOLATION, Promise.DOCKER},
     "subprocess": frozenset({Limit.WALL_TIME, Limit.OUTPUT, Limit.OPEN_FILES}),
 }
 
-NEED_ROOT = frozenset({"gvisor", "gvisor-warm"})
+NEED_DOCKER = frozenset(name for name, promised in PROMISES.items() if Promise.DOCKER in promised)
+NEED_ROOT = NEED_DOCKER | {"gvisor", "gvisor-warm"}
 
 GUISES = {"gvisor-warm": "gvisor"}
 """The registry's name of an engine that is tested in another guise; see `tests.conformance.warm`."""

@@ -120,6 +120,19 @@ async def test_there_is_no_network(engine: Engine):
         assert (await tell(engine, code)).splitlines() == ["refused"] * 3 + ["[]"]
 
 
+async def test_other_processes_and_the_hosts_name_are_not_visible(engine: Engine):
+    code = (
+        "import os, socket\nprint(socket.gethostname())\n"
+        "for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "    print(open(f'/proc/{pid}/cmdline').read().split('\\0')[0])"
+    )
+    name, *processes = (await tell(engine, code)).splitlines()
+    assert name == "sandbox"
+    assert len(processes) == 2  # the init and itself
+    assert "/usr/bin/python3" in processes
+
+
+@needs(Promise.HOST_HIDDEN)
 async def test_host_is_not_visible(engine: Engine):
     code = (
         "import os, socket\nprint(socket.gethostname())\n"

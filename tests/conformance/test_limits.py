@@ -176,6 +176,20 @@ async def test_full_disk_is_an_error_of_the_program_and_a_limit_hit(engine: Engi
         assert seen == ([] if folder == "/dev/shm" else [(Limit.DISK, True)])
 
 
+@needs(Limit.DISK_INODES)
+async def test_inodes_are_limited_and_using_them_up_is_a_limit_hit(engine: Engine):
+    for folder in ("/workspace", "/tmp"):
+        code = (
+            f"n = 0\ntry:\n    while True: open(f'{folder}/{{n}}', 'w').close(); n += 1\n"
+            "except OSError as e: print(n, e.errno)"
+        )
+        result = await run(engine, python(code), limits(disk_inodes=40))
+        made, error = map(int, result.stdout.split())
+        assert error == 28  # ENOSPC
+        assert 30 < made < 40
+        assert [(hit.limit, folder in hit.detail) for hit in result.outcome.limit_hits] == [(Limit.DISK_INODES, True)]
+
+
 async def test_no_limit_is_reported_where_none_was_hit(engine: Engine):
     result = await run(engine, python("import os; os.kill(os.getpid(), 9)"))
     assert result.termination == Signalled(9)

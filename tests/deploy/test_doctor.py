@@ -1,5 +1,6 @@
 import json
 import socket
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -125,3 +126,51 @@ def test_only_a_machine_without_any_fault_is_fit():
     assert checks.is_fit([good])
     assert not checks.is_fit([good, Check("b", "todo", "not there", "make setup")])
     assert not checks.is_fit([good, Check("b", "fail", "broken", "mend it")])
+
+
+@pytest.fixture
+def dockerd(tmp_path):
+    """Something that answers one request at a Unix socket."""
+    threads = []
+
+    def listen(content):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "docker.sock"))
+        listener.listen()
+
+        def serve():
+            with listener, listener.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode())
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return tmp_path / "docker.sock"
+
+    yield listen
+    for thread in threads:
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            '{"ServerVersion": "20.10", "Runtimes": {"runc": {}, "runsc": {}}}',
+            "version 20.10, for docker, docker-gvisor",
+        ),
+        ('{"ServerVersion": "20.10", "Runtimes": {"runc": {}}}', "docker-gvisor needs a runtime named runsc"),
+        ("[]", "does not answer"),
+        ("rubbish", "does not answer"),
+    ],
+)
+def test_docker_says_which_engines_it_adds(dockerd, said, found):
+    check = checks.docker(dockerd(said))
+    assert check.status == "ok"
+    assert found in check.found
+
+
+def test_a_machine_without_docker_is_fit_and_is_told_what_it_lacks(tmp_path):
+    check = checks.docker(tmp_path / "docker.sock")
+    assert check.status == "ok"
+    assert "docker and docker-gvisor are not offered" in check.found

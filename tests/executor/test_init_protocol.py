@@ -10,6 +10,8 @@ import pytest
 from crucible_executor.engines.base import ProgramRefusedError
 from crucible_executor.init_protocol import (
     MAX_FILES,
+    Channel,
+    FrameReader,
     ProtocolError,
     ReportKind,
     ReportReader,
@@ -44,6 +46,28 @@ def test_records_are_found_however_they_are_cut():
     assert ended.user_cpu + ended.system_cpu == timedelta(milliseconds=300)
     assert ended.workspace_full
     assert ended.tmp_full
+
+
+def frame(channel: int, data: bytes) -> bytes:
+    return struct.pack("<II", channel, len(data)) + data
+
+
+def test_channels_of_a_multiplexed_init_are_found_however_they_are_cut():
+    data = frame(0, record(1)) + frame(1, b"out") + frame(2, b"err" * 9) + frame(1, b"x" * 65536)
+    for step in (1, 5, 64, 1 << 20):
+        reader, found = FrameReader(), dict.fromkeys(Channel, b"")
+        for at in range(0, len(data), step):
+            for channel, part in reader.feed(data[at : at + step]):
+                found[channel] += part
+        assert found == {Channel.REPORTS: record(1), Channel.STDOUT: b"out" + b"x" * 65536, Channel.STDERR: b"err" * 9}
+
+
+@pytest.mark.parametrize(
+    "bad", [frame(3, b"x"), frame(1, b""), frame(1, b"x" * 65537), struct.pack("<II", 0, 2**32 - 1), b"HTTP/1.1"]
+)
+def test_a_frame_that_is_none_of_the_inits_is_refused(bad: bytes):
+    with pytest.raises(ProtocolError):
+        list(FrameReader().feed(bad))
 
 
 @pytest.mark.parametrize("bad", [b"\0" * 64, record(0), record(6), record(99), b"HTTP/1.1 200 OK\r\n".ljust(64, b"x")])

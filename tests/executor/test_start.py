@@ -82,7 +82,8 @@ def test_engine_without_isolation_is_there_only_when_asked_for(tmp_path, unsafe)
         engine.capabilities.name
         for engine in composition.engines_of(settings, unsafe=unsafe, registry=CollectorRegistry())
     ]
-    assert names == (["gvisor", "subprocess"] if unsafe else ["gvisor"])
+    isolated = ["gvisor", "docker-gvisor", "docker"]
+    assert names == ([*isolated, "subprocess"] if unsafe else isolated)
 
 
 async def test_process_says_in_one_line_what_is_wrong(tmp_path):

@@ -1,5 +1,6 @@
 """What this machine needs to run Crucible, checked one by one. Set-up and doctor share the shell's part of the list."""
 
+import http.client
 import json
 import os
 import pwd
@@ -8,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from crucible_deploy import record, users
 from crucible_deploy.images import ImageStore
@@ -21,6 +22,7 @@ from crucible_deploy.tree_digest import UnfitTreeError
 Status = Literal["ok", "todo", "fail"]
 
 _V1_CONTROLLERS = frozenset({"memory", "cpu", "cpuacct", "pids"})
+_MOST_DOCKER_BYTES = 4 << 20
 _V2_CONTROLLERS = frozenset({"memory", "cpu", "pids"})
 
 
@@ -53,6 +55,7 @@ def run_checks(layout: Layout) -> Iterator[Check]:
     yield image
     fit = {check.name for check in (*machine, image) if check.status == "ok"}
     yield sandbox(layout, {"root", "runsc", "image"} - fit)
+    yield docker()
     yield home(layout)
     yield users_check()
     yield ports(layout)
@@ -137,6 +140,41 @@ def sandbox(layout: Layout, missing: set[str]) -> Check:
     except (SandboxError, OSError) as error:
         return Check("sandbox", "fail", str(error), "see https://gvisor.dev/docs/user_guide/faq for what runsc needs")
     return Check("sandbox", "ok", f"started one; its kernel says {kernel}")
+
+
+def docker(path: Path = Path("/var/run/docker.sock")) -> Check:
+    """Which engines a Docker daemon adds here; without one Crucible is as fit as with it."""
+    try:
+        with _UnixConnection(path) as connection:
+            connection.request("GET", "/info")
+            info = json.loads(connection.getresponse().read(_MOST_DOCKER_BYTES))
+        version, runtimes = str(info["ServerVersion"]), set(info["Runtimes"])
+    except FileNotFoundError:
+        return Check("docker", "ok", f"no {path}: the engines docker and docker-gvisor are not offered")
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        return Check("docker", "ok", f"{path} does not answer ({error}): docker and docker-gvisor are not offered")
+    offered = [name for name, runtime in (("docker", "runc"), ("docker-gvisor", "runsc")) if runtime in runtimes]
+    lacking = "" if "runsc" in runtimes else "; docker-gvisor needs a runtime named runsc in /etc/docker/daemon.json"
+    return Check("docker", "ok", f"version {version}, for {', '.join(offered) or 'no engine'}{lacking}")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket, given up after some seconds."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("docker", timeout=3)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def home(layout: Layout) -> Check:

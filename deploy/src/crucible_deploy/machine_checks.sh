@@ -11,6 +11,9 @@ export PATH
 CRUCIBLE_CACHE=${CRUCIBLE_CACHE:-/var/cache/crucible}
 CRUCIBLE_HOME=${CRUCIBLE_HOME:-/var/lib/crucible}
 DEBIAN_PACKAGES="python3 python3-venv gcc libc6-dev make debootstrap debian-archive-keyring gpgv ca-certificates wget erofs-utils"
+# What only the tests need: a dockerd, which they start themselves, apart from any other. `make test` installs it where
+# there is none at all; nothing else does.
+DEBIAN_TEST_PACKAGES="docker.io"
 MOST_DISK_MB=4096  # for set-up from nothing: the sources and objects of runsc are most of it
 LEAST_DISK_MB=512  # for a machine that has everything
 

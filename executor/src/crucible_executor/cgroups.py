@@ -18,6 +18,7 @@ from pathlib import Path
 
 _CPU_PERIOD_US = 100_000
 _V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
+_V1_MOUNTS = Path("/sys/fs/cgroup")
 _V1_FREEZER = "freezer"
 """Of v1, or on a hybrid machine the v2 hierarchy, where frozen processes can be killed; where there is none, nothing is
 frozen, and only a pool of waiting sandboxes is missed."""
@@ -49,6 +50,11 @@ class Cgroup(abc.ABC):
         self.folders = folders
 
     @property
+    def exists(self) -> bool:
+        """Whether it is still there, so that its counters say something."""
+        return all(folder.exists() for folder in self.folders)
+
+    @property
     def procs_files(self) -> tuple[Path, ...]:
         """The files that a process writes `0` to, each, in order to join."""
         return tuple(folder / "cgroup.procs" for folder in self.folders)
@@ -56,6 +62,10 @@ class Cgroup(abc.ABC):
     @abc.abstractmethod
     def limit_cpus(self, cpus: float) -> None:
         """Bounds the CPU time per time to that of `cpus` processors, from now on."""
+
+    @abc.abstractmethod
+    def limit_tasks(self, tasks: int) -> None:
+        """Bounds processes and threads together, from now on."""
 
     @abc.abstractmethod
     def bound(self, bounds: Bounds) -> None:
@@ -193,6 +203,9 @@ class _CgroupV1(Cgroup):
     def limit_cpus(self, cpus: float) -> None:
         _write(self._cpu / "cpu.cfs_quota_us", max(1000, int(cpus * _CPU_PERIOD_US)))
 
+    def limit_tasks(self, tasks: int) -> None:
+        _write(self._tasks / "pids.max", tasks)
+
     def _free_cpus(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             _write(self._cpu / "cpu.cfs_quota_us", -1)
@@ -247,6 +260,9 @@ class _CgroupV2(Cgroup):
 
     def limit_cpus(self, cpus: float) -> None:
         _write(self._folder / "cpu.max", f"{max(1000, int(cpus * _CPU_PERIOD_US))} {_CPU_PERIOD_US}")
+
+    def limit_tasks(self, tasks: int) -> None:
+        _write(self._folder / "pids.max", tasks)
 
     def _free_cpus(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -403,6 +419,34 @@ def detect(name: str = "crucible", mountinfo: Path = Path("/proc/self/mountinfo"
             "run the executor where they are delegated."
         )
     return CgroupTreeV2(v2, name)
+
+
+def of_process(pid: int, name: str) -> Cgroup:
+    """The cgroup that somebody else made for a process and what belongs to it.
+
+    `name` has to be a folder in its path in every hierarchy: nothing may ever be mistaken for it, for whoever asks is
+    going to kill all that is in it.
+
+    Raises:
+        CgroupsUnavailableError: there is none with this name.
+    """
+    v1, v2 = _mounts(Path("/proc/self/mountinfo"))
+    paths: dict[str, str] = {}
+    for line in _read(Path(f"/proc/{pid}/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        paths.update(dict.fromkeys(controllers.split(","), path))
+    made: _CgroupV1 | _CgroupV2
+    if "memory" in v1:
+        mounted = {one: v1.get(one, _V1_MOUNTS / one) for one in _V1_CONTROLLERS}
+        made = _CgroupV1(name, {one: at / paths.get(one, "").lstrip("/") for one, at in mounted.items()})
+    elif v2 is not None:
+        made = _CgroupV2(name, v2 / paths.get("", "").lstrip("/"))
+    else:
+        raise CgroupsUnavailableError("No cgroups are mounted: mount cgroup2 at /sys/fs/cgroup.")
+    for folder in made.folders:
+        if name not in str(folder) or not (folder / "cgroup.procs").is_file():
+            raise CgroupsUnavailableError(f"Process {pid} is in no cgroup of its own for {name} ({folder}).")
+    return made
 
 
 def _mounts(mountinfo: Path) -> tuple[dict[str, Path], Path | None]:

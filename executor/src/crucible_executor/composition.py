@@ -65,6 +65,7 @@ def engines_of(settings: Settings, *, unsafe: bool, registry: CollectorRegistry 
         images=settings.images_dir,
         run_dir=settings.run_dir,
         cgroup=settings.cgroup,
+        docker_host=settings.docker_host,
     )
     metrics = PoolMetrics(registry)
     engines = [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]

@@ -21,6 +21,15 @@ STDOUT_FD = 4
 STDERR_FD = 5
 """Descriptors inside the sandbox: of the init's reports, and of what becomes the program's 1 and 2."""
 
+MULTIPLEXED = "multiplexed"
+"""The init's argument that makes it send everything up its fd 1, as frames: for engines that pass on only 0 to 2."""
+
+UNCHANGED = 0xFFFFFFFF
+"""As `Limits.processes`: the init leaves RLIMIT_NPROC alone."""
+
+MAX_FRAME_BYTES = 65536
+
+_FRAME = struct.Struct("<II")
 _HEAD = struct.Struct("<8sIIIIIIQ")
 _REPORT = struct.Struct("<4sIIIQQQQ16x")
 _U32 = struct.Struct("<I")
@@ -54,6 +63,14 @@ class ReportKind(enum.IntEnum):
     REFUSED = 5
 
 
+class Channel(enum.IntEnum):
+    """What a frame of a multiplexed init holds."""
+
+    REPORTS = 0
+    STDOUT = 1
+    STDERR = 2
+
+
 class Stage(enum.IntEnum):
     """Where the init gave up before the program ran."""
 
@@ -79,6 +96,8 @@ class Report:
     max_rss_bytes: int
     workspace_full: bool
     tmp_full: bool
+    workspace_inodes_full: bool = False
+    tmp_inodes_full: bool = False
 
     @property
     def signalled(self) -> bool:
@@ -108,6 +127,37 @@ class ReportReader:
             yield _report(record)
 
 
+class FrameReader:
+    """Cuts what a multiplexed init sends into the bytes of its channels. Holds back nothing but an unfinished head."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._channel = Channel.REPORTS
+        self._left = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[Channel, bytes]]:
+        """Takes bytes as they come and yields them by channel, in order.
+
+        Raises:
+            ProtocolError: a frame is none of the init's.
+        """
+        while data:
+            if not self._left:
+                needed = _FRAME.size - len(self._head)
+                self._head, data = self._head + data[:needed], data[needed:]
+                if len(self._head) == _FRAME.size:
+                    self._begin(*_FRAME.unpack(self._head))
+                continue
+            part, data = data[: self._left], data[self._left :]
+            self._left -= len(part)
+            yield self._channel, part
+
+    def _begin(self, channel: int, length: int) -> None:
+        if channel not in Channel.__members__.values() or not 0 < length <= MAX_FRAME_BYTES:
+            raise ProtocolError("the sandbox's init sent a frame that is none of its own")
+        self._head, self._channel, self._left = b"", Channel(channel), length
+
+
 def _report(record: bytes) -> Report:
     magic, kind, a, b, user_us, system_us, max_rss_kib, full = _REPORT.unpack(record)
     if magic != _REPORT_MAGIC or kind not in ReportKind.__members__.values():
@@ -121,6 +171,8 @@ def _report(record: bytes) -> Report:
         max_rss_bytes=max_rss_kib * 1024,
         workspace_full=bool(full & 1),
         tmp_full=bool(full & 2),
+        workspace_inodes_full=bool(full & 4),
+        tmp_inodes_full=bool(full & 8),
     )
 
 

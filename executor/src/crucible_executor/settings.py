@@ -31,6 +31,7 @@ class Settings:
         init_dir: the sandboxes' PID 1 and its like, as `executor/init/build.sh` made them.
         cgroup: the folder of the sandboxes' cgroups; two executors on one machine need different ones.
         images_dir: root file systems.
+        docker_host: the Docker daemon of this machine, for the engines that use one.
         default_engine: for callers that name none.
         slots: runs at once; 0: one per CPU.
         pool_size: sandboxes that wait for a program, booted ahead; 0: none.
@@ -62,6 +63,7 @@ class Settings:
     init_dir: Path = _CACHE / "init/current"
     cgroup: str = "crucible"
     images_dir: Path = _CACHE / "images"
+    docker_host: str = "unix:///var/run/docker.sock"
     default_engine: str = "gvisor"
     slots: int = 0
     pool_size: int = 4

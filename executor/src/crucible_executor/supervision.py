@@ -45,7 +45,7 @@ class Supervision:
 
     def read_output(self, fd: int, stream: Stream) -> None:
         """Passes the bytes of a pipe on to the sink and counts them."""
-        self._readers.append(PipeReader(fd, lambda data: self._output(stream, data)))
+        self._readers.append(PipeReader(fd, lambda data: self.output(stream, data)))
 
     def end(self, cause: Termination | None) -> None:
         """Says that the run is over; only the first cause counts."""
@@ -79,7 +79,8 @@ class Supervision:
             timer.cancel()
         self._timers.clear()
 
-    def _output(self, stream: Stream, data: bytes) -> None:
+    def output(self, stream: Stream, data: bytes) -> None:
+        """Takes what the program wrote, from an engine whose streams are no pipes of their own."""
         self.output_bytes[stream] += len(data)
         self._sink.output(stream, data)
         limit = OUTPUT_KILL_FACTOR * self._limits.output_bytes

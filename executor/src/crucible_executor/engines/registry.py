@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crucible_executor import cgroups
 from crucible_executor.engines.base import Engine
+from crucible_executor.engines.docker import DockerEngine, DockerGvisorEngine
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths
 from crucible_executor.engines.subprocess import SubprocessEngine
 from crucible_executor.images import ImageStore
@@ -19,7 +20,7 @@ class Host:
 
     `init_dir` is what `executor/init/build.sh` printed, `run_dir` a folder (better: a tmpfs) for what lives no longer
     than a sandbox; each engine takes its own folder in it. `cgroup` names our folder in the cgroup tree: two executors
-    on one machine take different ones, or they would sweep each other's sandboxes away.
+    on one machine take different ones, or they would sweep each other's sandboxes away; it also marks our containers.
     """
 
     runsc: Path
@@ -27,6 +28,7 @@ class Host:
     images: Path
     run_dir: Path
     cgroup: str = "crucible"
+    docker_host: str = "unix:///var/run/docker.sock"
 
 
 ENGINES: dict[str, Callable[[Host], Engine]] = {
@@ -36,6 +38,12 @@ ENGINES: dict[str, Callable[[Host], Engine]] = {
         ),
         ImageStore(host.images),
         cgroups.detect(host.cgroup),
+    ),
+    "docker-gvisor": lambda host: DockerGvisorEngine(
+        host.docker_host, host.init_dir / "crucible-init", ImageStore(host.images), host.cgroup
+    ),
+    "docker": lambda host: DockerEngine(
+        host.docker_host, host.init_dir / "crucible-init", ImageStore(host.images), host.cgroup
     ),
     "subprocess": lambda host: SubprocessEngine(host.init_dir / "crucible-tend", host.run_dir / "subprocess"),
 }

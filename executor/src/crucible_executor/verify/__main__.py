@@ -28,7 +28,7 @@ from crucible_executor.settings import Settings
 from crucible_executor.verify import controls, namespaces, report
 from crucible_executor.verify.attempts import ATTEMPTS
 from crucible_executor.verify.model import Attempt, ControlFinding, Finding
-from crucible_executor.verify.promises import MARGINS, PROMISES
+from crucible_executor.verify.promises import MARGINS, NOT_VERIFIED, PROMISES
 from crucible_executor.verify.suite import EXECUTOR_SECRET, Ground, Suite, to_the_end
 from crucible_rpc import settings
 
@@ -39,6 +39,8 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108  # a file system of the suite's own is
 def main(arguments: list[str]) -> int:
     """Runs the suite, says what came of it, and returns the exit code."""
     options = _parser().parse_args(arguments)
+    if options.engine in NOT_VERIFIED:
+        return _refuse(f"cannot judge {options.engine}: {NOT_VERIFIED[options.engine]}", 2)
     chosen = [one for one in ATTEMPTS if not options.only or one.name in options.only]
     if options.only and len(chosen) != len(set(options.only)):
         unknown = sorted(set(options.only) - {one.name for one in chosen})
@@ -65,7 +67,7 @@ def _publish(made: report.Report, options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="crucible verify", description="Prove isolation from outside.")
-    parser.add_argument("--engine", choices=sorted(PROMISES), default="gvisor")
+    parser.add_argument("--engine", choices=sorted({*PROMISES, *NOT_VERIFIED}), default="gvisor")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the scorecard")
     parser.add_argument("--controls", action="store_true", help="also prove that each judge can say VULNERABLE")

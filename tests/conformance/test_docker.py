@@ -1,0 +1,122 @@
+"""What only an engine on a Docker daemon can meet: a daemon that hangs, images that vanish, a file that is the init."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from docker import APIClient
+
+from crucible_executor import dockerd
+from crucible_executor.docker_images import REPOSITORY
+from crucible_executor.engines import docker
+from crucible_executor.engines.base import Engine, EngineUnavailableError
+from crucible_executor.engines.registry import ENGINES, Host
+from crucible_executor.model import Exited, Limit, SandboxFailed
+from tests.conformance.harness import LIMITS, Recorder, eventually, limits, processes_of, python, run, sandbox_class
+from tests.conformance.promises import Promise, needs
+
+pytestmark = [needs(Promise.DOCKER)]
+
+ONE_IS_ENOUGH = needs(Promise.DOCKER, Limit.DISK_INODES)
+"""Only runc's engine has both promises; what is slow and the same code for both is tried with it alone."""
+
+
+@contextlib.contextmanager
+def stopped(address: str) -> Iterator[None]:
+    """dockerd and its containerd do nothing meanwhile."""
+    folder = Path(address.removeprefix("unix://")).parent
+    pids = [int((folder / file).read_text()) for file in ("pid", "exec/containerd/containerd.pid")]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dockerd, docker):
+        monkeypatch.setattr(module, "PING_S", 1.0)
+    monkeypatch.setattr(docker.DockerSandbox, "destroy_limit_s", 1.0)
+
+
+@ONE_IS_ENOUGH
+async def test_a_daemon_that_hangs_keeps_no_program_alive_and_its_container_goes_later(
+    engine: Engine, engine_name: str, host: Host, impatient
+):
+    sandbox = await engine.create(sandbox_class(LIMITS))
+    sink = Recorder()
+    program = python("import time; print('up', flush=True); time.sleep(60)")
+    running = asyncio.create_task(sandbox.start(program, limits(wall_time=timedelta(seconds=2)), sink))
+    await sink.until_printed(b"up\n")
+    with stopped(host.docker_host):
+        outcome = await asyncio.wait_for(running, 15)
+        assert outcome.termination == SandboxFailed("dockerd did not pass on all of the container's output.")
+        assert processes_of(sandbox) == []
+        with pytest.raises(EngineUnavailableError, match="answer"):
+            await ENGINES[engine_name](host).check()
+        await asyncio.wait_for(sandbox.destroy(), 10)
+    with contextlib.closing(APIClient(base_url=host.docker_host)) as client:
+        # The daemon still finds the request to remove it in its socket.
+        await eventually(lambda: client.containers(all=True, filters={"id": sandbox.id}) == [], 20)
+    assert await ENGINES[engine_name](host).sweep() == 0
+
+
+@ONE_IS_ENOUGH
+async def test_an_image_that_somebody_removed_from_docker_is_imported_again(engine: Engine, host: Host):
+    await run(engine, python("pass"))
+    with contextlib.closing(APIClient(base_url=host.docker_host)) as client:
+        for image in client.images(REPOSITORY):
+            client.remove_image(image["Id"], force=True)
+        assert (await run(engine, python("print('again')"))).stdout == b"again\n"
+        assert len(client.images(REPOSITORY)) == 1
+        assert (await run(engine, python("pass"))).termination == Exited(0)
+        assert len(client.images(REPOSITORY)) == 1
+
+
+async def test_program_cannot_reach_the_inits_own_file(engine: Engine):
+    code = (
+        "import os\n"
+        "for at in ('/.crucible', '/.crucible/init'):\n"
+        "    try: os.listdir(at); print('listed')\n    except OSError as e: print(e.errno)\n"
+        "    try: open(at).close(); print('opened')\n    except OSError as e: print(e.errno)"
+    )
+    assert (await run(engine, python(code))).stdout.split() == [b"13"] * 4
+
+
+async def test_program_can_open_its_own_standard_streams(engine: Engine):
+    code = "open('/dev/stdout', 'w').write('out\\n'); open('/dev/stderr', 'w').write('err\\n')"
+    result = await run(engine, python(code))
+    assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
+
+
+async def test_containers_of_another_owner_are_spared(engine: Engine, engine_name: str, host: Host):
+    sandbox = await engine.create(sandbox_class(LIMITS))
+    try:
+        other = dataclasses.replace(host, cgroup=f"{host.cgroup}-other")
+        assert await ENGINES[engine_name](other).sweep() == 0
+        assert (await sandbox.start(python("print('here')"), LIMITS, sink := Recorder())).termination == Exited(0)
+        assert sink.stdout == b"here\n"
+    finally:
+        await sandbox.destroy()
+
+
+async def test_a_cancelled_creation_leaves_no_container(engine: Engine):
+    await run(engine, python("pass"))  # the image is there
+    for delay in (0, 0.01, 0.05, 0.1, 0.2, 0.3):  # at any point: before the container, before its start, after it
+        creating = asyncio.create_task(engine.create(sandbox_class(LIMITS)))
+        await asyncio.sleep(delay)
+        creating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await asyncio.wait_for(creating, 20)).destroy()  # a fast machine may have been faster
+    assert await engine.sweep() == 0
