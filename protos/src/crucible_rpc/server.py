@@ -149,16 +149,16 @@ class Server:
             await stop.wait()
             await self.drain()
             return
-        with signals.caught() as caught:
-            await caught.wait()
-            caught.clear()
-            draining = asyncio.ensure_future(self.drain())
-            second = asyncio.ensure_future(caught.wait())
-            await asyncio.wait((draining, second), return_when=asyncio.FIRST_COMPLETED)
-            if not draining.done():
-                self._drain.cut()
-            second.cancel()
-            await draining
+        caught = signals.caught()
+        await caught.wait()
+        caught.clear()
+        draining = asyncio.ensure_future(self.drain())
+        second = asyncio.ensure_future(caught.wait())
+        await asyncio.wait((draining, second), return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            self._drain.cut()
+        second.cancel()
+        await draining
 
     async def drain(self, grace: timedelta | None = None) -> None:
         """Turns health to NOT_SERVING, refuses new calls, waits for those in flight, and stops.

@@ -2,21 +2,19 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@contextmanager
-def caught() -> Iterator[asyncio.Event]:
-    """Inside the block SIGTERM and SIGINT set the event instead of ending the process; they may do so repeatedly."""
+def caught() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set from here on, instead of ending the process; they may do so repeatedly.
+
+    The handlers stay until the loop is closed. After the end of serving comes the process's own clean-up, and a killed
+    parent with several threads signals its children once per thread (`PR_SET_PDEATHSIG`): the default action would then
+    end a process that is still removing its sandboxes.
+    """
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, event.set)
-    try:
-        yield event
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
+    return event

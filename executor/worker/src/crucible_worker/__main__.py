@@ -21,9 +21,9 @@ async def main() -> None:
         connect(chosen.executor, tls, "executor") as executor,
     ):
         worker = Worker(chosen, GrpcStorage(storage), GrpcExecutor(executor), WorkerMetrics())
-        with signals.caught() as stop:
-            async with AdminServer(chosen.admin_listen, ready=lambda: worker.ready):
-                await worker.run(stop)
+        stop = signals.caught()
+        async with AdminServer(chosen.admin_listen, ready=lambda: worker.ready):
+            await worker.run(stop)
 
 
 if __name__ == "__main__":
