@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from crucible_executor import cgroups
 from crucible_executor.cgroups import CgroupsUnavailableError
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox
 from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.images import ImageNotFoundError, ImageStore
 from crucible_executor.model import Isolation, SandboxClass
 from crucible_executor.settings import Settings
+from crucible_executor.tracing.tracer import Tracer, TracerPaths
 
 
 class MissingEngine(Engine):
@@ -53,7 +55,18 @@ class StoredImages:
             return None
 
 
-def engines_of(settings: Settings, *, unsafe: bool) -> list[Engine]:
+def tracer_of(settings: Settings) -> Tracer | None:
+    """Watches what programs try; None when the settings, or a machine without cgroups, say otherwise."""
+    if not settings.trace:
+        return None
+    paths = TracerPaths(settings.init_dir / "crucible-launch", settings.trace_user)
+    try:
+        return Tracer(paths, cgroups.detect(f"{settings.cgroup}-trace"))
+    except CgroupsUnavailableError:  # the engines that need them say so
+        return None
+
+
+def engines_of(settings: Settings, *, unsafe: bool, tracer: Tracer | None = None) -> list[Engine]:
     """Every engine of the registry; those without isolation only when `unsafe`."""
     host = Host(
         runsc=settings.runsc,
@@ -61,6 +74,7 @@ def engines_of(settings: Settings, *, unsafe: bool) -> list[Engine]:
         images=settings.images_dir,
         run_dir=settings.run_dir,
         cgroup=settings.cgroup,
+        tracer=tracer,
     )
     return [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]
 

@@ -31,6 +31,8 @@ class Settings:
         init_dir: the sandboxes' PID 1 and its like, as `executor/init/build.sh` made them.
         cgroup: the folder of the sandboxes' cgroups; two executors on one machine need different ones.
         images_dir: root file systems.
+        trace: whether what programs try is watched, where an engine can be.
+        trace_user: the user that reads the traces, and nothing else.
         default_engine: for callers that name none.
         slots: runs at once; 0: one per CPU.
         orphan_grace: the longest permit: a run without its worker or storage ends after this.
@@ -59,6 +61,8 @@ class Settings:
     init_dir: Path = _CACHE / "init/current"
     cgroup: str = "crucible"
     images_dir: Path = _CACHE / "images"
+    trace: bool = True
+    trace_user: str = "crucible-trace"
     default_engine: str = "gvisor"
     slots: int = 0
     orphan_grace: timedelta = timedelta(seconds=15)

@@ -55,6 +55,7 @@ from crucible_executor.model import (
     Usage,
 )
 from crucible_executor.supervision import Supervision
+from crucible_executor.tracing.tracer import Trace, Tracer
 
 SENTRY_MEMORY_BYTES = 32 << 20
 """Added to a class's memory limit for runsc itself, which uses 12 MiB while its init waits."""
@@ -78,9 +79,19 @@ class GvisorPaths:
 
 
 class GvisorEngine(Engine):
-    """Runs each program in a gVisor sandbox of its own. Needs root."""
+    """Runs each program in a gVisor sandbox of its own. Needs root.
 
-    def __init__(self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree) -> None:
+    Args:
+        paths: see there.
+        images: root file systems.
+        cgroups: our part of the machine's.
+        tracer: watches what programs try; None: nobody does.
+    """
+
+    def __init__(
+        self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree, tracer: Tracer | None = None
+    ) -> None:
+        self._tracer = tracer
         self._paths = paths
         self._images = images
         self._cgroups = cgroups
@@ -149,7 +160,7 @@ class GvisorEngine(Engine):
             raise EngineUnavailableError("The gvisor engine cannot limit inodes: leave disk_inodes unset.")
         try:
             image = self._images.resolve(sandbox_class.image_digest)
-            sandbox = GvisorSandbox(self._paths, image, sandbox_class, self._cgroups, self._alive)
+            sandbox = GvisorSandbox(self._paths, image, sandbox_class, self._cgroups, self._alive, self._tracer)
         except (ImageNotFoundError, CgroupsUnavailableError, OSError) as error:
             raise EngineUnavailableError(str(error)) from error
         try:
@@ -176,6 +187,7 @@ class GvisorSandbox(Sandbox):
         sandbox_class: SandboxClass,
         cgroups: CgroupTree,
         alive: dict[str, GvisorSandbox],
+        tracer: Tracer | None = None,
     ) -> None:
         """Makes folder and cgroup; no process yet.
 
@@ -199,6 +211,8 @@ class GvisorSandbox(Sandbox):
         self._sink: Sink | None = None
         self._used = self._killed = self._destroyed = False
         self._folder.mkdir(mode=0o700)
+        untraced = "the executor is set not to trace (CRUCIBLE_EXECUTOR_TRACE)"
+        self._trace = Trace.none(untraced) if tracer is None else tracer.open(self._folder)
         try:
             (self._folder / "config.json").write_bytes(
                 bundle.config(image, sandbox_class, empty_root=paths.run_dir / "empty")
@@ -206,6 +220,7 @@ class GvisorSandbox(Sandbox):
             tasks = sandbox_class.processes + SENTRY_TASKS
             self._cgroup: Cgroup = cgroups.create(self._id, Bounds(self._memory_bytes + SENTRY_MEMORY_BYTES, tasks))
         except BaseException:
+            self._trace.close()
             shutil.rmtree(self._folder)
             raise
         alive[self._id] = self
@@ -252,8 +267,9 @@ class GvisorSandbox(Sandbox):
             self._process = HostProcess(
                 [
                     str(self._paths.launcher), str(os.getpid()), *map(str, self._cgroup.procs_files), "--",
-                    str(self._paths.runsc), f"--root={self._folder}", *_FLAGS, "run", f"--bundle={self._folder}",
-                    f"--exec-fd={init}", *(f"--pass-fd={ours}:{inside}" for inside, ours in passed.items()), self._id,
+                    str(self._paths.runsc), f"--root={self._folder}", *_FLAGS, *self._trace.flags,
+                    "run", f"--bundle={self._folder}", f"--exec-fd={init}",
+                    *(f"--pass-fd={ours}:{inside}" for inside, ours in passed.items()), self._id,
                 ],
                 stdin=control, stdout=log, stderr=log, env={}, pass_fds=(init, *passed.values()),
             )  # fmt: skip
@@ -301,6 +317,7 @@ class GvisorSandbox(Sandbox):
             cause = await run.over
             await self._end_processes()
             drained = await run.drain()
+            behaviour = await self._trace.behaviour()
         except asyncio.CancelledError:
             await asyncio.shield(self.kill())
             raise
@@ -308,7 +325,7 @@ class GvisorSandbox(Sandbox):
             run.close()
         if not drained:
             cause = SandboxFailed("The output of the sandbox did not end with its processes.")
-        return self._outcome(cause, run)
+        return dataclasses.replace(self._outcome(cause, run), behaviour=behaviour)
 
     async def _end_processes(self) -> None:
         """Ends everything and reads the init's last words, which lie in the pipe by then."""
@@ -392,6 +409,7 @@ class GvisorSandbox(Sandbox):
             self._control.close()
         if self._reports is not None:
             self._reports.close()
+        self._trace.close()
         await self._cgroup.remove()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._alive.pop(self._id, None)

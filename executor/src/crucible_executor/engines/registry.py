@@ -11,6 +11,7 @@ from crucible_executor.engines.base import Engine
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths
 from crucible_executor.engines.subprocess import SubprocessEngine
 from crucible_executor.images import ImageStore
+from crucible_executor.tracing.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Host:
 
     `init_dir` is what `executor/init/build.sh` printed, `run_dir` a folder (better: a tmpfs) for what lives no longer
     than a sandbox; each engine takes its own folder in it. `cgroup` names our folder in the cgroup tree: two executors
-    on one machine take different ones, or they would sweep each other's sandboxes away.
+    on one machine take different ones, or they would sweep each other's sandboxes away. `tracer` watches what programs
+    try, where an engine can be watched; None: nobody does.
     """
 
     runsc: Path
@@ -27,6 +29,7 @@ class Host:
     images: Path
     run_dir: Path
     cgroup: str = "crucible"
+    tracer: Tracer | None = None
 
 
 ENGINES: dict[str, Callable[[Host], Engine]] = {
@@ -36,6 +39,7 @@ ENGINES: dict[str, Callable[[Host], Engine]] = {
         ),
         ImageStore(host.images),
         cgroups.detect(host.cgroup),
+        host.tracer,
     ),
     "subprocess": lambda host: SubprocessEngine(host.init_dir / "crucible-tend", host.run_dir / "subprocess"),
 }
