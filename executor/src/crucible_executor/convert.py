@@ -147,6 +147,11 @@ def usage(value: Usage) -> ev.Usage:
     return message
 
 
+def observation(record: ex.FinalRecord) -> str:
+    """How far a record tells what its program tried, in one word."""
+    return ev.Observation.Name(record.behaviour.observation).removeprefix("OBSERVATION_").lower()
+
+
 def behaviour(value: Behaviour) -> ev.Behaviour:
     """The message; without an observation no kind of action is set, not even as empty."""
     message = ev.Behaviour(

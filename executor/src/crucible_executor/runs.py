@@ -328,6 +328,7 @@ class Runs:
         run.finish(record)
         self._metrics.kept.set(len(self._runs))
         self._metrics.ended.labels(job.draft.termination.WhichOneof("kind")).inc()
+        self._metrics.behaviour.labels(convert.observation(job.draft)).inc()
         if run.started_at is not None:
             accepted = job.draft.accept_time.ToDatetime(tzinfo=UTC)
             self._metrics.start_seconds.observe(max(0.0, (run.started_at - accepted).total_seconds()))
