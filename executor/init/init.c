@@ -7,14 +7,18 @@
 #include "protocol.h"
 #include <asm/poll.h>
 #include <asm/statfs.h>
+#include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/filter.h>
 #include <linux/memfd.h>
 #include <linux/prctl.h>
 #include <linux/resource.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <linux/signalfd.h>
+#include <linux/stat.h>
 #include <linux/time_types.h>
 #include <linux/wait.h>
 
@@ -125,6 +129,7 @@ static void take_strings(void)
     char **slot = vectors;
     if (!head.argc || total > MAX_STRINGS)
         refuse(AT_FRAME, E2BIG);
+    memset(vectors, 0, sizeof vectors);
     argv = slot;
     for (; index < total; index++) {
         if (index == head.argc)
@@ -180,12 +185,18 @@ static int open_parent(int workspace, char **name)
     return folder;
 }
 
-static void take_files(void)
+static int open_workspace(void)
 {
     long workspace = SYS(openat, AT_FDCWD, "/workspace", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    u32 index;
     if (workspace < 0)
         refuse(AT_FILES, workspace);
+    return (int)workspace;
+}
+
+static void take_files(void)
+{
+    int workspace = open_workspace();
+    u32 index;
     if (head.nfiles > MAX_FILES)
         refuse(AT_FRAME, E2BIG);
     become(PROGRAM_ID);
@@ -194,7 +205,7 @@ static void take_files(void)
         int folder;
         long file;
         take_string(path, sizeof path);
-        folder = open_parent((int)workspace, &name);
+        folder = open_parent(workspace, &name);
         file = SYS(openat, folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
         if (file < 0)
             refuse(AT_FILES, file);
@@ -209,22 +220,27 @@ static void take_files(void)
 
 static int stdin_fd;
 
-/* The program's stdin: a sealed file in memory, so that nobody has to pump while it runs. */
-static void take_stdin(void)
+static void make_stdin(void)
 {
     long fd = SYS(memfd_create, "stdin", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         refuse(AT_STDIN, fd);
+    stdin_fd = (int)fd;
+}
+
+/* The program's stdin: a sealed file in memory, so that nobody has to pump while it runs. */
+static void take_stdin(void)
+{
+    int fd = stdin_fd;
     if (head.stdin_bytes > MAX_CONTENT)
         refuse(AT_FRAME, EFBIG);
-    take_into((int)fd, head.stdin_bytes, AT_STDIN);
+    take_into(fd, head.stdin_bytes, AT_STDIN);
     if (SYS(lseek, fd, 0, 0) < 0 || SYS(fchmod, fd, 0444) < 0)
         refuse(AT_STDIN, EIO);
     if (SYS(fcntl, fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0)
         refuse(AT_STDIN, EIO);
     if (take_u32() != FRAME_END)
         refuse(AT_FRAME, EPROTO);
-    stdin_fd = (int)fd;
 }
 
 /* --- the program --- */
@@ -258,6 +274,40 @@ static void drop_privileges(void)
     if ((error = SYS(setgroups, 0, 0)) < 0 || (error = SYS(setresgid, PROGRAM_ID, PROGRAM_ID, PROGRAM_ID)) < 0 ||
         (error = SYS(setresuid, PROGRAM_ID, PROGRAM_ID, PROGRAM_ID)) < 0 ||
         (error = SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) < 0)
+        child_failed(AT_PRIVILEGES, error);
+}
+
+#if defined(__x86_64__)
+#define NATIVE_ARCH AUDIT_ARCH_X86_64
+#else
+#define NATIVE_ARCH AUDIT_ARCH_AARCH64
+#endif
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, __builtin_offsetof(struct seccomp_data, field))
+#define ANSWER(error) BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (error))
+
+/* In a user namespace of its own the program would hold every capability again: it could mount file systems without a size
+ * and reach all of the kernel's interfaces that are meant for root. clone3 has its flags in memory, where no filter can look;
+ * answered with ENOSYS, C libraries go back to clone. */
+static void forbid_user_namespaces(void)
+{
+    static struct sock_filter filter[] = {
+        LOAD(arch),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, NATIVE_ARCH, 1, 0),
+        ANSWER(ENOSYS),
+        LOAD(nr),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x40000000, 1, 0), /* x32 has numbers of its own */
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_clone3, 0, 1),
+        ANSWER(ENOSYS),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_clone, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_unshare, 0, 2),
+        LOAD(args[0]), /* the low half: both machines are little-endian */
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_NEWUSER, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        ANSWER(EPERM),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    long error = SYS(prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0);
+    if (error < 0)
         child_failed(AT_PRIVILEGES, error);
 }
 
@@ -308,6 +358,7 @@ static void become_program(void)
     if ((error = SYS(chdir, "/workspace")) < 0)
         child_failed(AT_WORKSPACE, error);
     SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &no_signals, 0, SIGSET_BYTES);
+    forbid_user_namespaces();
     child_failed(AT_EXECUTE, execute());
 }
 
@@ -319,7 +370,6 @@ static long start(void)
         refuse(AT_FORK, child);
     if (failed_error)
         refuse(failed_stage, failed_error);
-    SYS(close, stdin_fd);
     SYS(close, STDOUT_FD);
     SYS(close, STDERR_FD);
     return child;
@@ -382,6 +432,8 @@ static int wait_for_program(long program, int signals)
     for (;;) {
         int status;
         long ended = reap(&status);
+        if (ended > 0 && was_stop(ended, status))
+            continue;
         if (ended == program)
             return status;
         if (ended <= 0)
@@ -398,17 +450,100 @@ static u32 end_all(int signals)
         int status;
         SYS(kill, -1, SIGKILL);
         while ((ended = reap(&status)) > 0)
-            count++;
+            count += !was_stop(ended, status);
         if (ended == -ECHILD)
             return count;
         wait_for_change(signals, 10);
     }
 }
 
+/* --- an interpreter that is started before its program is there ---
+ *
+ * It is the program's process from its first instruction on: same argv, environment, user and limits. The file that it is
+ * told to run is a FIFO, so that it stops in reading it; when the program comes, the FIFO's name goes to the real file, and
+ * what that holds is written into the FIFO. Only for interpreters that read all of the file before they run any of it. */
+
+static char held_name[MAX_NAME + 1];
+static int held_fifo = -1;
+
+static void make_fifo(int workspace, const char *name)
+{
+    long error;
+    become(PROGRAM_ID);
+    error = SYS(mknodat, workspace, name, S_IFIFO | 0600, 0);
+    if (error)
+        refuse(AT_FILES, error);
+}
+
+static void remove_fifo(int workspace, const char *name)
+{
+    long error;
+    become(PROGRAM_ID);
+    error = SYS(unlinkat, workspace, name, 0);
+    become(0);
+    if (error)
+        refuse(AT_FILES, error);
+}
+
+/* So that the numbers of files and folders tell nobody whether an interpreter waited. */
+static void skip_fifo(void)
+{
+    int workspace = open_workspace();
+    make_fifo(workspace, ".fifo");
+    remove_fifo(workspace, ".fifo");
+    SYS(close, workspace);
+}
+
+static long hold(int signals)
+{
+    int workspace = open_workspace(), status;
+    long program, fifo;
+    if (head.nfiles || head.stdin_bytes)
+        refuse(AT_FRAME, EPROTO);
+    take_strings();
+    take_string(held_name, sizeof held_name);
+    if (take_u32() != FRAME_END)
+        refuse(AT_FRAME, EPROTO);
+    make_fifo(workspace, held_name);
+    become(0);
+    make_stdin();
+    program = start();
+    become(PROGRAM_ID);
+    while ((fifo = SYS(openat, workspace, held_name, O_WRONLY | O_NONBLOCK | O_CLOEXEC)) == -ENXIO) {
+        if (reap(&status) == program)
+            refuse(AT_EXECUTE, ECHILD);
+        wait_for_change(signals, 2);
+    }
+    become(0);
+    if (fifo < 0)
+        refuse(AT_FILES, fifo);
+    held_fifo = (int)fifo;
+    SYS(close, workspace);
+    report(READY, 0, 0);
+    return program;
+}
+
+/* Gives the interpreter that waits what its file holds. */
+static void let_go(void)
+{
+    int workspace = open_workspace();
+    long file = SYS(openat, workspace, held_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC), length;
+    if (file < 0)
+        refuse(AT_FILES, file);
+    length = SYS(read, file, buffer, sizeof buffer);
+    if (length < 0 || length > MAX_HELD)
+        refuse(AT_FILES, EFBIG);
+    if (length && SYS(write, held_fifo, buffer, length) != length)
+        refuse(AT_FILES, EIO);
+    SYS(close, file);
+    SYS(close, held_fifo);
+    SYS(close, workspace);
+}
+
 __attribute__((noreturn, used)) void init(void)
 {
     u64 mask = CHILD_MASK;
-    long program, signals;
+    long program = 0, signals;
     int own, status;
 
     if (SYS(getpid, 0) != 1)
@@ -425,13 +560,28 @@ __attribute__((noreturn, used)) void init(void)
     report(READY, 0, 0);
 
     take(&head, sizeof head);
+    if (head.magic == HOLD_MAGIC && !head.zero) {
+        int workspace;
+        program = hold((int)signals);
+        take(&head, sizeof head);
+        workspace = open_workspace();
+        remove_fifo(workspace, held_name);
+        SYS(close, workspace);
+    } else {
+        skip_fifo();
+        make_stdin();
+    }
     if (head.magic != FRAME_MAGIC || head.zero)
         refuse(AT_FRAME, EPROTO);
     take_strings();
     take_files();
     take_stdin();
-    program = start();
+    if (!program)
+        program = start();
+    SYS(close, stdin_fd);
     report(STARTED, 0, 0);
+    if (held_fifo >= 0)
+        let_go();
 
     status = wait_for_program(program, (int)signals);
     if (status & 0x7f)

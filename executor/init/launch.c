@@ -1,7 +1,8 @@
 /* crucible-launch PARENT_PID CGROUP_PROCS_FILE... -- PROGRAM ARGS...
  *
  * Runs on the host between the executor and a sandbox: puts itself into the sandbox's cgroups, so that no instruction of
- * the sandbox runs outside them, binds its life to the executor's, leaves the executor's session, and becomes PROGRAM.
+ * the sandbox runs outside them, binds its life to the executor's, leaves the executor's session, becomes the first that
+ * a host short of memory ends (sandboxes whose limits together exceed it must not cost it a service), and then PROGRAM.
  * PARENT_PID is compared after the death signal is armed: an executor that died before is noticed too.
  * It exits with 111 and a line on stderr when any step fails: a sandbox without its limits is never started.
  */
@@ -31,13 +32,13 @@ static long number(const char *text)
     return value;
 }
 
-static void join(const char *procs)
+static void put(const char *file, const char *text)
 {
-    long fd = SYS(openat, AT_FDCWD, procs, O_WRONLY | O_CLOEXEC);
+    long length = (long)text_length(text), fd = SYS(openat, AT_FDCWD, file, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
-        fail("cannot open ", procs);
-    if (SYS(write, fd, "0\n", 2) != 2)
-        fail("cannot join ", procs);
+        fail("cannot open ", file);
+    if (SYS(write, fd, text, length) != length)
+        fail("cannot write to ", file);
     SYS(close, fd);
 }
 
@@ -55,9 +56,10 @@ __attribute__((noreturn, used)) void launch(long *stack)
     if (SYS(getppid, 0) != number(argv[1]))
         fail("the executor is gone already", "");
     for (; next < argc && !(argv[next][0] == '-' && argv[next][1] == '-' && !argv[next][2]); next++)
-        join(argv[next]);
+        put(argv[next], "0\n");
     if (next + 1 >= argc)
         fail("no program given", "");
+    put("/proc/self/oom_score_adj", "1000\n");
     SYS(setsid, 0);
     SYS(execve, argv[next + 1], argv + next + 1, environment);
     fail("cannot execute ", argv[next + 1]);

@@ -1,10 +1,13 @@
 /* What the executor and the sandbox's init say to each other. All numbers are little-endian.
  * The other side of it is `crucible_executor/init_protocol.py`.
  *
- * Down (fd 0), once:  frame_head · argc strings · envc strings · nfiles files · stdin bytes · u32 FRAME_END
+ * Down (fd 0), at most once, an interpreter to start before its program is there: a frame_head with HOLD_MAGIC, no files and
+ *   no stdin · argc strings · envc strings · string name of its program's file · u32 FRAME_END
+ *   It waits in reading that file, and ready is reported again; argv, environment and limits of the program are then these.
+ * Then, once:  frame_head · argc strings · envc strings · nfiles files · stdin bytes · u32 FRAME_END
  *   string = u32 length, bytes without NUL        file = string path, u64 length, bytes
  *   After that the descriptor stays open for as long as the program may live: its end ends everything.
- * Up (fd 3): `report` records, in the order ready, then started, ended, gone, or at any point refused.
+ * Up (fd 3): `report` records, in the order ready (again when an interpreter waits), then started, ended, gone, or at any point refused.
  */
 #ifndef CRUCIBLE_PROTOCOL_H
 #define CRUCIBLE_PROTOCOL_H
@@ -12,6 +15,7 @@
 #include "sys.h"
 
 #define FRAME_MAGIC 0x3154494e49555243UL /* "CRUINIT1" */
+#define HOLD_MAGIC 0x31444c4f48555243UL  /* "CRUHOLD1" */
 #define FRAME_END 0x21444e45U            /* "END!" */
 #define REPORT_MAGIC 0x54525052U         /* "RPRT" */
 
@@ -26,6 +30,7 @@
 #define MAX_FILES 10000
 #define MAX_PATH 4095
 #define MAX_NAME 255
+#define MAX_HELD 61440             /* of the file that an interpreter waits for: a pipe takes it whole */
 #define MAX_CONTENT (1UL << 32) /* of one file, and of stdin; the disk and memory limits are smaller */
 
 struct frame_head {
@@ -40,7 +45,7 @@ struct frame_head {
 };
 
 enum report_kind {
-    READY = 1, /* booted, waiting for its program */
+    READY = 1, /* waiting for its program */
     STARTED,   /* the program was executed */
     ENDED,     /* the program ended: `a` is enum ended_how, `b` the exit code or signal */
     GONE,      /* every other process was killed and reaped: `a` is how many; CPU times of all are final */

@@ -100,6 +100,17 @@ static inline __attribute__((noreturn)) void die(int code)
         SYS(exit_group, code);
 }
 
+/* True when `status`, from wait4, says that a child only stopped: one that has made this process its tracer, which needs
+ * nobody's consent. It is released, with the signal that it stopped for. */
+static inline int was_stop(long child, int status)
+{
+    int signal = (status >> 8) & 0xff;
+    if ((status & 0xff) != 0x7f)
+        return 0;
+    SYS(ptrace, 17 /* PTRACE_DETACH */, child, 0, signal == 5 /* SIGTRAP, of exec */ ? 0 : signal);
+    return 1;
+}
+
 static inline u64 text_length(const char *text)
 {
     u64 length = 0;

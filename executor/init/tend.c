@@ -152,7 +152,7 @@ static u32 end_all(long program, int signals)
         long ended;
         kill_children();
         while ((ended = SYS(wait4, -1, &status, WNOHANG, 0)) > 0)
-            count++;
+            count += !was_stop(ended, status);
         if (ended == -ECHILD)
             return count;
         told_to_end(signals, 5);
@@ -181,7 +181,9 @@ __attribute__((noreturn, used)) void tend(long *stack)
     report(STARTED, 0, 0);
     while (ended != program) {
         ended = SYS(wait4, -1, &status, WNOHANG, 0);
-        if (ended <= 0 && told_to_end((int)signals, -1))
+        if (ended > 0 && was_stop(ended, status))
+            ended = 0;
+        else if (ended <= 0 && told_to_end((int)signals, -1))
             break;
     }
     if (ended == program)

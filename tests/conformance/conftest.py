@@ -13,9 +13,10 @@ import pytest
 
 from crucible_executor import cgroups
 from crucible_executor.engines.base import Engine
-from crucible_executor.engines.registry import ENGINES, Host
+from crucible_executor.engines.registry import Host
 from crucible_executor.images import ImageStore
-from tests.conformance.promises import NEED_ROOT, PROMISES
+from tests.conformance import warm
+from tests.conformance.promises import GUISES, NEED_ROOT, PROMISES
 
 CACHE = Path(os.environ.get("CRUCIBLE_CACHE", "/var/cache/crucible"))
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,9 +76,9 @@ def host(init_dir: Path, images: Path) -> Host:
 @pytest.fixture
 async def engine(engine_name: str, host: Host) -> AsyncIterator[Engine]:
     """The engine under test. A test that leaves a sandbox behind fails here."""
-    made = ENGINES[engine_name](host)
+    made = warm.make(engine_name, host)
     yield made
-    abandoned = await ENGINES[engine_name](host).sweep()
+    abandoned = await warm.make(engine_name, host).sweep()
     remove(host, engine_name)
     assert abandoned == 0
 
@@ -86,6 +87,7 @@ def remove(host: Host, engine_name: str) -> None:
     """Removes the test's own folders."""
     if engine_name in NEED_ROOT:
         cgroups.detect(host.cgroup).discard()
-    for folder in (host.run_dir / engine_name / "empty", host.run_dir / engine_name, host.run_dir):
+    own = host.run_dir / GUISES.get(engine_name, engine_name)
+    for folder in (own / "empty", own, host.run_dir):
         if folder.exists():
             folder.rmdir()

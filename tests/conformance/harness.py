@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from crucible_executor import ahead
 from crucible_executor.engines.base import Engine, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
 
@@ -100,8 +101,11 @@ class Result:
         return self.sink.stderr
 
 
-def sandbox_class(bounds: Limits) -> SandboxClass:
-    """The class that a program with these limits needs."""
+def sandbox_class(bounds: Limits, program: Program | None = None) -> SandboxClass:
+    """The class that a program with these limits needs; without the program, nothing can wait for it but the init."""
+    interpreter = None
+    if program is not None and program.command[0] == PYTHON and len(program.command) > 1:
+        interpreter = ahead.interpreter(program, bounds, entrypoint=program.command[1], reads_whole_file=True)
     return SandboxClass(
         image_digest="python",
         memory_bytes=bounds.memory_bytes,
@@ -109,12 +113,13 @@ def sandbox_class(bounds: Limits) -> SandboxClass:
         disk_inodes=bounds.disk_inodes,
         cpus=bounds.cpus,
         processes=bounds.processes,
+        interpreter=interpreter,
     )
 
 
 async def run(engine: Engine, program: Program, bounds: Limits = LIMITS) -> Result:
     """Runs one program from creation to removal."""
-    sandbox = await engine.create(sandbox_class(bounds))
+    sandbox = await engine.create(sandbox_class(bounds, program))
     sink = Recorder()
     try:
         outcome = await sandbox.start(program, bounds, sink)

@@ -6,12 +6,13 @@ import asyncio
 import sys
 from pathlib import Path
 
-from crucible_executor.engines.registry import ENGINES, Host
+from crucible_executor.engines.registry import Host
+from tests.conformance import warm
 from tests.conformance.harness import LIMITS, Recorder, python, sandbox_class
 
 
 async def main(engine_name: str, runsc: str, init_dir: str, images: str, run_dir: str, cgroup: str) -> None:
-    engine = ENGINES[engine_name](Host(Path(runsc), Path(init_dir), Path(images), Path(run_dir), cgroup))
+    engine = warm.make(engine_name, Host(Path(runsc), Path(init_dir), Path(images), Path(run_dir), cgroup))
     sandbox = await engine.create(sandbox_class(LIMITS))
     sink = Recorder()
     program = python(

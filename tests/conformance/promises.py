@@ -22,10 +22,14 @@ Needed = Limit | Promise
 
 PROMISES: dict[str, frozenset[Needed]] = {
     "gvisor": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION},
+    "gvisor-warm": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION},
     "subprocess": frozenset({Limit.WALL_TIME, Limit.OUTPUT, Limit.OPEN_FILES}),
 }
 
-NEED_ROOT = frozenset({"gvisor"})
+NEED_ROOT = frozenset({"gvisor", "gvisor-warm"})
+
+GUISES = {"gvisor-warm": "gvisor"}
+"""The registry's name of an engine that is tested in another guise; see `tests.conformance.warm`."""
 
 
 def needs(*needed: Needed) -> pytest.MarkDecorator:

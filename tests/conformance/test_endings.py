@@ -24,6 +24,7 @@ from tests.conformance.harness import (
     run,
     sandbox_class,
 )
+from tests.conformance.promises import GUISES
 
 TREE = (
     "import os, time, signal\n"
@@ -88,6 +89,16 @@ async def test_daemon_that_holds_the_output_does_not_keep_the_run_alive(engine: 
     assert time.monotonic() - before < 10
 
 
+async def test_program_that_makes_its_starter_its_tracer_is_not_taken_for_ended(engine: Engine):
+    """PTRACE_TRACEME needs nobody's consent; whoever then waits for the program is told of its stops too."""
+    code = (
+        "import ctypes, os, signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n"
+        "ctypes.CDLL(None).ptrace(0, 0, 0, 0)\nos.kill(os.getpid(), signal.SIGUSR1)\nraise SystemExit(5)"
+    )
+    result = await run(engine, python(code))
+    assert (result.termination, result.stdout) == (Exited(5), b"handled\n")
+
+
 async def test_orphans_do_not_change_how_the_program_ended(engine: Engine):
     code = "import os\nif os.fork() == 0:\n    if os.fork() == 0: os._exit(3)\n    os._exit(4)\nos.wait(); os._exit(5)"
     assert (await run(engine, python(code))).termination == Exited(5)
@@ -135,7 +146,7 @@ async def test_destroy_during_a_run_ends_it(engine: Engine):
 
 async def test_twenty_runs_leave_no_descriptor_and_no_folder(engine: Engine, host: Host, engine_name: str):
     await run(engine, python("pass"))
-    folder = host.run_dir / engine_name
+    folder = host.run_dir / GUISES.get(engine_name, engine_name)
     before = (len(entries(Path("/proc/self/fd"))), entries(folder))
     for _ in range(20):
         assert (await run(engine, python("print('x')"))).stdout == b"x\n"
@@ -148,7 +159,7 @@ def entries(folder: Path) -> list[str]:
 
 def traces(host: Host, engine_name: str, name: str) -> list[str]:
     """Where on the host a sandbox can still be seen."""
-    folder = host.run_dir / engine_name / name
+    folder = host.run_dir / GUISES.get(engine_name, engine_name) / name
     mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
     groups = Path("/sys/fs/cgroup").glob(f"**/{host.cgroup}/{name}")
     return [*([str(folder)] if folder.exists() else []), *mounted, *map(str, groups), *processes_named(name)]

@@ -45,6 +45,21 @@ async def test_privileges_cannot_be_regained(engine: Engine):
     assert (await tell(engine, code)).split() == ["refused"] * 3 + ["-1", "-1"]
 
 
+async def test_no_user_namespace_gives_the_capabilities_back(engine: Engine):
+    code = (
+        "import ctypes, errno, os, platform, threading\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "clone, unshare = (56, 272) if platform.machine() == 'x86_64' else (220, 97)\n"
+        "def call(*args): return libc.syscall(*args) == -1 and errno.errorcode[ctypes.get_errno()]\n"
+        "newuser, newns = 0x10000000, 0x00020000\n"
+        "asked = (ctypes.c_uint64 * 11)(newuser, 0, 0, 0, 17)\n"
+        "print(call(unshare, newuser), call(unshare, newuser | newns), call(clone, newuser | 17, 0, 0, 0, 0))\n"
+        "print(call(435, ctypes.byref(asked), 88))\n"
+        "print({l.split()[1] for l in open('/proc/self/status') if l.startswith('Cap')})\n"
+        "threading.Thread(target=print, args=('thread',)).start()\n"  # the C library may ask for clone3 first
+    )
+    assert (await tell(engine, code)).splitlines() == ["EPERM EPERM EPERM", "ENOSYS", "{'0000000000000000'}", "thread"]
+
+
 async def test_root_is_read_only_and_nothing_else_is_writable(engine: Engine):
     code = (
         "import os\n"

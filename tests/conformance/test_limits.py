@@ -85,6 +85,17 @@ async def test_memory_of_a_child_and_of_files_counts_too(engine: Engine):
 
 
 @needs(Limit.MEMORY)
+async def test_program_that_feeds_its_children_to_the_oom_killer_ends_with_the_first(engine: Engine):
+    code = (
+        "import os\nwhile True:\n    if os.fork() == 0:\n        hog = []\n"
+        "        while True: hog.append(bytearray(b'x' * 4_000_000))\n    os.wait()"
+    )
+    result = await run(engine, python(code), limits(memory_bytes=96 << 20, wall_time=timedelta(seconds=8)))
+    exceeded(result.termination, Limit.MEMORY)
+    assert result.outcome.usage.wall_time.total_seconds() < 6
+
+
+@needs(Limit.MEMORY)
 async def test_what_stays_below_the_memory_limit_runs(engine: Engine):
     result = await run(engine, python("print(len(b'x' * 60_000_000))"), limits(memory_bytes=96 << 20))
     assert (result.termination, result.stdout) == (Exited(0), b"60000000\n")

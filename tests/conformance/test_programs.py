@@ -12,13 +12,13 @@ import pytest
 from crucible_executor.engines.base import Engine, ProgramRefusedError
 from crucible_executor.model import Exited, File, Isolation, Program, SandboxFailed, Signalled
 from tests.conformance.harness import ENVIRONMENT, LIMITS, PYTHON, Recorder, limits, python, run, sandbox_class
-from tests.conformance.promises import NEED_ROOT, PROMISES, Promise, needs
+from tests.conformance.promises import GUISES, NEED_ROOT, PROMISES, Promise, needs
 
 
 async def test_engine_claims_exactly_what_is_tested_here(engine: Engine, engine_name: str):
     promised = PROMISES[engine_name]
     claimed = engine.capabilities
-    assert claimed.name == engine_name
+    assert claimed.name == GUISES.get(engine_name, engine_name)
     assert claimed.enforces == promised - {Promise.ISOLATION}
     assert (claimed.isolation is not Isolation.NONE) == (Promise.ISOLATION in promised)
     assert engine_name in NEED_ROOT or claimed.isolation is Isolation.NONE

@@ -107,6 +107,8 @@ class ScriptedSandbox(Sandbox):
         self._killed.set()
 
     async def destroy(self) -> None:
+        if self._engine.undestroyable:
+            raise RuntimeError("its processes survive SIGKILL")
         self._engine.destroyed += 1
 
 
@@ -115,6 +117,7 @@ class ScriptedEngine(Engine):
 
     def __init__(self, starts: Path, on_start: Callable[[str], None] = lambda name: None) -> None:
         self.release = asyncio.Event()
+        self.undestroyable = False
         self.created = self.destroyed = self.swept = 0
         self._starts = starts
         self._on_start = on_start

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from crucible_executor import cgroups
+from crucible_executor.engines import gvisor
 from crucible_executor.engines.base import EngineUnavailableError
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSandbox
 from crucible_executor.images import ImageStore
@@ -129,9 +130,25 @@ async def test_sentry_and_its_helpers_are_nobody_without_capabilities(make, path
         privileged = [pid for pid, facts in told.items() if facts != ("65534", "0" * 16, "1", "2")]
         argv = [proc(pid, "cmdline").split("\0")[0] for pid in privileged]
         assert argv == [str(paths.runsc)]
+        assert {proc(pid, "oom_score_adj") for pid in told} == {"1000\n"}
         assert len(told) > 1
     finally:
         await sandbox.destroy()
+
+
+async def test_a_program_within_its_process_limit_cannot_end_its_sandbox(make, monkeypatch: pytest.MonkeyPatch):
+    """Each process takes more than one task on the host, and a sentry that is refused a task dies."""
+    monkeypatch.setattr(gvisor, "SENTRY_TASKS", 40)  # so that 100 processes show what else 1000 would
+    code = "import os, time\nfor _ in range(95):\n    if os.fork() == 0: time.sleep(60)\nprint('all')"
+    bounds = {"memory_bytes": 1 << 30, "processes": 100}
+    sandbox = await make().create(dataclasses.replace(CLASS, **bounds))
+    output = Output()
+    try:
+        program = Program(("/usr/bin/python3", "-c", code), (), {}, b"")
+        outcome = await sandbox.start(program, dataclasses.replace(LIMITS, **bounds), output)
+    finally:
+        await sandbox.destroy()
+    assert (outcome.termination, output.data[Stream.STDOUT], outcome.limit_hits) == (Exited(0), b"all\n", ())
 
 
 async def test_inodes_and_unknown_images_are_refused(make):
@@ -186,6 +203,21 @@ HOSTILE = {
 }
 
 
+HOLD = {"magic": b"CRUHOLD1"}
+TRUE = text(b"/bin/true")
+HOSTILE_HOLDS = {
+    "with files": head(files=1, **HOLD) + TRUE + text(b"main.py") + b"END!",
+    "with stdin": head(stdin=1, **HOLD) + TRUE + text(b"main.py") + b"END!",
+    "no end": head(**HOLD) + TRUE + text(b"main.py") + b"MORE",
+    "in a folder": head(**HOLD) + TRUE + text(b"a/main.py") + b"END!",
+    "way out": head(**HOLD) + TRUE + text(b"../tmp/main.py") + b"END!",
+    "the folder itself": head(**HOLD) + TRUE + text(b".") + b"END!",
+    "endless name": head(**HOLD) + TRUE + struct.pack("<I", 2**32 - 1),
+    "no such interpreter": head(**HOLD) + text(b"/bin/nowhere") + text(b"main.py") + b"END!",
+    "does not wait": head(**HOLD) + TRUE + text(b"main.py") + b"END!",
+}
+
+
 async def refused_by_init(engine: GvisorEngine, data: bytes) -> bool:
     sandbox = await engine.create(CLASS)
     assert isinstance(sandbox, GvisorSandbox)
@@ -202,6 +234,12 @@ async def refused_by_init(engine: GvisorEngine, data: bytes) -> bool:
 async def test_init_refuses_every_malformed_frame(make):
     engine = make()
     assert {name: await refused_by_init(engine, data) for name, data in HOSTILE.items()} == dict.fromkeys(HOSTILE, True)
+
+
+async def test_init_refuses_every_malformed_interpreter_and_one_that_does_not_wait(make):
+    engine = make()
+    told = {name: await refused_by_init(engine, data) for name, data in HOSTILE_HOLDS.items()}
+    assert told == dict.fromkeys(HOSTILE_HOLDS, True)
 
 
 async def test_init_ends_when_the_executor_lets_go_before_or_within_a_frame(make):

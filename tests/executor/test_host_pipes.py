@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from crucible_executor.host_pipes import READ_BYTES, PipeReader, PipeWriter
 
@@ -29,6 +30,28 @@ async def test_many_chunks_larger_than_the_pipe_arrive_in_order():
     await asyncio.wait_for(reader.finished, 5)
     assert b"".join(received) == b"".join(chunks) + b"last"
     assert max(map(len, received)) <= READ_BYTES
+
+
+async def test_writer_of_single_bytes_does_not_keep_the_reader_busy():
+    """Its bytes arrive in few pieces, and what gathers when it ends is read without delay."""
+    read_end, write_end = os.pipe()
+    received: list[bytes] = []
+    reader = PipeReader(read_end, received.append)
+
+    def write() -> int:
+        count, end = 0, time.monotonic() + 0.5
+        while time.monotonic() < end:
+            count += os.write(write_end, b"x")
+        os.close(write_end)
+        return count
+
+    written = await asyncio.to_thread(write)
+    reader.resume()
+    reader.resume()
+    await asyncio.wait_for(reader.finished, 5)
+    reader.resume()
+    assert sum(map(len, received)) == written
+    assert len(received) < 1000 < written
 
 
 async def test_writer_outlives_its_reader():

@@ -88,6 +88,10 @@ def test_odd_but_harmless_paths_are_accepted(path: str):
         Program(("x" * (1 << 20),), (), {}, b""),
         Program(("x",), tuple(File(str(index), b"") for index in range(MAX_FILES + 1)), {}, b""),
         Program(("x",), (File("a", b"1"), File("a", b"2")), {}, b""),
+        Program(("x",), (File("a/b", b"1"), File("a/b/c/d", b"2")), {}, b""),
+        Program(("x",), (File("a/b", b"1"), File("a", b"2")), {}, b""),
+        Program(("x" * (128 << 10),), (), {}, b""),
+        Program(("x",), (), {"A": "x" * (128 << 10)}, b""),
     ],
 )
 def test_a_program_that_cannot_be_passed_on_is_refused_with_a_reason(program: Program):

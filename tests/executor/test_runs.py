@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crucible.evaluation.v1.evaluation_pb2 import START_KIND_COLD
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_executor import runs
 from crucible_rpc.errors import (
     AlreadyExistsError,
     CallCancelledError,
@@ -22,6 +25,10 @@ from crucible_rpc.errors import (
 from tests.executor.support import ScriptedEngine, collect, limits, new_run_id, running
 
 BLOCKS = {"block": True}
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def states(executor):
@@ -50,6 +57,7 @@ async def test_record_states_what_ran(executor):
     assert (ended.stdout, ended.stderr, ended.started) == (b"abc", b"de", 1)
     assert record.termination.exited.code == 3
     assert (record.lease_epoch, record.runtime, record.engine) == (9, "python", "scripted")
+    assert record.start_kind == START_KIND_COLD
     assert (record.stdout.bytes_total, record.stdout.sha256) == (3, hashlib.sha256(b"abc").digest())
     assert (record.executor_id, record.boot_id) == (executor.service.executor_id, executor.service.boot_id)
     assert record.limits.memory_bytes == 64 << 20
@@ -215,6 +223,18 @@ async def test_extended_permit_lets_the_run_go_on(executor):
     assert (await ended).record.termination.WhichOneof("kind") == "exited"
 
 
+async def test_ids_killed_before_they_are_known_are_bounded_also_when_acknowledged(executor, monkeypatch):
+    monkeypatch.setattr(runs, "MAX_REFUSED", 3)
+    for _ in range(3):
+        run_id = new_run_id()
+        await executor.stub.Kill(ex.KillRequest(run_id=run_id))
+        await executor.stub.Acknowledge(ex.AcknowledgeRequest(run_ids=[run_id]))
+    assert await states(executor) == {}
+    with pytest.raises(ResourceExhaustedError):
+        await executor.stub.Kill(ex.KillRequest(run_id=new_run_id()))
+    await executor.stub.Kill(ex.KillRequest(run_id=run_id))  # one that is remembered needs no room
+
+
 async def test_kill_answers_when_the_sandbox_is_gone(executor):
     run_id = await begin(executor)
     answer = await executor.stub.Kill(ex.KillRequest(run_id=run_id))
@@ -253,6 +273,18 @@ async def test_no_more_runs_than_slots(keys, tmp_path):
         assert caught.value.retry_after is not None
         await executor.stub.Kill(ex.KillRequest(run_id=first))
         assert (await executor.execute({"out": "free"})).stdout == b"free"
+
+
+async def test_finished_runs_that_wait_to_be_acknowledged_hold_no_descriptor(executor):
+    async def ended() -> ex.FinalRecord:
+        return (await executor.execute({"out": "o" * 300_000, "err": "e"}, asked=limits())).record
+
+    await ended()
+    before = open_descriptors()
+    records = [await ended() for _ in range(10)]
+    assert open_descriptors() == before
+    kept = await collect(executor.stub.Attach(ex.AttachRequest(run_id=records[0].run_id)), executor.keys)
+    assert (len(kept.stdout), kept.stderr) == (300_000, b"e")
 
 
 async def test_acknowledged_run_is_dropped_but_its_ticket_stays_worthless(executor):
@@ -375,3 +407,30 @@ async def test_reader_that_leaves_ends_only_its_stream(executor):
     with pytest.raises((CallCancelledError, asyncio.CancelledError)):
         await task
     assert (await states(executor)) == {run_id: ex.RUN_STATE_RUNNING}
+
+
+async def test_no_record_says_that_a_run_is_over_before_its_sandbox_is_gone(executor):
+    run_id = new_run_id()
+    stream = executor.stub.Execute(executor.request({"block": True}, run_id=run_id))
+    assert (await anext(aiter(stream))).event.HasField("started")
+    executor.engine.undestroyable = True
+    killing = asyncio.ensure_future(executor.stub.Kill(ex.KillRequest(run_id=run_id)))
+    done, _ = await asyncio.wait([killing], timeout=0.5)
+    assert not done
+    assert await states(executor) == {run_id: ex.RUN_STATE_RUNNING}
+    executor.engine.undestroyable = False
+    await asyncio.wait_for(killing, 10)
+    collected = await collect(executor.stub.Attach(ex.AttachRequest(run_id=run_id)), executor.keys)
+    assert collected.record.termination.killed.cause == ex.KILL_CAUSE_REQUESTED
+
+
+async def test_run_whose_sandbox_is_never_gone_is_lost_with_its_executor(keys, tmp_path):
+    run_id = new_run_id()
+    async with running(keys, tmp_path / "state") as executor:
+        executor.engine.undestroyable = True
+        stream = aiter(executor.stub.Execute(executor.request({"block": True}, run_id=run_id)))
+        assert (await anext(stream)).event.HasField("started")
+        executor.engine.release.set()
+    async with running(keys, tmp_path / "state") as executor:
+        collected = await collect(executor.stub.Attach(ex.AttachRequest(run_id=run_id)), keys)
+    assert collected.record.termination.HasField("lost")

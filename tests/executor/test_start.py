@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from crucible_executor import composition
 from crucible_executor.engines.base import EngineUnavailableError
@@ -77,7 +78,10 @@ async def test_engine_that_cannot_be_used_is_offered_with_the_reason_and_never_r
 @pytest.mark.parametrize("unsafe", [False, True])
 def test_engine_without_isolation_is_there_only_when_asked_for(tmp_path, unsafe):
     settings = Settings(run_dir=tmp_path, images_dir=tmp_path, init_dir=tmp_path, runsc=tmp_path / "runsc")
-    names = [engine.capabilities.name for engine in composition.engines_of(settings, unsafe=unsafe)]
+    names = [
+        engine.capabilities.name
+        for engine in composition.engines_of(settings, unsafe=unsafe, registry=CollectorRegistry())
+    ]
     assert names == (["gvisor", "subprocess"] if unsafe else ["gvisor"])
 
 

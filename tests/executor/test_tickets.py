@@ -4,7 +4,9 @@ from datetime import timedelta
 
 import pytest
 
+from crucible.evaluation.v1.evaluation_pb2 import File, Program
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1.executor_service_pb2 import KILL_CAUSE_PERMIT_EXPIRED, Ticket
 from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from crucible_rpc import signing
@@ -146,6 +148,24 @@ async def test_not_a_number_is_above_every_ceiling(executor):
 
 async def test_negative_limit(executor):
     await refused(executor, executor.request(asked=limits(processes=-1)), InvalidArgumentError, "INVALID_FIELD")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": [File(path="a", content=b"1"), File(path="a/b", content=b"2")], "entrypoint": "a"},
+        {"args": ["x" * 30_000] * 40},
+        {"env": {"A": "x" * 200_000}},
+    ],
+)
+async def test_program_that_no_sandbox_can_take_is_refused_before_it_counts_as_an_attempt(executor, changes):
+    made = Program(**{"runtime": "python", "files": [File(path="main.py", content=b"{}")], **changes})
+    run_spec = ex.RunSpec(program=made, engine="scripted").SerializeToString()
+    request = executor.request()
+    request.run_spec = run_spec
+    names = {"executor_id": executor.service.executor_id, "boot_id": executor.service.boot_id}
+    request.ticket.CopyFrom(ticket(executor.keys.tickets, run_spec, **names))
+    await refused(executor, request, InvalidArgumentError, "INVALID_FIELD")
 
 
 @pytest.mark.parametrize("process", ["gateway", "storage", "executor"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import pwd
 import random
@@ -12,18 +13,23 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from crucible_executor import cgroups
+from crucible_executor import cgroups, composition
 from crucible_executor.behaviour import MAX_EXAMPLES, Action, Behaviour, Observation
-from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths
+from crucible_executor.engines.base import EngineUnavailableError
+from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSandbox
 from crucible_executor.images import ImageStore
-from crucible_executor.model import Exited, Killed
+from crucible_executor.metrics import PoolMetrics
+from crucible_executor.model import Exited, Interpreter, Killed, StartKind
+from crucible_executor.settings import Settings
 from crucible_executor.tracing import tracer as tracing
 from crucible_executor.tracing.tracer import Trace, Tracer, TracerPaths
-from tests.conformance import harness
+from tests.conformance import harness, warm
 from tests.conformance.harness import eventually
 from tests.executor import trace_messages as tm
 
@@ -87,8 +93,7 @@ async def test_quiet_program_was_observed_and_tried_nothing(host: Host):
     assert counts(told) == {}
 
 
-async def test_what_a_program_tries_appears_with_its_count(host: Host):
-    told = await host.tried("""
+TRIES = """
 import ctypes, os, socket, subprocess
 libc = ctypes.CDLL(None)
 for name in ("/tmp/a", "/tmp/b", "c"):
@@ -112,14 +117,19 @@ os.wait()
 subprocess.run(["/bin/echo", "it ran"], check=True)
 libc.ptrace(0, 0, 0, 0)
 libc.mount(b"none", b"/tmp", b"tmpfs", 0, 0)
-libc.unshare(0x10000000)
+libc.unshare(0x04000000)  # CLONE_NEWUTS
+libc.unshare(0x10000000)  # CLONE_NEWUSER, which the init's filter refuses before it is traced
 for number in (321, 313, 175):
     libc.syscall(number, 0, 0, 0)
 try:
     os.setuid(0)
 except OSError:
     pass
-""")
+"""
+
+
+async def test_what_a_program_tries_appears_with_its_count(host: Host):
+    told = await host.tried(TRIES)
     assert told.observation is Observation.OBSERVED
     seen = {action.value: kind.examples for action, kind in told.actions.items()}
     assert seen["programs"] == ("/usr/bin/echo it ran",)
@@ -235,6 +245,107 @@ async def test_reader_that_keeps_dying_is_let_be(host: Host, tmp_path: Path):
         await eventually(lambda: host.tracer.reader_pid is None)
         await asyncio.sleep(0)
     assert "keeps dying" in reasons[-1]
+
+
+# Sandboxes booted ahead.
+
+
+async def held(host: Host, interpreter: Interpreter | None) -> GvisorSandbox:
+    sandbox = await host.engine.create(harness.sandbox_class(harness.LIMITS))
+    await sandbox.hold(interpreter)
+    await eventually(sandbox.cgroup.frozen)
+    return sandbox
+
+
+async def given(sandbox: GvisorSandbox, code: str) -> Behaviour:
+    """Takes it, runs the program in it, and destroys it."""
+    try:
+        sandbox.take(harness.sandbox_class(harness.LIMITS))
+        outcome = await sandbox.start(harness.python(code), harness.LIMITS, harness.Recorder())
+    finally:
+        await sandbox.destroy()
+    assert outcome.termination == Exited(0)
+    assert outcome.behaviour is not None
+    return outcome.behaviour
+
+
+def waits_for(code: str) -> Interpreter:
+    interpreter = harness.sandbox_class(harness.LIMITS, harness.python(code)).interpreter
+    assert interpreter is not None
+    return interpreter
+
+
+@pytest.mark.parametrize("ahead", ["init", "interpreter"])
+async def test_program_of_a_waiting_sandbox_is_observed_as_in_a_cold_one(host: Host, ahead: str):
+    quiet, cold = await host.tried(QUIET), await host.tried(TRIES)
+    for code, expected in ((QUIET, quiet), (TRIES, cold)):
+        sandbox = await held(host, waits_for(code) if ahead == "interpreter" else None)
+        taken = datetime.now(UTC)
+        told = await given(sandbox, code)
+        assert (told.observation, told.reason, told.dropped) == (Observation.OBSERVED, "", 0)
+        assert counts(told) == counts(expected)
+        for action, kind in told.actions.items():
+            assert without_ids(kind.examples) == without_ids(expected.actions[action].examples)
+            assert kind.first is None or kind.first >= taken
+
+
+def without_ids(examples: tuple[str, ...]) -> list[str]:
+    """A process of the interpreter has the same id cold and warm; only an address, say, may differ."""
+    return [one.split("(")[0] for one in examples]
+
+
+async def test_sandbox_that_waits_longer_than_the_patience_with_the_reader_is_observed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tracing, "_PATIENCE_S", 0.5)
+    sandbox = await held(host, waits_for(QUIET))
+    before = host.tracer.reader_pid
+    await host.tried(QUIET)
+    await asyncio.sleep(1)  # the time that it waits is what is tested
+    told = await given(sandbox, "open('/tmp/x', 'w')")
+    assert (told.observation, counts(told)) == (Observation.OBSERVED, {"files_written": 1})
+    assert host.tracer.reader_pid == before
+
+
+async def test_waiting_sandbox_whose_reader_died_is_not_given_out(host: Host):
+    sandbox = await held(host, None)
+    os.kill(host.tracer.reader_pid, signal.SIGKILL)
+    await eventually(lambda: host.tracer.reader_pid is None)
+    await asyncio.sleep(0)
+    with pytest.raises(EngineUnavailableError, match="trace"):
+        await given(sandbox, QUIET)
+
+
+async def test_pool_replaces_a_sandbox_whose_reader_died_by_one_that_is_observed(host: Host):
+    pool = warm.PooledEngine(host.engine, warm.SETTINGS, PoolMetrics(CollectorRegistry()), lambda: 0.0)
+    try:
+        await pool.prepare(harness.sandbox_class(harness.LIMITS))
+        os.kill(host.tracer.reader_pid, signal.SIGKILL)
+        await eventually(lambda: host.tracer.reader_pid is None)
+        await asyncio.sleep(0)
+        sandbox = await pool.create(harness.sandbox_class(harness.LIMITS))
+        try:
+            assert sandbox.start_kind is StartKind.COLD
+            outcome = await sandbox.start(harness.python(QUIET), harness.LIMITS, harness.Recorder())
+        finally:
+            await sandbox.destroy()
+    finally:
+        await pool.close()
+    assert outcome.behaviour is not None
+    assert outcome.behaviour.observation is Observation.OBSERVED
+
+
+async def test_without_a_tracer_the_reason_is_the_true_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_cgroups(name: str) -> cgroups.CgroupTree:
+        raise cgroups.CgroupsUnavailableError(f"no cgroups for {name}")
+
+    async def reason(settings: Settings) -> str:
+        return (await composition.tracer_of(settings).open(tmp_path).behaviour()).reason
+
+    chosen = Settings()
+    assert "CRUCIBLE_EXECUTOR_TRACE" in await reason(dataclasses.replace(chosen, trace=False))
+    monkeypatch.setattr(cgroups, "detect", no_cgroups)
+    assert await reason(chosen) == "tracing is not available: no cgroups for crucible-trace"
 
 
 # Without a sandbox: this test is the hostile kernel.

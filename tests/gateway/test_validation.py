@@ -100,6 +100,8 @@ def test_plain_path_is_good(path):
         ({"args": ["x"] * 257}, "spec.program.args"),
         ({"args": ["x", "é" * 16_385]}, "spec.program.args[1]"),
         ({"args": ["a\0b"]}, "spec.program.args[0]"),
+        ({"args": ["x" * 32_768] * 17}, "spec.program.args"),
+        ({"args": ["x" * 32_768] * 8, "env": {f"E{n}": "v" * 32_768 for n in range(8)}}, "spec.program.args"),
         ({"env": {f"E{number}": "" for number in range(65)}}, "spec.program.env"),
         ({"env": {"1A": "v"}}, "spec.program.env['1A']"),
         ({"env": {"A=B": "v"}}, "spec.program.env['A=B']"),

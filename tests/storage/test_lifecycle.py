@@ -10,7 +10,7 @@ from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc.errors import AbortedError, FailedPreconditionError, NotFoundError
 from crucible_rpc.signing import Verifier
-from crucible_storage import store
+from crucible_storage import executors, store
 from tests.storage import world as w
 from tests.storage.world import FENCE, exited, finished, killed, output, report, started
 
@@ -31,6 +31,7 @@ async def test_a_program_that_exits_with_0_succeeds_with_its_output_and_record(w
     assert done.termination.evidence.source == pb.EVIDENCE_SOURCE_SANDBOX_INIT
     assert (done.stdout.preview, done.stdout.bytes_kept, done.stderr.preview) == (b"one\ntwo\n", 8, b"!")
     assert done.provenance.record == event.finished
+    assert done.provenance.start_kind == pb.START_KIND_WARM
     assert done.usage.peak_memory_bytes == 1 << 20
     assert done.start_time.ToMicroseconds() == w.START + 1_500
     assert done.end_time.ToMicroseconds() == world.clock.now()
@@ -343,3 +344,37 @@ async def test_a_lease_that_is_asked_for_before_a_new_start_registers_is_not_giv
     results = await asyncio.gather(world.register(boot_id="boot-2"), world.lease(), return_exceptions=True)
     assert results[0] == []
     assert isinstance(results[1], FailedPreconditionError)
+
+
+async def test_executors_that_are_long_gone_make_room_for_new_ones(world, monkeypatch):
+    """Where each start of an executor has a new id, the past ones would one day keep every new one out."""
+    monkeypatch.setattr(executors, "MAX_EXECUTORS", 3)
+    assignment = await world.running()  # ex-1 holds a lease: it stays
+    await world.register(executor_id="gone")
+    world.clock.advance(executors.FORGET_AFTER)
+    await world.register(executor_id="live")
+    with pytest.raises(FailedPreconditionError):
+        await world.register(executor_id="new")
+    world.clock.advance(timedelta(seconds=1))
+    await world.register(executor_id="new")
+    assert [one.executor.id for one in await world.service.executors.list()] == ["ex-1", "live", "new"]
+    with pytest.raises(FailedPreconditionError):
+        await world.lease(executor_id="gone")
+    assert await world.renew(assignment) == ([], [])
+
+
+async def test_what_is_refused_again_and_again_is_given_out_ever_more_rarely(world):
+    """An executor whose clock or key is wrong refuses everything: that must not fill the log by the hour."""
+    await world.create()
+    await world.register()
+    refused = work.Refused(reason="INVALID_TICKET: the ticket's signature is not storage's")
+    refused.retry_after.FromTimedelta(timedelta(seconds=5))
+    leases = 0
+    for _ in range(720):
+        for assignment in await world.lease():
+            leases += 1
+            assert await world.report(report(assignment, refused=refused)) == []
+        world.clock.advance(timedelta(seconds=5))
+    assert 60 <= leases <= 80  # once a minute in the end; at first every 5 seconds
+    world.clock.advance(timedelta(minutes=1))
+    assert (await world.lease_one()).run_id.endswith(".1")

@@ -5,6 +5,7 @@ import pytest
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc import signing
+from crucible_storage import final_records
 from tests.storage import world as w
 from tests.storage.world import exited, finished, killed, output, report, started
 
@@ -120,6 +121,8 @@ def of(**changes):
         of(run_spec_sha256=b"x" * 32),
         of(executor_id="ex-2"),
         of(engine="subprocess"),
+        of(limits=pb.Limits(output_bytes=1 << 20, cpus=1, memory_bytes=512 << 20)),
+        of(limits=w.spec(output_bytes=2 << 20).limits),
         of(termination=ex.RunTermination()),
     ],
     ids=lambda forge: forge.__name__,
@@ -187,3 +190,23 @@ async def test_output_before_the_start_was_reported_starts_it(world):
     assert (await world.get(assignment)).state == S.EVALUATION_STATE_RUNNING
     await world.report(report(assignment, finished(assignment, stdout=b"x")))
     assert (await world.get(assignment)).start_time.ToMicroseconds() == w.START + 1_500
+
+
+async def test_a_report_that_storage_itself_fails_at_does_not_hold_up_the_others(world, monkeypatch):
+    await world.register()
+    for _ in range(2):
+        await world.create()
+    bad, good = await world.lease(2)
+    check = final_records.check_is_of
+
+    def failing(final, record):
+        if final.run_id == bad.run_id:
+            raise KeyError("a fault of ours")
+        check(final, record)
+
+    monkeypatch.setattr(final_records, "check_is_of", failing)
+    [rejected] = await world.report(report(bad, output(b"x"), finished(bad, stdout=b"x")), report(good, finished(good)))
+    assert (rejected.run_id, rejected.reason) == (bad.run_id, "INTERNAL")
+    assert (await world.get(good)).state == S.EVALUATION_STATE_SUCCEEDED
+    assert (await world.get(bad)).state == S.EVALUATION_STATE_STARTING
+    assert await read(world, bad) == b""

@@ -317,7 +317,7 @@ class Process:
 async def test_the_process_starts_serves_and_ends_on_sigterm(certificates, tmp_path):
     digest = hashlib.sha256(b"first").hexdigest()
     async with Process(certificates, tmp_path / "state", CRUCIBLE_STORAGE_BOOTSTRAP_KEY_SHA256=digest) as process:
-        await process.line_with("the first admin key was stored")
+        await process.line_with("the operator's admin key was stored")
         await process.line_with('"serving"')
         async with Process(certificates, tmp_path / "state") as second:
             _, text = await asyncio.wait_for(second.child.communicate(), 20)

@@ -5,8 +5,9 @@ from datetime import timedelta
 import pytest
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.storage.v1 import work_service_pb2 as work
 from crucible_storage.sweeper import Sweeper
-from tests.storage.world import FENCE, storage
+from tests.storage.world import FENCE, report, storage
 
 SECOND = timedelta(seconds=1)
 QUEUED, RUNNING = pb.EVALUATION_STATE_QUEUED, pb.EVALUATION_STATE_RUNNING
@@ -56,3 +57,28 @@ async def test_a_clock_set_forward_does_not_expire_leases(world, sweeper):
     assert (await world.get(assignment)).state == RUNNING
     world.clock.advance(FENCE)
     assert await sweeper.look() == 1
+
+
+async def test_a_clock_set_back_keeps_no_lease_of_a_dead_worker_for_ever(world, sweeper):
+    world.clock.advance(FENCE)
+    assert await sweeper.look() == 0
+    dead = await world.running()
+    await world.create()
+    alive = await world.lease_one()
+    world.clock.wall -= 24 * 3600 * 1_000_000
+    assert await sweeper.look() == 0
+    for _ in range(int(FENCE / SECOND)):
+        assert await world.renew(alive) == ([], [])
+        assert await sweeper.look() == 0
+        world.clock.advance(SECOND)
+    assert await sweeper.look() == 1
+    assert (await world.get(dead)).state == QUEUED
+    assert await world.renew(alive) == ([], [])
+
+
+async def test_a_clock_set_back_delays_the_next_attempt_by_no_day(world, sweeper):
+    assignment = await world.running()
+    lost = work.RunLost(reason="gone", confirmed_gone=True)
+    assert await world.report(report(assignment, lost=lost)) == []
+    world.clock.wall -= 24 * 3600 * 1_000_000
+    assert (await world.lease_one()).run_id.endswith(".2")

@@ -95,6 +95,7 @@ def final_record(assignment, termination, *, stdout=b"", stderr=b"", executor_id
         runtime="python",
         engine="gvisor",
         engine_version="20260527",
+        start_kind=pb.START_KIND_WARM,
         isolation=pb.ISOLATION_USER_KERNEL,
         limits=ticket.limits,
         termination=termination,

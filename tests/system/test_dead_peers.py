@@ -85,4 +85,4 @@ async def test_executor_down_is_a_recorded_failure_and_a_second_attempt(stack):
         assert done.attempt == 2
         assert len(done.failed_attempts) == 1
         assert done.stdout.preview == b"up\n"
-    assert not host.wait_for_none(stack.layout, 5)
+    assert not host.wait_for_none(stack.layout, 5, spare_waiting=True)

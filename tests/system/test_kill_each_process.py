@@ -58,7 +58,7 @@ def counted():
     made = CountedRunsc.make()
     local = LocalStack(made.cache)
     try:
-        local.up("--slots", "4")
+        local.up("--slots", "4", "--pool", "0")  # with one, a sandbox lives before its run
         yield local, made
     finally:
         local.crucible("down")

@@ -1,5 +1,6 @@
 """Programs through the whole stack, and the stack's own commands."""
 
+import asyncio
 import json
 from datetime import timedelta
 
@@ -7,7 +8,15 @@ import pytest
 
 from crucible.executor.v1.executor_service_pb2 import FinalRecord
 from crucible_client import Cancelled, Exited, Limit, LimitExceeded, Limits, Signalled, State
-from crucible_client.results import EvidenceSource, Isolation, Observation, OutputChunk, StateChanged, Stream
+from crucible_client.results import (
+    EvidenceSource,
+    Isolation,
+    Observation,
+    OutputChunk,
+    StartKind,
+    StateChanged,
+    Stream,
+)
 from crucible_deploy import host
 from tests.system.local import python
 
@@ -25,8 +34,19 @@ async def test_hello_runs_in_gvisor_and_says_what_ran_it(client):
     assert done.provenance.isolation is Isolation.USER_KERNEL
     assert done.provenance.image_digest.startswith("sha256:")
     assert done.provenance.record is not None
+    assert done.provenance.start_kind in (StartKind.COLD, StartKind.WARM)
     assert done.attempt == 1
     assert done.usage.peak_memory_bytes > 0
+
+
+async def test_a_result_says_that_its_sandbox_was_booted_ahead_and_is_the_same_for_it(stack, client):
+    code = "import os\nprint(os.getpid(), os.listdir('/tmp'))"
+    async with asyncio.timeout(120):
+        while (done := await client.run(python(code))).provenance.start_kind is not StartKind.WARM:  # noqa: ASYNC110
+            await asyncio.sleep(1)  # the pool boots ahead while nothing runs
+    assert done.stdout.preview == b"2 []\n"
+    shown = stack.crucible("get", "--json", done.name)
+    assert json.loads(shown.stdout)["provenance"]["start_kind"] == "WARM"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +88,7 @@ async def test_cancel_ends_the_sandbox_and_is_confirmed(stack, client):
     assert isinstance(done.termination, Cancelled)
     assert done.termination.reason == "enough"
     assert done.termination.confirmed
-    assert not host.wait_for_none(stack.layout, 5)
+    assert not host.wait_for_none(stack.layout, 5, spare_waiting=True)
 
 
 async def test_a_watch_replays_and_resumes_by_position(client):

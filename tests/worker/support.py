@@ -65,6 +65,8 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
         self.registrations = self.renewals = self.calls = 0
         self.down = False
         self.answer_lost = 0  # so many reports are stored, but their answer does not arrive
+        self.answering = asyncio.Event()  # cleared: reports are stored, and answered when it is set again
+        self.answering.set()
         self.reject: dict[str, str] = {}
         self.takes_records = True
         self.lease_duration = timedelta(seconds=1.5)
@@ -170,6 +172,7 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
             if reason:
                 rejected.append(work.RejectedReport(run_id=report.lease.run_id, reason=reason, message="no"))
         await self._tell()
+        await self.answering.wait()
         if self.answer_lost:
             self.answer_lost -= 1
             raise UnavailableError("PEER_UNAVAILABLE", "the answer got lost")

@@ -4,7 +4,10 @@ import asyncio
 import time
 from datetime import timedelta
 
+import pytest
+
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_rpc.errors import AlreadyExistsError
 from tests.executor.support import ScriptedEngine, limits, running
 from tests.worker.support import MemoryStorage, working
 
@@ -298,3 +301,18 @@ async def test_run_of_nobodys_lease_is_ended(keys, executor, storage):
     async with working(keys, storage.port, executor.service.port):
         await all_acknowledged(executor)
     assert executor.engine.destroyed == 1
+
+
+async def test_lease_that_never_reached_the_executor_is_a_lost_attempt_which_can_never_start(keys, executor, storage):
+    run = storage.make({"name": "never"})
+    run.leased = True  # by a worker that died before it called the executor
+    async with working(keys, storage.port, executor.service.port):
+        await storage.until(lambda: run.over)
+        assert run.lost is not None
+        assert run.lost.confirmed_gone
+        assert run.refused is None  # that would be no attempt, and the same id would be given out again
+        await all_acknowledged(executor)
+    assert executor.engine.started() == []
+    with pytest.raises(AlreadyExistsError):
+        async for _ in executor.stub.Execute(executor.request({"name": "late"}, run_id=run.run_id)):
+            pass

@@ -48,6 +48,8 @@ def arguments(layout: Layout, options: Options, *, lock: int, ready: int) -> lis
         command.append("--unsafe")
     if options.slots is not None:
         command += ["--slots", str(options.slots)]
+    if options.pool is not None:
+        command += ["--pool", str(options.pool)]
     return command
 
 
@@ -60,6 +62,7 @@ def main() -> int:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--offset", required=True)
     parser.add_argument("--slots", type=int)
+    parser.add_argument("--pool", type=int)
     parser.add_argument("--unsafe", action="store_true")
     given = parser.parse_args()
     os.set_inheritable(given.lock, False)
@@ -77,7 +80,7 @@ def main() -> int:
 
     layout = Layout.of(environment)
     try:
-        specs = prepare(layout, Options(unsafe=given.unsafe, slots=given.slots), say=lambda _: None)
+        specs = prepare(layout, Options(unsafe=given.unsafe, slots=given.slots, pool=given.pool), say=lambda _: None)
         asyncio.run(serve(layout, specs, say=lambda _name, _line: None, ready=lambda: tell(READY)))
     except (*EXPECTED_ERRORS, OSError) as error:
         tell(str(error))

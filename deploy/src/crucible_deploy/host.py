@@ -46,12 +46,47 @@ def traces(layout: Layout) -> Traces:
     return Traces(sandbox_processes(run), tuple(_sandbox_cgroups(layout)), tuple(_mounts_below(run)), folders)
 
 
-def wait_for_none(layout: Layout, seconds: float) -> Traces:
-    """Waits until there are no traces, at most `seconds`; returns what is left."""
+def wait_for_none(layout: Layout, seconds: float, *, spare_waiting: bool = False) -> Traces:
+    """Waits until there are no traces, at most `seconds`; returns what is left.
+
+    Args:
+        layout: of the stack.
+        seconds: how long at most.
+        spare_waiting: do not count the executor's sandboxes that were booted ahead: frozen, with no program in them.
+    """
     deadline = time.monotonic() + seconds
-    while (left := traces(layout)) and time.monotonic() < deadline:
+    while (left := _left(layout, spare_waiting)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
+
+
+def _left(layout: Layout, spare_waiting: bool) -> Traces:
+    found = traces(layout)
+    if not found or not spare_waiting:
+        return found
+    waiting = waiting_sandboxes(layout)
+
+    def others(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(path for path in paths if waiting.isdisjoint(Path(path).parts))
+
+    # A process names its sandbox's folder in its arguments.
+    processes = {pid: text for pid, text in found.processes.items() if not any(name in text for name in waiting)}
+    return Traces(processes, others(found.cgroups), others(found.mounts), others(found.folders))
+
+
+def waiting_sandboxes(layout: Layout) -> set[str]:
+    """The names of this stack's sandboxes that are frozen now."""
+    return {Path(path).name for path in _sandbox_cgroups(layout) if _is_frozen(Path(path))}
+
+
+def _is_frozen(cgroup: Path) -> bool:
+    for file, text in (("cgroup.events", "frozen 1"), ("freezer.state", "FROZEN")):
+        try:
+            if text in (cgroup / file).read_text().splitlines():
+                return True
+        except OSError:  # another kind of hierarchy, or gone meanwhile
+            continue
+    return False
 
 
 def sandbox_processes(run: Path) -> dict[int, str]:

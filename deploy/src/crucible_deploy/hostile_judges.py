@@ -60,7 +60,7 @@ class Judges:
     def faults(self, program: Hostile, evaluation: Evaluation, stdout: bytes) -> list[str]:
         """What the host shows that must not be, in words; empty when all is well. Every judge looks every time."""
         found = []
-        left = host.wait_for_none(self._layout, _GONE_SECONDS)
+        left = host.wait_for_none(self._layout, _GONE_SECONDS, spare_waiting=True)
         if left:
             found.append(f"left on the host: {left}")
         if not self._executor.alive:

@@ -20,10 +20,12 @@ class Options:
     Attributes:
         unsafe: also offer the engine `subprocess`.
         slots: programs at once; None: one per CPU.
+        pool: sandboxes that wait for a program; None: the executor's default.
     """
 
     unsafe: bool = False
     slots: int | None = None
+    pool: int | None = None
 
 
 def specs(
@@ -106,6 +108,8 @@ def _executor(layout: Layout, options: Options) -> dict[str, object]:
     }
     if options.slots is not None:
         settings["slots"] = options.slots
+    if options.pool is not None:
+        settings["pool_size"] = options.pool
     return settings
 
 

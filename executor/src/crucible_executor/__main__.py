@@ -26,9 +26,8 @@ async def main(unsafe: bool) -> None:
     chosen = settings.load(Settings, prefix="CRUCIBLE_EXECUTOR_")
     async with contextlib.AsyncExitStack() as after:
         tracer = tracer_of(chosen)
-        if tracer is not None:
-            await tracer.sweep()
-            after.push_async_callback(tracer.close)
+        await tracer.sweep()
+        after.push_async_callback(tracer.close)
         engines = engines_of(chosen, unsafe=unsafe, tracer=tracer)
         service = await ExecutorService.start(chosen, engines, StoredImages(chosen.images_dir))
         await service.run()

@@ -18,6 +18,10 @@ from pathlib import Path
 
 _CPU_PERIOD_US = 100_000
 _V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
+_V1_FREEZER = "freezer"
+"""Of v1, or on a hybrid machine the v2 hierarchy, where frozen processes can be killed; where there is none, nothing is
+frozen, and only a pool of waiting sandboxes is missed."""
+_V2_FREEZER_SINCE = (5, 2)
 _V2_CONTROLLERS = ("memory", "cpu", "pids")
 
 
@@ -52,6 +56,35 @@ class Cgroup(abc.ABC):
     @abc.abstractmethod
     def limit_cpus(self, cpus: float) -> None:
         """Bounds the CPU time per time to that of `cpus` processors, from now on."""
+
+    @abc.abstractmethod
+    def bound(self, bounds: Bounds) -> None:
+        """Sets what it enforces, also anew while processes are in it.
+
+        Raises:
+            OSError: the kernel refused; EBUSY where more memory is in use than `bounds` allow.
+        """
+
+    @property
+    @abc.abstractmethod
+    def can_freeze(self) -> bool:
+        """Whether this machine can stop all processes here and let them go on."""
+
+    @abc.abstractmethod
+    def freeze(self) -> None:
+        """Asks that everything here stops, what joins later too; the kernel needs a moment. `kill` ends this state."""
+
+    @abc.abstractmethod
+    def thaw(self) -> None:
+        """Lets everything here go on. Idempotent; nothing when the cgroup is gone."""
+
+    @abc.abstractmethod
+    def frozen(self) -> bool:
+        """Whether everything here has stopped."""
+
+    @abc.abstractmethod
+    def memory_bytes(self) -> int:
+        """What is charged now."""
 
     @abc.abstractmethod
     def _free_cpus(self) -> None:
@@ -95,6 +128,7 @@ class Cgroup(abc.ABC):
             # Dying takes CPU time too (memory is freed): at a hundredth of a CPU a large sandbox would need minutes.
             self._free_cpus()
             self._signal_all()
+            self.thaw()  # after the signal, so that none of it runs again; frozen processes of v1 do not die
             passed = time.monotonic() - began
             if passed > limit.total_seconds():
                 raise ProcessesLeftError(f"Processes {self.pids()} of sandbox {self.name} survive SIGKILL.")
@@ -123,14 +157,38 @@ class _CgroupV1(Cgroup):
         self._cpu = folders["cpu"]
         self._cpuacct = folders["cpuacct"]
         self._tasks = folders["pids"]
+        self._freezer = folders.get(_V1_FREEZER)
 
     def bound(self, bounds: Bounds) -> None:
-        _write(self._memory / "memory.limit_in_bytes", bounds.memory_bytes)
+        limits = [self._memory / "memory.limit_in_bytes"]
         with_swap = self._memory / "memory.memsw.limit_in_bytes"
         if with_swap.exists():  # absent where the kernel does not account swap
-            _write(with_swap, bounds.memory_bytes)
+            limits.append(with_swap)
+            if int(_read(with_swap) or 0) < bounds.memory_bytes:
+                limits.reverse()  # the limit with swap is never below the one without
+        for limit in limits:
+            _write(limit, bounds.memory_bytes)
         _write(self._memory / "memory.swappiness", 0)
         _write(self._tasks / "pids.max", bounds.tasks)
+
+    @property
+    def can_freeze(self) -> bool:
+        return self._freezer is not None
+
+    def freeze(self) -> None:
+        if self._freezer is None:
+            raise OSError("this machine mounts no freezer controller")
+        _set_frozen(self._freezer, True)
+
+    def thaw(self) -> None:
+        if self._freezer is not None:
+            _set_frozen(self._freezer, False)
+
+    def frozen(self) -> bool:
+        return self._freezer is not None and _is_frozen(self._freezer)
+
+    def memory_bytes(self) -> int:
+        return int(_read(self._memory / "memory.usage_in_bytes") or 0)
 
     def limit_cpus(self, cpus: float) -> None:
         _write(self._cpu / "cpu.cfs_quota_us", max(1000, int(cpus * _CPU_PERIOD_US)))
@@ -170,6 +228,22 @@ class _CgroupV2(Cgroup):
             _write(swap, 0)
         _write(self._folder / "memory.oom.group", 1)  # half a sandbox is none: the kernel ends all of it
         _write(self._folder / "pids.max", bounds.tasks)
+
+    @property
+    def can_freeze(self) -> bool:
+        return (self._folder / "cgroup.freeze").exists()
+
+    def freeze(self) -> None:
+        _set_frozen(self._folder, True)
+
+    def thaw(self) -> None:
+        _set_frozen(self._folder, False)
+
+    def frozen(self) -> bool:
+        return _is_frozen(self._folder)
+
+    def memory_bytes(self) -> int:
+        return int(_read(self._folder / "memory.current") or 0)
 
     def limit_cpus(self, cpus: float) -> None:
         _write(self._folder / "cpu.max", f"{max(1000, int(cpus * _CPU_PERIOD_US))} {_CPU_PERIOD_US}")
@@ -235,7 +309,13 @@ class CgroupTreeV1(CgroupTree):
     """cgroup v1: one hierarchy per controller; `mounts` says where each lies."""
 
     def __init__(self, mounts: dict[str, Path], name: str) -> None:
-        self._parents = {controller: mounts[controller] / name for controller in _V1_CONTROLLERS}
+        used = [*_V1_CONTROLLERS, *([_V1_FREEZER] if _V1_FREEZER in mounts else [])]
+        self._parents = {controller: mounts[controller] / name for controller in used}
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Ours in each hierarchy."""
+        return tuple(dict.fromkeys(self._parents.values()))
 
     def prepare(self) -> None:
         """Makes the folder in every hierarchy."""
@@ -311,6 +391,8 @@ def detect(name: str = "crucible", mountinfo: Path = Path("/proc/self/mountinfo"
             raise CgroupsUnavailableError(
                 f"The cgroup v1 controllers {', '.join(missing)} are not mounted: mount them."
             )
+        if v2 is not None and _kernel() >= _V2_FREEZER_SINCE:
+            v1[_V1_FREEZER] = v2
         return CgroupTreeV1(v1, name)
     if v2 is None:
         raise CgroupsUnavailableError("No cgroups are mounted: mount cgroup2 at /sys/fs/cgroup.")
@@ -336,6 +418,27 @@ def _mounts(mountinfo: Path) -> tuple[dict[str, Path], Path | None]:
             for option in options.split(","):
                 v1.setdefault(option, where)
     return v1, v2
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split("-", 1)[0].split(".")[:2])
+
+
+def _set_frozen(folder: Path, frozen: bool) -> None:
+    """Of a folder of v2 or of v1's freezer; letting go what is gone is nothing."""
+    of_v2 = folder / "cgroup.freeze"
+    try:
+        if of_v2.exists():
+            _write(of_v2, int(frozen))
+        else:
+            _write(folder / "freezer.state", "FROZEN" if frozen else "THAWED")
+    except FileNotFoundError:
+        if frozen:
+            raise
+
+
+def _is_frozen(folder: Path) -> bool:
+    return _field(folder / "cgroup.events", "frozen") == 1 or _read(folder / "freezer.state").strip() == "FROZEN"
 
 
 def _make_parent(folder: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from crucible_executor import cgroups
 from crucible_executor.cgroups import CgroupsUnavailableError
-from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox
+from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, HoldableEngine, Sandbox
+from crucible_executor.engines.pooled import PooledEngine, PoolSettings
 from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.images import ImageNotFoundError, ImageStore
+from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Isolation, SandboxClass
 from crucible_executor.settings import Settings
-from crucible_executor.tracing.tracer import Tracer, TracerPaths
+from crucible_executor.tracing.tracer import UNTRACED, Tracer, TracerPaths, Tracing, Untraced
 
 
 class MissingEngine(Engine):
@@ -55,19 +59,21 @@ class StoredImages:
             return None
 
 
-def tracer_of(settings: Settings) -> Tracer | None:
-    """Watches what programs try; None when the settings, or a machine without cgroups, say otherwise."""
+def tracer_of(settings: Settings) -> Tracing:
+    """Watches what programs try, unless the settings, or a machine without cgroups, say otherwise."""
     if not settings.trace:
-        return None
+        return Untraced("the executor is set not to trace (CRUCIBLE_EXECUTOR_TRACE)")
     paths = TracerPaths(settings.init_dir / "crucible-launch", settings.trace_user)
     try:
         return Tracer(paths, cgroups.detect(f"{settings.cgroup}-trace"))
-    except CgroupsUnavailableError:  # the engines that need them say so
-        return None
+    except CgroupsUnavailableError as error:
+        return Untraced(f"tracing is not available: {error}")
 
 
-def engines_of(settings: Settings, *, unsafe: bool, tracer: Tracer | None = None) -> list[Engine]:
-    """Every engine of the registry; those without isolation only when `unsafe`."""
+def engines_of(
+    settings: Settings, *, unsafe: bool, tracer: Tracing = UNTRACED, registry: CollectorRegistry = REGISTRY
+) -> list[Engine]:
+    """Every engine of the registry, pooled where it can be; those without isolation only when `unsafe`."""
     host = Host(
         runsc=settings.runsc,
         init_dir=settings.init_dir,
@@ -76,7 +82,16 @@ def engines_of(settings: Settings, *, unsafe: bool, tracer: Tracer | None = None
         cgroup=settings.cgroup,
         tracer=tracer,
     )
-    return [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]
+    metrics = PoolMetrics(registry)
+    engines = [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]
+    return [_pooled(engine, settings, metrics) for engine in engines]
+
+
+def _pooled(engine: Engine, settings: Settings, metrics: PoolMetrics) -> Engine:
+    if not settings.pool_size or not isinstance(engine, HoldableEngine):
+        return engine
+    bounds = PoolSettings(settings.pool_size, settings.pool_memory_bytes, settings.pool_idle, settings.slot_count)
+    return PooledEngine(engine, bounds, metrics)
 
 
 def _made(name: str, make: Callable[[Host], Engine], host: Host) -> Engine:

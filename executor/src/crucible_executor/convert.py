@@ -10,10 +10,12 @@ from google.protobuf.duration_pb2 import Duration
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import platform_pb2
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible_executor import init_protocol
 from crucible_executor.behaviour import Action, Behaviour, Observation
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import AskedLimits
-from crucible_executor.model import File, Isolation, Limit, Limits, Program, Stream, Usage
+from crucible_executor.engines.base import ProgramRefusedError
+from crucible_executor.model import File, Isolation, Limit, Limits, Program, StartKind, Stream, Usage
 from crucible_executor.run import Chunk, Event, Finished, Started
 from crucible_executor.runtimes import BASE_ENV, Runtime
 from crucible_rpc.errors import FieldViolation, InvalidArgumentError
@@ -33,6 +35,7 @@ ISOLATIONS = {
     Isolation.CONTAINER: ev.ISOLATION_CONTAINER,
     Isolation.USER_KERNEL: ev.ISOLATION_USER_KERNEL,
 }
+START_KINDS = {StartKind.COLD: ev.START_KIND_COLD, StartKind.WARM: ev.START_KIND_WARM}
 LIMITS = {
     Limit.WALL_TIME: ev.LIMIT_WALL_TIME,
     Limit.CPU_TIME: ev.LIMIT_CPU_TIME,
@@ -96,15 +99,29 @@ def program(message: ev.Program, runtime: Runtime) -> Program:
     """
     _check_files(message)
     _check_strings(message)
-    entrypoint = message.entrypoint or (message.files[0].path if len(message.files) == 1 else "")
-    if all(file.path != entrypoint for file in message.files):
-        raise _invalid("program.entrypoint", "must be the path of one of the files; needed when there are several")
-    return Program(
-        command=runtime.argv(entrypoint, tuple(message.args)),
+    made = Program(
+        command=runtime.argv(entrypoint(message), tuple(message.args)),
         files=tuple(File(file.path, file.content) for file in message.files),
         env={**BASE_ENV, **message.env},
         stdin=message.stdin,
     )
+    try:
+        init_protocol.check_program(made)  # found out later it would look like a fault of this executor, and be retried
+    except ProgramRefusedError as error:
+        raise _invalid("program", f"cannot be run: {error}") from error
+    return made
+
+
+def entrypoint(message: ev.Program) -> str:
+    """The path of the file that is run.
+
+    Raises:
+        InvalidArgumentError: INVALID_FIELD.
+    """
+    path = message.entrypoint or (message.files[0].path if len(message.files) == 1 else "")
+    if all(file.path != path for file in message.files):
+        raise _invalid("program.entrypoint", "must be the path of one of the files; needed when there are several")
+    return path
 
 
 def _check_files(message: ev.Program) -> None:

@@ -10,6 +10,12 @@ from collections.abc import Callable, Iterable
 
 READ_BYTES = 65536
 
+_SMALL_BYTES = READ_BYTES // 4
+_SMALL_READS = 8
+_WINDOW_S = 0.005
+"""Of each stream only this many small reads in this time: a writer of single bytes would else cost this process, which
+no limit of the writer covers, half as much CPU time as itself."""
+
 
 class PipeReader:
     """Passes on what arrives in a pipe, at most 64 KiB per turn of the event loop.
@@ -23,6 +29,9 @@ class PipeReader:
         self._loop = asyncio.get_running_loop()
         self.finished: asyncio.Future[None] = self._loop.create_future()
         """Done at the end of the stream, or when closed."""
+        self._window = self._loop.time()
+        self._small_reads = 0
+        self._pause: asyncio.TimerHandle | None = None
         os.set_blocking(fd, False)
         self._loop.add_reader(fd, self._readable)
 
@@ -35,11 +44,33 @@ class PipeReader:
             data = b""
         if data:
             self._on_data(data)
+            if len(data) < _SMALL_BYTES:
+                self._pace()
         else:
             self.close()
 
+    def _pace(self) -> None:
+        """After too many small reads lets bytes gather in the pipe."""
+        now = self._loop.time()
+        if now >= self._window + _WINDOW_S:
+            self._window, self._small_reads = now, 0
+        self._small_reads += 1
+        if self._small_reads >= _SMALL_READS and self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._pause = self._loop.call_at(self._window + _WINDOW_S, self.resume)
+
+    def resume(self) -> None:
+        """Reads on at once where it lets bytes gather: for when the writers are gone."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+            self._loop.add_reader(self._fd, self._readable)
+
     def close(self) -> None:
         """Stops reading. Idempotent."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)

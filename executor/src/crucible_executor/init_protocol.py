@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from crucible_executor.engines.base import ProgramRefusedError
-from crucible_executor.model import Limits, Program
+from crucible_executor.model import Interpreter, Limits, Program
 
 REPORT_FD = 3
 STDOUT_FD = 4
@@ -26,11 +26,14 @@ _REPORT = struct.Struct("<4sIIIQQQQ16x")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _FRAME_MAGIC = b"CRUINIT1"
+_HOLD_MAGIC = b"CRUHOLD1"
 _REPORT_MAGIC = b"RPRT"
 _FRAME_END = b"END!"
 
 MAX_STRINGS = 4096
 MAX_STRING_BYTES = 1 << 20
+MAX_ONE_STRING_BYTES = (128 << 10) - 1
+"""Of one argument or variable: Linux executes nothing with a longer one."""
 MAX_FILES = 10_000
 MAX_PATH_BYTES = 4095
 MAX_NAME_BYTES = 255
@@ -152,6 +155,18 @@ def encode(program: Program, limits: Limits) -> list[bytes]:
     return chunks
 
 
+def encode_interpreter(interpreter: Interpreter) -> list[bytes]:
+    """The frame that makes the init start an interpreter before its program is there, and report READY again.
+
+    Raises:
+        ProgramRefusedError: see `encode`.
+    """
+    argv, env = check_program(Program(interpreter.command, (), dict(interpreter.env), b""))
+    head = _HEAD.pack(_HOLD_MAGIC, len(argv), len(env), 0, interpreter.processes, interpreter.open_files, 0, 0)
+    strings = (*argv, *env, check_path(interpreter.file))
+    return [head, *(_U32.pack(len(text)) + text for text in strings), _FRAME_END]
+
+
 def check_program(program: Program) -> tuple[list[bytes], list[bytes]]:
     """The bytes of a program's arguments and environment, when all of it can be run.
 
@@ -168,12 +183,21 @@ def check_program(program: Program) -> tuple[list[bytes], list[bytes]]:
         raise ProgramRefusedError(
             f"Arguments and environment exceed {MAX_STRINGS} entries or {MAX_STRING_BYTES} bytes: use a file."
         )
+    if any(len(text) > MAX_ONE_STRING_BYTES for text in argv + env):
+        raise ProgramRefusedError(
+            f"An argument or environment variable is longer than {MAX_ONE_STRING_BYTES} bytes: use a file."
+        )
     if len(program.files) > MAX_FILES:
         raise ProgramRefusedError(f"The program has {len(program.files)} files; at most {MAX_FILES} are possible.")
     for file in program.files:
         check_path(file.path)
-    if len({file.path for file in program.files}) < len(program.files):
+    paths = {file.path for file in program.files}
+    if len(paths) < len(program.files):
         raise ProgramRefusedError("Two files of the program have the same name.")
+    for path in paths:
+        folder = next((path[:end] for end, char in enumerate(path) if char == "/" and path[:end] in paths), None)
+        if folder is not None:
+            raise ProgramRefusedError(f"{folder!r} is a file of the program and the folder of {path!r}.")
     return argv, env
 
 

@@ -33,10 +33,13 @@ async def sweep(run_dir: Path, cgroups: CgroupTree, alive: set[str]) -> int:
     processes = _processes(run_dir)
     names = (set(by_name) | set(processes) | set(_folders(run_dir))) - alive - _KEPT
     for name in sorted(names):
-        await _end(processes.get(name, []))
         group = by_name.get(name)
         if group is not None:
+            await group.kill()  # first: it ends frozen ones too, which a signal alone does not
+        await _end(processes.get(name, []))
+        if group is not None:
             await group.kill()
+            await group.kill()  # what joined it in between
             await group.remove()
         _unmount_below(run_dir / name)
         shutil.rmtree(run_dir / name, ignore_errors=True)

@@ -7,6 +7,28 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 _START_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
+class PoolMetrics:
+    """Counts what pools of waiting sandboxes do, by engine.
+
+    Args:
+        registry: where the metrics are shown.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"crucible_executor_pool_{name}", text, ["engine"], registry=registry)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"crucible_executor_pool_{name}", text, ["engine"], registry=registry)
+
+        self.hits = counter("hits", "Runs that were given a waiting sandbox.")
+        self.misses = counter("misses", "Runs whose sandbox was booted for them.")
+        self.failures = counter("failures", "Sandboxes that failed while they were booted ahead or waited.")
+        self.size = gauge("size", "Sandboxes that wait.")
+        self.memory_bytes = gauge("memory_bytes", "What they hold, as their cgroups count.")
+        self.breaker_open = gauge("breaker_open", "1 while a class fails so often that it is tried only now and then.")
+
+
 class ExecutorMetrics:
     """Counts runs.
 

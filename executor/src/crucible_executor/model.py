@@ -78,8 +78,37 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Interpreter:
+    """One that a sandbox booted ahead starts before its program is there; see `ahead.interpreter`.
+
+    Attributes:
+        command: its whole argv; the program's must be the same.
+        env: its environment; likewise.
+        file: the program's file that it is told to run, directly in `/workspace`.
+        processes: of the program, as the init shall set it.
+        open_files: likewise.
+    """
+
+    command: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    file: str
+    processes: int
+    open_files: int
+
+
+@dataclass(frozen=True)
 class SandboxClass:
-    """All that is fixed when a sandbox boots. `image_digest` names a root file system of the image store."""
+    """What a sandbox is made for.
+
+    Attributes:
+        image_digest: names a root file system of the image store.
+        memory_bytes: of the whole sandbox.
+        disk_bytes: of each of its writable folders.
+        disk_inodes: likewise; None: without a limit of their own.
+        cpus: how many it may use.
+        processes: of its program.
+        interpreter: what may wait for the program in a sandbox booted ahead; None: nothing but the init.
+    """
 
     image_digest: str
     memory_bytes: int
@@ -87,6 +116,14 @@ class SandboxClass:
     disk_inodes: int | None
     cpus: float
     processes: int
+    interpreter: Interpreter | None = None
+
+
+class StartKind(enum.Enum):
+    """Whether a run's sandbox was booted for it or had been booted ahead. It changes nothing but the time."""
+
+    COLD = "COLD"
+    WARM = "WARM"
 
 
 @dataclass(frozen=True)

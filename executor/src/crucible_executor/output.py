@@ -36,6 +36,7 @@ class KeptOutput:
         self._file = file
         self._memory = bytearray()
         self._fd = -1
+        self._in_file = False
         self._digest = hashlib.sha256()
         self.total = 0
         self.kept = 0
@@ -56,7 +57,7 @@ class KeptOutput:
             OSError: there is no such file.
         """
         output = cls(0, file)
-        output._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        output._in_file = True
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 output._digest.update(chunk)
@@ -72,7 +73,7 @@ class KeptOutput:
     @property
     def in_file(self) -> bool:
         """Whether the kept bytes are in the file."""
-        return self._fd >= 0
+        return self._in_file
 
     def add(self, data: bytes) -> int:
         """Takes what the program wrote; returns how much of it is kept.
@@ -82,9 +83,9 @@ class KeptOutput:
         """
         keep = data[: max(0, self._limit - self.kept)]
         if keep:
-            if self._fd < 0 and self.kept + len(keep) > SPILL_BYTES:
+            if not self._in_file and self.kept + len(keep) > SPILL_BYTES:
                 self._spill()
-            if self._fd < 0:
+            if not self._in_file:
                 self._memory += keep
             else:
                 _write_at(self._fd, keep, self.kept)
@@ -95,22 +96,37 @@ class KeptOutput:
 
     def read(self, offset: int, size: int) -> bytes:
         """At most `size` kept bytes from `offset` on; empty at the end."""
-        if self._fd < 0:
+        if not self._in_file:
             return bytes(self._memory[offset : offset + size])
-        return os.pread(self._fd, max(0, min(size, self.kept - offset)), offset)
+        size = max(0, min(size, self.kept - offset))
+        if not size:
+            return b""
+        if self._fd >= 0:
+            return os.pread(self._fd, size, offset)
+        fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, size, offset)
+        finally:
+            os.close(fd)
 
     def persist(self) -> None:
         """Puts the kept bytes durably into the file; blocks. The folder's entry is the caller's to sync."""
-        if self._fd < 0:
+        if not self._in_file:
             self._spill()
         os.fsync(self._fd)
+
+    def rest(self) -> None:
+        """Gives its descriptor back, for no more is added: many finished runs may wait to be acknowledged."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def drop(self) -> None:
         """Frees the memory and removes the file."""
         self._memory = bytearray()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self.rest()
+        if self._in_file:
+            self._in_file = False
             self.kept = 0
             self._file.unlink(missing_ok=True)
 
@@ -122,7 +138,7 @@ class KeptOutput:
             os.close(fd)
             self._file.unlink(missing_ok=True)
             raise
-        self._fd, self._memory = fd, bytearray()
+        self._fd, self._in_file, self._memory = fd, True, bytearray()
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:
@@ -155,6 +171,8 @@ class OutputFolder:
         if not (stdout.in_file or stderr.in_file) and stdout.kept + stderr.kept <= INLINE_BYTES:
             return {name: [one.total, _text(one)] for name, one in (("stdout", stdout), ("stderr", stderr))}
         await asyncio.to_thread(self._persist, stdout, stderr)
+        for one in (stdout, stderr):  # not in the thread: a reader here could meet the number of another file
+            one.rest()
         return {name: [one.total, None, one.sha256.hex()] for name, one in (("stdout", stdout), ("stderr", stderr))}
 
     def restore(self, run_id: str, fields: dict[str, Any]) -> tuple[KeptOutput, KeptOutput]:

@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
-from crucible_executor import convert, records
+from crucible_executor import ahead, convert, records
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine, EngineUnavailableError
 from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
-from crucible_executor.model import Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
+from crucible_executor.model import Interpreter, Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
 from crucible_executor.output import OutputFolder
 from crucible_executor.permits import Permit
 from crucible_executor.recovery import finished_fields, recover
@@ -38,6 +38,8 @@ MAX_REFUSED = 10_000
 
 _NO_SLOT_RETRY = timedelta(milliseconds=200)
 _JOURNAL_RETRY_SECONDS = 1.0
+_FIRST_DESTROY_PAUSE_SECONDS = 0.1
+_LONGEST_DESTROY_PAUSE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -107,6 +109,7 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._refused: dict[str, datetime] = {}
         self._remembered: dict[str, datetime] = {}
+        self._remembered_refusals: dict[str, datetime] = {}
         self._busy = 0
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -187,7 +190,7 @@ class Runs:
                 else:
                     self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
             elif run_id in self._refused:
-                self._remembered[run_id] = self._refused.pop(run_id)
+                self._remembered_refusals[run_id] = self._refused.pop(run_id)
                 self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
         self._metrics.kept.set(len(self._runs))
         self._forget()
@@ -233,6 +236,12 @@ class Runs:
         asked = convert.asked_limits(ticket.limits)
         limits = self._ceilings.admit(asked, spec.engine, engine.capabilities.enforces)
         program = convert.program(spec.program, runtime)
+        interpreter = ahead.interpreter(
+            program,
+            limits,
+            entrypoint=convert.entrypoint(spec.program),
+            reads_whole_file=runtime.reads_whole_file,
+        )
         self._check_room()
         ran = records.Ran(runtime.name, image_digest, engine.capabilities, limits)
         stdout, stderr = self._outputs.make(ticket.run_id, limits.output_bytes)
@@ -240,14 +249,14 @@ class Runs:
             run=Run(ticket.run_id, expiry(ticket), stdout=stdout, stderr=stderr, on_fault=self._give_up),
             draft=records.draft(ticket, ran, program.files, self._now()),
             engine=engine,
-            sandbox_class=_sandbox_class(image_digest, limits),
+            sandbox_class=_sandbox_class(image_digest, limits, interpreter),
             program=program,
             limits=limits,
             longest_permit=self._tickets.longest_permit(ticket),
         )
 
     def _check_new(self, run_id: str) -> None:
-        if run_id in self._runs or run_id in self._refused or run_id in self._remembered:
+        if run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
             raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
 
     def _check_room(self) -> None:
@@ -273,6 +282,8 @@ class Runs:
                 return
             accepted.set_result(None)
             outcome = await self._run_sandbox(job)
+            if not await self._destroyed(run):
+                return  # no record may say that it is gone; the next start removes it, and says that it was lost
         finally:
             self._busy -= 1
             self._metrics.running.dec()
@@ -284,12 +295,13 @@ class Runs:
         del self._runs[run.id]
 
     async def _run_sandbox(self, job: _Job) -> Outcome:
-        """Creates, starts and destroys the sandbox; whatever raises becomes an outcome."""
+        """Creates and starts the sandbox; whatever raises becomes an outcome."""
         run = job.run
         longest = (job.limits.wall_time + START_ALLOWANCE).total_seconds()
         try:
             async with asyncio.timeout(longest) as run.watchdog:
                 run.sandbox = await job.engine.create(job.sandbox_class)
+                job.draft.start_kind = convert.START_KINDS[run.sandbox.start_kind]
                 if run.kill_cause is not None or run.fault:
                     return _without_start(Killed())
                 return await run.sandbox.start(job.program, job.limits, run)
@@ -303,19 +315,27 @@ class Runs:
             return _without_start(SandboxFailed(f"the engine failed with {type(error).__name__}; the log has it"))
         finally:
             run.watchdog = None
-            await self._destroy(run)
 
-    async def _destroy(self, run: Run) -> None:
+    async def _destroyed(self, run: Run) -> bool:
+        """Removes the sandbox, however long that takes: a record says that it is gone, and another attempt may start.
+
+        False when the executor stops before that.
+        """
         sandbox, run.sandbox = run.sandbox, None
         if run.permit is not None:
             run.permit.end()
-        if sandbox is None:
-            return
-        try:
-            await sandbox.destroy()
-        except Exception:
-            # The next start of the executor sweeps it away.
-            _log.exception("sandbox could not be removed", extra=logs.fields(run=run.id, sandbox=sandbox.id))
+        pause = _FIRST_DESTROY_PAUSE_SECONDS
+        while sandbox is not None:
+            try:
+                await sandbox.destroy()
+                return True
+            except Exception:
+                _log.exception("sandbox could not be removed", extra=logs.fields(run=run.id, sandbox=sandbox.id))
+            if self._draining:
+                return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_DESTROY_PAUSE_SECONDS)
+        return True
 
     async def _finish(self, job: _Job, outcome: Outcome) -> None:
         run = job.run
@@ -395,12 +415,11 @@ class Runs:
     async def _refuse_for_ever(self, run_id: str) -> RunState:
         if run_id in self._refused:
             return RunState.REFUSED
-        if run_id not in self._remembered:
+        if not self._is_remembered(run_id):
             self._forget()
-            if len(self._refused) >= MAX_REFUSED:
-                raise ResourceExhaustedError(
-                    "NO_FREE_SLOT", "too many unknown runs were killed; acknowledge them first"
-                )
+            if len(self._refused) + len(self._remembered_refusals) >= MAX_REFUSED:
+                text = f"{MAX_REFUSED} unknown runs were killed within the last hour; no more can be remembered"
+                raise ResourceExhaustedError("NO_FREE_SLOT", text)
             # No ticket lasts longer than this; those of earlier starts are refused by their boot id anyway.
             until = self._now() + timedelta(hours=1) + REMEMBER_MARGIN
             self._refused[run_id] = until
@@ -410,11 +429,12 @@ class Runs:
     def _forget(self) -> None:
         """Drops the oldest ids that no ticket can name any more."""
         now = self._now()
-        while self._remembered:
-            run_id, until = next(iter(self._remembered.items()))
-            if until > now:
-                return
-            del self._remembered[run_id]
+        for remembered in (self._remembered, self._remembered_refusals):
+            while remembered and next(iter(remembered.values())) <= now:
+                del remembered[next(iter(remembered))]
+
+    def _is_remembered(self, run_id: str) -> bool:
+        return run_id in self._remembered or run_id in self._remembered_refusals
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -427,7 +447,7 @@ class Runs:
             _log.critical("a run's task failed", exc_info=task.exception())
 
 
-def _sandbox_class(image_digest: str, limits: Limits) -> SandboxClass:
+def _sandbox_class(image_digest: str, limits: Limits, interpreter: Interpreter | None) -> SandboxClass:
     return SandboxClass(
         image_digest=image_digest,
         memory_bytes=limits.memory_bytes,
@@ -435,6 +455,7 @@ def _sandbox_class(image_digest: str, limits: Limits) -> SandboxClass:
         disk_inodes=limits.disk_inodes,
         cpus=limits.cpus,
         processes=limits.processes,
+        interpreter=interpreter,
     )
 
 

@@ -13,11 +13,14 @@ class Runtime:
         name: as callers name it.
         image: the name of the root file system it runs in.
         command: the start of the argv, absolute; the entry point and the arguments follow.
+        reads_whole_file: it reads all of its entry point before it runs any of it, also from a pipe, and looks at no
+            other file of the program before: it can be started before its program is there (`ahead.py`).
     """
 
     name: str
     image: str
     command: tuple[str, ...]
+    reads_whole_file: bool = False
 
     def argv(self, entrypoint: str, args: tuple[str, ...]) -> tuple[str, ...]:
         """The whole command for one program. An entry point is never read as an option."""
@@ -26,7 +29,7 @@ class Runtime:
 
 
 RUNTIMES = (
-    Runtime("python", image="python", command=("/usr/bin/python3",)),
+    Runtime("python", image="python", command=("/usr/bin/python3",), reads_whole_file=True),
     Runtime("bash", image="python", command=("/bin/bash",)),
 )
 

@@ -51,7 +51,14 @@ class ExecutorService:
     """
 
     def __init__(
-        self, settings: Settings, state: StateDir, boot_id: str, journal: Journal, runs: Runs, server: Server
+        self,
+        settings: Settings,
+        state: StateDir,
+        boot_id: str,
+        journal: Journal,
+        runs: Runs,
+        server: Server,
+        engines: Sequence[Engine],
     ) -> None:
         self.executor_id = state.executor_id
         self.boot_id = boot_id
@@ -61,6 +68,7 @@ class ExecutorService:
         self._state = state
         self._journal = journal
         self._server = server
+        self._engines = engines
         self._draining: asyncio.Task[None] | None = None
 
     @classmethod
@@ -107,7 +115,7 @@ class ExecutorService:
         )
         server = _server(settings, registry)
         server.add(executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(executor, runs))
-        service = cls(settings, state, boot_id, journal, runs, server)
+        service = cls(settings, state, boot_id, journal, runs, server, engines)
         server.on_drain(service._begin_draining)
         service.port = await server.start()
         _log.info("executor started", extra=logs.fields(executor=state.executor_id, boot=boot_id, lost=lost))
@@ -122,6 +130,8 @@ class ExecutorService:
         if self._draining is not None:
             await self.runs.drain(timedelta(0))  # the grace is over, or a second signal cut it short
             await self._draining
+        for engine in self._engines:
+            await engine.close()
         await self._journal.close()
         self._state.close()
 

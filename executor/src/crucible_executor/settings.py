@@ -35,6 +35,9 @@ class Settings:
         trace_user: the user that reads the traces, and nothing else.
         default_engine: for callers that name none.
         slots: runs at once; 0: one per CPU.
+        pool_size: sandboxes that wait for a program, booted ahead; 0: none.
+        pool_memory_bytes: what they may hold together.
+        pool_idle: a class of sandbox that nobody asked for during this time is not kept.
         orphan_grace: the longest permit: a run without its worker or storage ends after this.
         shutdown_grace: how long a stopping executor lets runs go on.
         max_wall_time: ceiling, and so are the following.
@@ -65,6 +68,9 @@ class Settings:
     trace_user: str = "crucible-trace"
     default_engine: str = "gvisor"
     slots: int = 0
+    pool_size: int = 4
+    pool_memory_bytes: int = 512 << 20
+    pool_idle: timedelta = timedelta(minutes=10)
     orphan_grace: timedelta = timedelta(seconds=15)
     shutdown_grace: timedelta = timedelta(seconds=10)
     max_wall_time: timedelta = timedelta(hours=1)
@@ -81,6 +87,8 @@ class Settings:
         """Checks what no type can."""
         if not 0 <= self.slots <= 1000:
             raise ValueError("SLOTS must be 0 to 1000")
+        if not 0 <= self.pool_size <= 1000 or self.pool_memory_bytes < 0 or self.pool_idle <= timedelta(0):
+            raise ValueError("POOL_SIZE must be 0 to 1000, POOL_MEMORY_BYTES not negative, POOL_IDLE positive")
         if self.orphan_grace <= timedelta(0) or self.shutdown_grace < timedelta(0):
             raise ValueError("ORPHAN_GRACE and SHUTDOWN_GRACE must be positive")
         if not self.tickets_pub:

@@ -12,6 +12,7 @@ from crucible_executor.host_pipes import PipeReader
 from crucible_executor.model import OUTPUT_KILL_FACTOR, Limit, LimitExceeded, Limits, Stream, Termination
 
 _SHORTEST_CPU_CHECK_S = 0.02
+_MEMORY_CHECK_S = 0.2
 
 
 class Supervision:
@@ -31,12 +32,16 @@ class Supervision:
         self.over: asyncio.Future[Termination | None] = self._loop.create_future()
         self.output_bytes = {Stream.STDOUT: 0, Stream.STDERR: 0}
 
-    def begin(self, cpu_time: Callable[[], timedelta] | None = None) -> None:
-        """Starts the clock. `cpu_time` tells what the run's cgroup has used; without it CPU time is not watched."""
+    def begin(
+        self, cpu_time: Callable[[], timedelta] | None = None, oom_kills: Callable[[], int] | None = None
+    ) -> None:
+        """Starts the clock. What is not given, of what tells the cgroup's CPU time and OOM kills, is not watched."""
         self._began = time.monotonic()
         self._timers["wall"] = self._loop.call_later(self._limits.wall_time.total_seconds(), self._wall_time_over)
         if cpu_time is not None and self._limits.cpu_time is not None:
             self._check_cpu(cpu_time, self._limits.cpu_time, cpu_time())
+        if oom_kills is not None:
+            self._check_memory(oom_kills)
 
     def read_output(self, fd: int, stream: Stream) -> None:
         """Passes the bytes of a pipe on to the sink and counts them."""
@@ -58,6 +63,8 @@ class Supervision:
         """Reads the rest of the output; False when a stream had no end within `limit` (somebody still holds it)."""
         if all(reader.finished.done() for reader in self._readers):
             return True
+        for reader in self._readers:
+            reader.resume()
         _, unfinished = await asyncio.wait([reader.finished for reader in self._readers], timeout=limit.total_seconds())
         return not unfinished
 
@@ -83,6 +90,13 @@ class Supervision:
     def _wall_time_over(self) -> None:
         limit, passed = self._limits.wall_time.total_seconds(), time.monotonic() - self._began
         self.end(LimitExceeded(Limit.WALL_TIME, f"{passed:.3f} s passed on the executor's clock, limit {limit:g} s"))
+
+    def _check_memory(self, oom_kills: Callable[[], int]) -> None:
+        """Ends a run of which the kernel killed only a part: the rest could have that done again and again."""
+        if oom_kills():
+            self.end(None)
+        else:
+            self._timers["memory"] = self._loop.call_later(_MEMORY_CHECK_S, self._check_memory, oom_kills)
 
     def _check_cpu(self, cpu_time: Callable[[], timedelta], limit: timedelta, before: timedelta) -> None:
         used = cpu_time() - before

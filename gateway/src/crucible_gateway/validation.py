@@ -24,6 +24,7 @@ MAX_PROGRAM_BYTES = 3 * MIB
 MAX_ARGS = 256
 MAX_ARG_BYTES = 32 * KIB
 MAX_ENV = 64
+MAX_STRING_BYTES = 512 * KIB  # of arguments and environment: what a process can be started with is bounded
 MAX_ENV_NAME_CHARACTERS = 128
 MAX_LABELS = 32
 MAX_LABEL_VALUE_CHARACTERS = 256
@@ -200,8 +201,13 @@ def _check_program(program: ev.Program, found: Violations) -> None:
     size = len(program.stdin)
     size += _check_files(program.files, found)
     _check_entrypoint(program, found)
-    size += _check_args(program.args, found)
-    size += _check_env(program.env, found)
+    strings = _check_args(program.args, found) + _check_env(program.env, found)
+    if strings > MAX_STRING_BYTES:
+        text = (
+            f"arguments and environment are {strings} bytes together; at most {MAX_STRING_BYTES} are taken: use a file"
+        )
+        found.add("spec.program.args", text)
+    size += strings
     if size > MAX_PROGRAM_BYTES:
         text = (
             f"files, stdin, arguments and environment are {size} bytes together; at most {MAX_PROGRAM_BYTES} are taken"

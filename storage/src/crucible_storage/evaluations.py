@@ -17,7 +17,7 @@ from crucible_storage import models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
-from crucible_storage.lifecycle import TERMINAL, Record
+from crucible_storage.lifecycle import Record
 from crucible_storage.names import new_id
 from crucible_storage.policy import Policy
 from crucible_storage.queue import lane_of, rank_of
@@ -149,13 +149,19 @@ class Evaluations:
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND.
         """
+
+        def look(connection: Connection, last: bool) -> pb.Evaluation | None:
+            record = store.load_owned(connection, tenant, evaluation_id)
+            return views.complete(connection, record) if last or record.terminal else None
+
         deadline = asyncio.get_running_loop().time() + seconds
         with self._hub.end_of(evaluation_id) as ended:
             while True:
                 ended.clear()
-                view = await self.get(tenant, evaluation_id)
                 left = deadline - asyncio.get_running_loop().time()
-                if int(view.state) in TERMINAL or left <= 0 or self._hub.closing:
+                last = left <= 0 or self._hub.closing
+                view = await self._database.read(lambda connection: look(connection, last))  # noqa: B023
+                if view is not None:
                     return view
                 await wait_for(ended, min(left, FALLBACK_POLL))
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlalchemy import func, text
 from sqlalchemy.engine import Connection
@@ -17,6 +18,9 @@ from crucible_storage.policy import Policy
 from crucible_storage.transaction import WriteTransaction
 
 MAX_EXECUTORS = 1000
+FORGET_AFTER = timedelta(hours=1)
+"""An executor that was not heard of for so long may make room for a new one when there are too many."""
+
 _SEEN = text("UPDATE executor SET last_seen = :now WHERE id = :id AND last_seen < :now")
 
 
@@ -68,12 +72,25 @@ class Executors:
         row = session.get(ExecutorRow, executor.id)
         if row is None:
             if session.exec(select(func.count(col(ExecutorRow.id)))).one() >= MAX_EXECUTORS:
-                raise FailedPreconditionError("NOT_REGISTERED", f"storage knows {MAX_EXECUTORS} executors already")
+                self._forget_oldest(session, now)
             row = ExecutorRow(id=executor.id, tenant=PLATFORM, boot_id="", description=b"", last_seen=now)
         row.boot_id, row.description, row.last_seen = executor.boot_id, executor.SerializeToString(), now
         session.add(row)
         # Already here, in the writer: no operation that comes after may go by the earlier start.
         self._known[executor.id] = _known(executor)
+
+    def _forget_oldest(self, session: Session, now: int) -> None:
+        """Makes room: where executors are replaced under new ids, those of the past would one day be the most."""
+        held = text("SELECT 1 FROM evaluation WHERE executor = :id AND state IN (2, 3) LIMIT 1")
+        for row in session.exec(select(ExecutorRow).order_by(col(ExecutorRow.last_seen), col(ExecutorRow.id))):
+            seen = max(row.last_seen, self._heard.get(row.id, 0))
+            gone = now - seen > micros(FORGET_AFTER) and not self._calling.get(row.id)
+            if gone and session.connection().execute(held, {"id": row.id}).first() is None:
+                session.delete(row)
+                self._known.pop(row.id, None)
+                self._heard.pop(row.id, None)
+                return
+        raise FailedPreconditionError("NOT_REGISTERED", f"storage knows {MAX_EXECUTORS} executors already")
 
     def registered(self, executor_id: str, boot_id: str) -> Known:
         """What this start of an executor offers.

@@ -1,5 +1,6 @@
 """The executor's signed final record: whether it is genuine, whether it is this run's, and what it says of the end."""
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
@@ -60,8 +61,21 @@ def check_is_of(final: ex.FinalRecord, record: Record) -> None:
     for name, (said, expected) in facts.items():
         if said != expected:
             raise invalid(f"the final record's {name} is not this run's")
+    if ended_by_itself(final):
+        _check_limits(final.limits, pb.Limits.FromString(record.limits))
     if len(final.limit_hits) > MAX_HITS or final.termination.WhichOneof("kind") is None:
         raise invalid("the final record does not say how the run ended, or names too many limits")
+
+
+def _check_limits(said: pb.Limits, asked: pb.Limits) -> None:
+    """What was asked for must be what was in force; the executor adds its own for what was not."""
+    for field, value in asked.ListFields():
+        stated = getattr(said, field.name)
+        same = stated == value
+        if isinstance(value, Duration):  # an executor's clock has no nanoseconds
+            same = stated.ToMicroseconds() == value.ToMicroseconds()
+        if not same:
+            raise invalid(f"the final record's limit {field.name} is not this run's")
 
 
 def ended_by_itself(final: ex.FinalRecord) -> bool:
@@ -101,6 +115,7 @@ def result(final: ex.FinalRecord, signed: SignedBytes) -> pb.Evaluation:
             executor=final.executor_id,
             boot_id=final.boot_id,
             record=signed,
+            start_kind=final.start_kind,
         ),
     )
     if final.HasField("start_time"):

@@ -43,8 +43,12 @@ _RENEW = (
     .where(_ROW.seq == bindparam("key"))
     .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
 )
+# Those that `Record.fenced_off` tells.
 _EXPIRED = text(
-    "SELECT seq FROM evaluation WHERE state IN (2, 3) AND lease_renewed <= :latest ORDER BY lease_renewed LIMIT :limit"
+    """
+    SELECT seq FROM evaluation WHERE state IN (2, 3) AND (lease_renewed <= :latest OR lease_renewed > :impossible)
+    ORDER BY lease_renewed LIMIT :limit
+    """
 )
 
 
@@ -233,9 +237,10 @@ class Leases:
 
         def run(transaction: WriteTransaction) -> list[Record]:
             now = self._clock.now()
-            latest = now - micros(self._policy.fence)
+            fence = micros(self._policy.fence)
+            bounds = {"latest": now - fence, "impossible": now + fence, "limit": _SWEEP_LIMIT}
             expired: list[Record] = []
-            for (seq,) in transaction.execute(_EXPIRED, {"latest": latest, "limit": _SWEEP_LIMIT}).fetchall():
+            for (seq,) in transaction.execute(_EXPIRED, bounds).fetchall():
                 record = store.load_by_seq(transaction.connection, seq)
                 before = store.Before(record)
                 record.expire(now, self._policy, self._jitter())

@@ -26,8 +26,12 @@ from crucible_storage.policy import Policy
 _SEPARATOR = "\x1f"  # sorts before every character of a name and is part of none
 _PAGE = 16
 
+# No wait is as long as an hour: one that seems to be was noted before the clock was set back.
 _RELEASE_DELAYED = text(
-    "UPDATE evaluation SET not_before = NULL WHERE state = 1 AND not_before IS NOT NULL AND not_before <= :now"
+    """
+    UPDATE evaluation SET not_before = NULL
+    WHERE state = 1 AND not_before IS NOT NULL AND (not_before <= :now OR not_before > :now + 3600000000)
+    """
 )
 _NEXT_DELAYED = text("SELECT min(not_before) FROM evaluation WHERE state = 1 AND not_before IS NOT NULL")
 _LANES = text(

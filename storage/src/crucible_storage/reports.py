@@ -15,7 +15,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
 from crucible_rpc.errors import AbortedError, CallError, InvalidArgumentError
 from crucible_rpc.signing import Verifier
-from crucible_storage import final_records, outputs, store
+from crucible_storage import faults, final_records, outputs, store
 from crucible_storage.clock import Clock, from_timestamp
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import STARTING, Record
@@ -26,6 +26,8 @@ from crucible_storage.transaction import WriteTransaction
 MAX_CHUNK = 64 << 10
 _MIN_RETRY = 50_000  # µs: a refused run does not come back in a tight loop
 _MAX_RETRY = 600_000_000
+_PATIENT_REFUSALS = 10
+_MAX_REPEATED_RETRY = 60_000_000
 _MAX_SECONDS = 253_402_300_799  # the end of the year 9999
 _LOG = logging.getLogger(__name__)
 _STREAMS = (pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR)
@@ -96,17 +98,24 @@ class Reports:
         return checked
 
     def _store_one(self, transaction: WriteTransaction, executor: str, checked: _Checked) -> work.RejectedReport | None:
+        run_id = checked.report.lease.run_id
         try:
-            if checked.refused is not None:
-                raise checked.refused
             with transaction.savepoint():
                 self._apply(transaction, executor, checked)
         except CallError as error:
-            lease = checked.report.lease
-            return work.RejectedReport(run_id=lease.run_id, reason=error.reason, message=error.message)
+            return work.RejectedReport(run_id=run_id, reason=error.reason, message=error.message)
+        except Exception as error:
+            if faults.ends_transaction(error):
+                raise
+            # A fault of ours with this report. If the call failed for it, it would be sent again for ever, and hold up
+            # all other runs of that worker.
+            _LOG.exception("a report could not be stored", extra=logs.fields(run=run_id))
+            return work.RejectedReport(run_id=run_id, reason="INTERNAL", message="storage failed; its log says why")
         return None
 
     def _apply(self, transaction: WriteTransaction, executor: str, checked: _Checked) -> None:
+        if checked.refused is not None:
+            raise checked.refused
         report = checked.report
         name = parse_run_id(report.lease.run_id)
         record = None if name is None else store.load(transaction.connection, name.evaluation_id)
@@ -204,8 +213,10 @@ class _OneReport:
         record = self._record
         if record.state != STARTING:
             raise _invalid("a run that was started cannot be refused; report it as lost")
-        asked = refused.retry_after.ToMicroseconds()
-        retry_at = self._now + min(max(asked, _MIN_RETRY), _MAX_RETRY)
+        asked = max(refused.retry_after.ToMicroseconds(), _MIN_RETRY)
+        # What is refused again and again waits longer and longer: each time is a lease and two events of the log.
+        often = min(max(0, record.epoch - record.attempt - _PATIENT_REFUSALS), 20)
+        retry_at = self._now + min(max(asked, min(asked << often, _MAX_REPEATED_RETRY)), _MAX_RETRY)
         earlier, seq = record.attempt - 1, record.seq
         connection = self._transaction.connection
         record.stdout_bytes, record.stderr_bytes = (outputs.stored_bytes(connection, seq, earlier, s) for s in _STREAMS)

@@ -131,7 +131,8 @@ class WriteTransaction:
         name = f"s{self._depth}"
         events, counts, work = len(self._events), dict(self.counts), self.notices.work
         finished, stops = len(self.notices.finished), len(self.notices.stops)
-        self.connection.exec_driver_sql(f"SAVEPOINT {name}")
+        raw: Any = self.connection.connection.dbapi_connection
+        raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
         self._depth += 1
         try:
             yield
@@ -144,7 +145,7 @@ class WriteTransaction:
             raise
         finally:
             self._depth -= 1
-        self.connection.exec_driver_sql(f"RELEASE {name}")
+        raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
         """Writes the events and counts of all operations; called once, before the commit."""

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import abc
+import asyncio
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
-from crucible_executor.model import Isolation, Limit, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.model import (
+    Interpreter,
+    Isolation,
+    Limit,
+    Limits,
+    Outcome,
+    Program,
+    SandboxClass,
+    StartKind,
+    Stream,
+)
 
 
 class Sink(Protocol):
@@ -48,6 +60,11 @@ class Sandbox(abc.ABC):
     def id(self) -> str:
         """Unique on this host; by it the sandbox is found from outside."""
 
+    @property
+    def start_kind(self) -> StartKind:
+        """Whether it was booted for its program or ahead of it."""
+        return StartKind.COLD
+
     @abc.abstractmethod
     async def start(self, program: Program, limits: Limits, sink: Sink) -> Outcome:
         """Runs the program to its end, whatever ends it, and enforces `limits`, wall time and output included.
@@ -67,6 +84,38 @@ class Sandbox(abc.ABC):
     @abc.abstractmethod
     async def destroy(self) -> None:
         """Removes everything the sandbox left on the host (processes, mounts, cgroups, files). Idempotent."""
+
+
+class HoldableSandbox(Sandbox):
+    """A sandbox that can wait for its program, and is then given to a program of a class that it was not booted for.
+
+    Life: `hold` once, `take` once, then as any sandbox; or `destroy` at any time.
+    """
+
+    @property
+    @abc.abstractmethod
+    def ended(self) -> asyncio.Future[int]:
+        """Done when its processes have ended, whoever ended them."""
+
+    @abc.abstractmethod
+    async def hold(self, interpreter: Interpreter | None) -> None:
+        """Starts an interpreter inside, if any, which waits for its program; then stops all, so that no CPU is used.
+
+        Raises:
+            EngineUnavailableError: the interpreter failed, or this machine cannot stop processes.
+        """
+
+    @abc.abstractmethod
+    def take(self, sandbox_class: SandboxClass) -> None:
+        """Sets the limits of `sandbox_class` and lets it go on.
+
+        Raises:
+            EngineUnavailableError: it is broken, or holds more memory than the class allows; destroy it.
+        """
+
+    @abc.abstractmethod
+    def memory_bytes(self) -> int:
+        """What the host counts as its memory now."""
 
 
 class Engine(abc.ABC):
@@ -96,3 +145,22 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     async def sweep(self) -> int:
         """Removes everything that an earlier process of this engine left behind; returns how many sandboxes."""
+
+    async def close(self) -> None:  # noqa: B027  # most engines hold nothing
+        """Removes what the engine holds beside the sandboxes that it gave out. The last call."""
+
+
+class HoldableEngine(Engine):
+    """An engine whose sandboxes can be booted ahead."""
+
+    @abc.abstractmethod
+    def fixed_at_boot(self, sandbox_class: SandboxClass) -> Hashable:
+        """The part of a class that a booted sandbox cannot change any more: equal for those that can share one.
+
+        Raises:
+            EngineUnavailableError: no sandbox of this class can be made.
+        """
+
+    @abc.abstractmethod
+    async def create(self, sandbox_class: SandboxClass) -> HoldableSandbox:
+        """See `Engine.create`."""

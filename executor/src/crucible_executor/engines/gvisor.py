@@ -6,7 +6,7 @@ What enforces what, measured with runsc 20260527:
   stub processes, with an image as a tree also its gofer). The guest's memory, tmpfs included, is a memory file of the
   sentry and charged there. `SENTRY_MEMORY_BYTES` are added to the limit for the sentry itself.
 - processes (and threads): RLIMIT_NPROC of the program's uid, which this sentry enforces on every clone; the host's pids
-  limit, which also counts the sentry's threads, is only a second wall (`SENTRY_TASKS` more).
+  limit, which also counts the sentry's threads, is only a second wall, far behind it (`TASKS_PER_PROCESS`).
 - isolation: the sentry runs as nobody without capabilities in its own user, mount, pid and network namespaces, behind
   seccomp; with an image as one EROFS file it has no process beside it that opens files of the host.
 - open files: RLIMIT_NOFILE. Disk: `size=` of the sentry's tmpfs at `/workspace`, `/tmp` and `/dev/shm`, each. Inodes:
@@ -24,21 +24,28 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from crucible_executor import bundle, init_protocol, leftovers
+from crucible_executor import ahead, bundle, init_protocol, leftovers
 from crucible_executor.cgroups import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree
 from crucible_executor.engines import trial
-from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
+from crucible_executor.engines.base import (
+    Capabilities,
+    EngineUnavailableError,
+    HoldableEngine,
+    HoldableSandbox,
+    Sink,
+)
 from crucible_executor.host_pipes import PipeReader, PipeWriter, pipe_from_child, pipe_to_child
 from crucible_executor.host_process import HostProcess
 from crucible_executor.images import Image, ImageNotFoundError, ImageStore
 from crucible_executor.init_protocol import ProtocolError, Report, ReportKind, ReportReader
 from crucible_executor.model import (
     Exited,
+    Interpreter,
     Isolation,
     Killed,
     Limit,
@@ -55,13 +62,18 @@ from crucible_executor.model import (
     Usage,
 )
 from crucible_executor.supervision import Supervision
-from crucible_executor.tracing.tracer import Trace, Tracer
+from crucible_executor.tracing.tracer import UNTRACED, Tracing
 
 SENTRY_MEMORY_BYTES = 32 << 20
 """Added to a class's memory limit for runsc itself, which uses 12 MiB while its init waits."""
 
 SENTRY_TASKS = 512
-"""Added to a class's process limit in the host's pids cgroup, for runsc's own threads."""
+"""What the host's pids cgroup allows for runsc's own threads. A sentry that is refused one dies, with its program."""
+
+TASKS_PER_PROCESS = 3
+"""What it allows for each process of the program: systrap needs two, a stub process and a thread in it (measured)."""
+
+T = TypeVar("T", Limits, Interpreter)
 
 _BOOT_LIMIT = timedelta(seconds=30)
 _FLAGS = ("--platform=systrap", "--network=none", "--ignore-cgroups", "--overlay2=none", "--directfs=false")
@@ -78,19 +90,17 @@ class GvisorPaths:
     run_dir: Path
 
 
-class GvisorEngine(Engine):
+class GvisorEngine(HoldableEngine):
     """Runs each program in a gVisor sandbox of its own. Needs root.
 
     Args:
         paths: see there.
         images: root file systems.
         cgroups: our part of the machine's.
-        tracer: watches what programs try; None: nobody does.
+        tracer: watches what programs try.
     """
 
-    def __init__(
-        self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree, tracer: Tracer | None = None
-    ) -> None:
+    def __init__(self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree, tracer: Tracing = UNTRACED) -> None:
         self._tracer = tracer
         self._paths = paths
         self._images = images
@@ -149,7 +159,15 @@ class GvisorEngine(Engine):
         said = shown.partition("\n")[0].removeprefix("runsc version ").strip()
         return self._paths.runsc.resolve().parent.name if said in ("", "VERSION_MISSING") else said
 
-    async def create(self, sandbox_class: SandboxClass) -> Sandbox:
+    def fixed_at_boot(self, sandbox_class: SandboxClass) -> Hashable:
+        """The image and the size of the disks: what the bundle says."""
+        try:
+            digest = self._images.resolve(sandbox_class.image_digest).digest
+        except ImageNotFoundError as error:
+            raise EngineUnavailableError(str(error)) from error
+        return digest, sandbox_class.disk_bytes, sandbox_class.disk_inodes
+
+    async def create(self, sandbox_class: SandboxClass) -> GvisorSandbox:
         """Boots a sandbox up to its init, which then waits for its program.
 
         `sandbox_class.image_digest` may also be an image's name.
@@ -177,7 +195,7 @@ class GvisorEngine(Engine):
         return await leftovers.sweep(self._paths.run_dir, self._cgroups, set(self._alive))
 
 
-class GvisorSandbox(Sandbox):
+class GvisorSandbox(HoldableSandbox):
     """One `runsc run`, from boot to removal."""
 
     def __init__(
@@ -187,7 +205,7 @@ class GvisorSandbox(Sandbox):
         sandbox_class: SandboxClass,
         cgroups: CgroupTree,
         alive: dict[str, GvisorSandbox],
-        tracer: Tracer | None = None,
+        tracer: Tracing = UNTRACED,
     ) -> None:
         """Makes folder and cgroup; no process yet.
 
@@ -200,25 +218,25 @@ class GvisorSandbox(Sandbox):
         self._alive = alive
         self._folder = paths.run_dir / self._id
         self._memory_bytes = sandbox_class.memory_bytes
+        self._interpreter: Interpreter | None = None
         self._control: PipeWriter | None = None
         self._reports: PipeReader | None = None
         self._process: HostProcess | None = None
         self._output_fds: dict[Stream, int] = {}
         self._reader = ReportReader()
         self._seen: dict[ReportKind, Report] = {}
-        self._booted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._run: Supervision | None = None
         self._sink: Sink | None = None
         self._used = self._killed = self._destroyed = False
         self._folder.mkdir(mode=0o700)
-        untraced = "the executor is set not to trace (CRUCIBLE_EXECUTOR_TRACE)"
-        self._trace = Trace.none(untraced) if tracer is None else tracer.open(self._folder)
+        self._tracer = tracer
+        self._trace = tracer.open(self._folder)
         try:
             (self._folder / "config.json").write_bytes(
                 bundle.config(image, sandbox_class, empty_root=paths.run_dir / "empty")
             )
-            tasks = sandbox_class.processes + SENTRY_TASKS
-            self._cgroup: Cgroup = cgroups.create(self._id, Bounds(self._memory_bytes + SENTRY_MEMORY_BYTES, tasks))
+            self._cgroup: Cgroup = cgroups.create(self._id, _bounds(sandbox_class))
         except BaseException:
             self._trace.close()
             shutil.rmtree(self._folder)
@@ -243,11 +261,55 @@ class GvisorSandbox(Sandbox):
             OSError: no process or pipe could be made.
         """
         self._spawn()
-        assert self._process is not None  # noqa: S101  # for the type checker
-        either: list[asyncio.Future[Any]] = [self._booted, self._process.exited]
-        await asyncio.wait(either, timeout=_BOOT_LIMIT.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
-        if ReportKind.READY not in self._seen and not self._killed:
+        if not await self._until_ready() and not self._killed:
             raise EngineUnavailableError(f"The sandbox did not start: {self._explain()}")
+
+    async def _until_ready(self) -> bool:
+        assert self._process is not None  # noqa: S101  # for the type checker
+        either: list[asyncio.Future[Any]] = [self._ready, self._process.exited]
+        await asyncio.wait(either, timeout=_BOOT_LIMIT.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        return self._ready.done()
+
+    @property
+    def ended(self) -> asyncio.Future[int]:
+        """See `HoldableSandbox.ended`."""
+        assert self._process is not None  # noqa: S101  # boot has been called
+        return self._process.exited
+
+    async def hold(self, interpreter: Interpreter | None) -> None:
+        """See `HoldableSandbox.hold`."""
+        assert self._control is not None  # noqa: S101
+        if not self._cgroup.can_freeze:
+            raise EngineUnavailableError("This machine has no cgroup freezer: mount it, or set POOL_SIZE=0.")
+        if interpreter is not None:
+            self._interpreter = interpreter
+            self._ready = asyncio.get_running_loop().create_future()
+            self._control.write(init_protocol.encode_interpreter(_counted(interpreter)))
+            if not await self._until_ready():
+                raise EngineUnavailableError(f"{interpreter.command[0]} does not wait for a program: {self._explain()}")
+        try:
+            self._cgroup.freeze()
+        except OSError as error:
+            raise EngineUnavailableError(f"The sandbox could not be frozen: {error}.") from error
+
+    def take(self, sandbox_class: SandboxClass) -> None:
+        """See `HoldableSandbox.take`."""
+        if self._killed or self._used or self.ended.done():
+            raise EngineUnavailableError(f"The sandbox ended while it waited: {self._explain()}")
+        if self._tracer.lost(self._trace):
+            raise EngineUnavailableError(
+                "The trace of the sandbox was lost while it waited: its run would not be observed."
+            )
+        try:
+            self._cgroup.bound(_bounds(sandbox_class))
+        except OSError as error:
+            raise EngineUnavailableError(f"The limits of a waiting sandbox could not be set: {error}.") from error
+        self._memory_bytes = sandbox_class.memory_bytes
+        self._cgroup.thaw()
+
+    def memory_bytes(self) -> int:
+        """See `HoldableSandbox.memory_bytes`."""
+        return self._cgroup.memory_bytes()
 
     def _spawn(self) -> None:
         with contextlib.ExitStack() as given:  # what only runsc keeps
@@ -284,8 +346,8 @@ class GvisorSandbox(Sandbox):
                 self._run.end(SandboxFailed(str(error)))
 
     def _heard(self, kind: ReportKind) -> None:
-        if kind is ReportKind.READY and not self._booted.done():
-            self._booted.set_result(None)
+        if kind is ReportKind.READY and not self._ready.done():
+            self._ready.set_result(None)
         elif kind is ReportKind.STARTED and self._sink is not None:
             self._sink.started()
         elif kind in (ReportKind.GONE, ReportKind.REFUSED) and self._run is not None:
@@ -296,10 +358,12 @@ class GvisorSandbox(Sandbox):
         if self._used or self._destroyed:
             raise RuntimeError(f"Sandbox {self._id} takes one program, once.")
         self._used = True
-        # This sentry does not count the program's first process, which changed its uid after it was made.
-        frame = init_protocol.encode(program, dataclasses.replace(limits, processes=limits.processes - 1))
+        if self._interpreter is not None and not ahead.serves(self._interpreter, program, limits):
+            raise RuntimeError(f"Sandbox {self._id} holds an interpreter for another kind of program.")
+        frame = init_protocol.encode(program, _counted(limits))
         run = self._run = Supervision(limits, sink)
         self._sink = sink
+        self._trace.begin()
         for stream in list(self._output_fds):
             run.read_output(self._output_fds.pop(stream), stream)
         assert self._process is not None  # noqa: S101
@@ -307,7 +371,7 @@ class GvisorSandbox(Sandbox):
         assert self._reports is not None  # noqa: S101
         if not self._killed:
             self._cgroup.limit_cpus(limits.cpus)
-        run.begin(self._cgroup.cpu_time)
+        run.begin(self._cgroup.cpu_time, self._cgroup.oom_kills)
         if self._killed:
             run.end(Killed())
         self._reports.finished.add_done_callback(lambda _: run.end(None))
@@ -384,6 +448,9 @@ class GvisorSandbox(Sandbox):
         oom_kills = self._cgroup.oom_kills()
         if oom_kills:
             return self._memory_evidence(oom_kills)
+        refused_tasks = self._cgroup.refused_tasks()
+        if refused_tasks:
+            return f"the host's pids limit refused the sandbox {refused_tasks} thread(s), and it ended."
         with contextlib.suppress(OSError), (self._folder / "runsc.log").open("rb") as log:
             said = log.read(2000).decode(errors="replace").strip()
             if said:
@@ -413,6 +480,16 @@ class GvisorSandbox(Sandbox):
         await self._cgroup.remove()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._alive.pop(self._id, None)
+
+
+def _bounds(sandbox_class: SandboxClass) -> Bounds:
+    tasks = TASKS_PER_PROCESS * sandbox_class.processes + SENTRY_TASKS
+    return Bounds(sandbox_class.memory_bytes + SENTRY_MEMORY_BYTES, tasks)
+
+
+def _counted(limits: T) -> T:
+    """This sentry does not count the program's first process, which changed its uid after it was made."""
+    return dataclasses.replace(limits, processes=limits.processes - 1)
 
 
 def _opened(given: contextlib.ExitStack, path: Path, flags: int) -> int:

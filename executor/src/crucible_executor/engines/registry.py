@@ -11,7 +11,7 @@ from crucible_executor.engines.base import Engine
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths
 from crucible_executor.engines.subprocess import SubprocessEngine
 from crucible_executor.images import ImageStore
-from crucible_executor.tracing.tracer import Tracer
+from crucible_executor.tracing.tracer import UNTRACED, Tracing
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Host:
     `init_dir` is what `executor/init/build.sh` printed, `run_dir` a folder (better: a tmpfs) for what lives no longer
     than a sandbox; each engine takes its own folder in it. `cgroup` names our folder in the cgroup tree: two executors
     on one machine take different ones, or they would sweep each other's sandboxes away. `tracer` watches what programs
-    try, where an engine can be watched; None: nobody does.
+    try, where an engine can be watched.
     """
 
     runsc: Path
@@ -29,7 +29,7 @@ class Host:
     images: Path
     run_dir: Path
     cgroup: str = "crucible"
-    tracer: Tracer | None = None
+    tracer: Tracing = UNTRACED
 
 
 ENGINES: dict[str, Callable[[Host], Engine]] = {

@@ -61,7 +61,7 @@ class Trace:
         on_silence: Callable[[], None] = lambda: None,
     ) -> None:
         self.flags = flags
-        self._opened = datetime.now(UTC)
+        self._began = datetime.now(UTC)
         self._close = close
         self._on_silence = on_silence
         self._ended: asyncio.Future[bytes | Behaviour] = asyncio.get_running_loop().create_future()
@@ -78,6 +78,20 @@ class Trace:
         """The sandbox's kernel has its connection."""
         self._connected = True
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the sandbox's kernel has, or had, its connection."""
+        return self._connected
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will be known."""
+        return self._ended.done()
+
+    def begin(self) -> None:
+        """The run begins: a sandbox that was booted ahead may have waited, and no action is told as of before."""
+        self._began = datetime.now(UTC)
+
     def end(self, said: bytes | Behaviour) -> None:
         """The reader's report, or why there will be none. Only the first counts."""
         if not self._ended.done():
@@ -92,11 +106,39 @@ class Trace:
             self.end(Behaviour.not_observed(f"the reader of the trace said nothing within {_PATIENCE_S:g} s"))
             self._on_silence()
         said = self._ended.result()
-        return said if isinstance(said, Behaviour) else tally.behaviour(said, self._opened, datetime.now(UTC))
+        return said if isinstance(said, Behaviour) else tally.behaviour(said, self._began, datetime.now(UTC))
 
     def close(self) -> None:
         """Forgets it. Idempotent."""
         self._close()
+
+
+class Untraced:
+    """In a tracer's place where nothing is traced.
+
+    Args:
+        reason: what each run says about it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def open(self, folder: Path) -> Trace:  # noqa: ARG002
+        """A trace that says the reason."""
+        return Trace.none(self._reason)
+
+    def lost(self, trace: Trace) -> bool:  # noqa: ARG002
+        """Never: another sandbox would not be observed either."""
+        return False
+
+    async def sweep(self) -> None:
+        """There is nothing to end."""
+
+    async def close(self) -> None:
+        """There is nothing to end."""
+
+
+UNTRACED = Untraced("this executor has no tracer")
 
 
 class Tracer:
@@ -137,6 +179,10 @@ class Tracer:
         except (OSError, CgroupsUnavailableError, TracerUnavailableError) as error:
             _log.warning("a sandbox is not traced", extra=logs.fields(reason=str(error)))
             return Trace.none(f"tracing is not available: {error}")
+
+    def lost(self, trace: Trace) -> bool:
+        """Whether a sandbox that has not run yet would not be observed, while one booted now can be."""
+        return trace.has_ended and (trace.is_connected or self.reader_pid is not None)
 
     async def sweep(self) -> None:
         """Ends what an earlier executor's reader left. To be called before the first `open`."""
@@ -296,3 +342,7 @@ def _standard_error(otherwise: int) -> int:
     except OSError:
         return otherwise
     return 2
+
+
+Tracing = Tracer | Untraced
+"""What an engine is given."""

@@ -106,15 +106,19 @@ class Carrier:
             except NotFoundError:
                 await self._unknown(run)
             except CallError as error:
-                self._link.lost(error)
+                await self._failed(error)
 
     async def _carry(self, run: CarriedRun, events: AsyncIterator[ex.RunEvent]) -> None:
-        async for event in events:
-            self._reporter.take(run, event)
-            if run.ended:
-                self._on_ended(run)
-                return
-            await run.room()
+        try:
+            async for event in events:
+                self._reporter.take(run, event)
+                if run.ended:
+                    self._on_ended(run)  # the stream ends by itself now; leaving it early would cancel the call
+                else:
+                    await run.room()
+        except CallError:
+            if not run.ended:
+                raise
 
     async def _unknown(self, run: CarriedRun) -> None:
         """The executor does not know the run: makes sure that it never starts, and says so.
@@ -125,12 +129,17 @@ class Carrier:
         try:
             state = await self._executor.kill(run.run_id)
         except CallError as error:
-            self._link.lost(error)
+            await self._failed(error)
             return
         if state in (ex.RUN_STATE_RUNNING, ex.RUN_STATE_FINISHED):
             return  # it was accepted in between: attach again
         reason = "the executor does not know the run; nothing of it is left and it can never start there"
         self._conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
+
+    async def _failed(self, error: CallError) -> None:
+        """Waits a moment: what answers other calls at once and fails this one must not be called in a tight loop."""
+        self._link.lost(error)
+        await asyncio.sleep(_RETRY_SECONDS)
 
     def _conclude(self, run: CarriedRun, outcome: work.Refused | work.RunLost) -> None:
         self._reporter.conclude(run, outcome)

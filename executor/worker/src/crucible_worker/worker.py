@@ -66,6 +66,7 @@ class Worker:
         self._renew_soon = asyncio.Event()
         self._executor_seen = clock()
         self._acknowledgments: set[str] = set()
+        self._stopping: set[str] = set()
         self._acknowledge_timer: asyncio.TimerHandle | None = None
         self._lease_call: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -264,7 +265,8 @@ class Worker:
     def _drop(self, run: CarriedRun) -> None:
         """The lease is gone: the run is not ours any more and must not go on."""
         self._forget(run)
-        self._spawn(self._kill_and_acknowledge(run.run_id))
+        if run.run_id not in self._runs:  # a refused run comes again under the same id: that one goes on
+            self._spawn(self._kill_and_acknowledge(run.run_id))
 
     # --- renewals and stops ------------------------------------------------------------------------------------------
 
@@ -324,9 +326,11 @@ class Worker:
         Of a run that is not known here the lease may be on its way: killed before it was accepted, it never starts.
         """
         run = self._runs.get(run_id)
-        if run is None or not run.ended:
+        if (run is None or not run.ended) and run_id not in self._stopping:  # renewals tell of a stop again and again
             self._metrics.stops.inc()
-            self._spawn(kill_at_last(self._executor, self, run_id))
+            self._stopping.add(run_id)
+            killing = self._spawn(kill_at_last(self._executor, self, run_id))
+            killing.add_done_callback(lambda _: self._stopping.discard(run_id))
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
@@ -339,6 +343,8 @@ class Worker:
 
     def stored(self, run: CarriedRun) -> None:
         """See `ReportTarget`."""
+        if self._runs.get(run.run_id) not in (None, run):
+            return  # it was refused, and came again under the same id before this answer did
         self._runs.pop(run.run_id, None)
         self._metrics.held.set(len(self._runs))
         self._acknowledge_later(run.run_id)

@@ -227,6 +227,7 @@ def _provenance(message: evaluation_pb2.Provenance) -> results.Provenance:
         record=results.SignedRecord(record.payload, record.key_id, record.signature)
         if message.HasField("record")
         else None,
+        start_kind=_member(results.StartKind, evaluation_pb2.StartKind, message.start_kind, "START_KIND_"),
     )
 
 

@@ -48,6 +48,14 @@ class Isolation(StrEnum):
     USER_KERNEL = "USER_KERNEL"
 
 
+class StartKind(StrEnum):
+    """Whether a run's sandbox was booted for it or had been booted ahead."""
+
+    UNKNOWN = "UNKNOWN"
+    COLD = "COLD"
+    WARM = "WARM"
+
+
 class EvidenceSource(StrEnum):
     """Who saw what is stated about a run."""
 
@@ -260,6 +268,7 @@ class Provenance:
     executor: str
     boot_id: str
     record: SignedRecord | None
+    start_kind: StartKind = StartKind.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ def _pairs(evaluation: results.Evaluation) -> list[tuple[str, str]]:
             ("engine", f"{ran.engine} {ran.engine_version} (isolation {ran.isolation})"),
             ("image", ran.image_digest or "-"),
             ("executor", ran.executor),
+            ("start", str(ran.start_kind)),
         ]
     return pairs + [("label", f"{key}={value}") for key, value in sorted(evaluation.labels.items())]
 

@@ -120,6 +120,30 @@ ISOLATION_USER_KERNEL: Isolation.ValueType  # 3
 """A kernel in user space."""
 Global___Isolation: _TypeAlias = Isolation  # noqa: Y015
 
+class _StartKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StartKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StartKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    START_KIND_UNSPECIFIED: _StartKind.ValueType  # 0
+    """Not said: the sandbox was never made, or the executor was lost."""
+    START_KIND_COLD: _StartKind.ValueType  # 1
+    """It was booted for this program."""
+    START_KIND_WARM: _StartKind.ValueType  # 2
+    """It had been booted ahead and waited for its one program."""
+
+class StartKind(_StartKind, metaclass=_StartKindEnumTypeWrapper):
+    """Where the sandbox came from. The program cannot tell, and its result differs in nothing but time."""
+
+START_KIND_UNSPECIFIED: StartKind.ValueType  # 0
+"""Not said: the sandbox was never made, or the executor was lost."""
+START_KIND_COLD: StartKind.ValueType  # 1
+"""It was booted for this program."""
+START_KIND_WARM: StartKind.ValueType  # 2
+"""It had been booted ahead and waited for its one program."""
+Global___StartKind: _TypeAlias = StartKind  # noqa: Y015
+
 class _Limit:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -302,7 +326,7 @@ class Program(_message.Message):
 
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Arguments after the entry point; at most 256 of at most 32 KiB, without NUL."""
+        """Arguments after the entry point; at most 256 of at most 32 KiB, without NUL; with `env` at most 512 KiB."""
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -831,6 +855,7 @@ class Provenance(_message.Message):
     EXECUTOR_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    START_KIND_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """The engine's name."""
     engine_version: _builtins.str
@@ -843,6 +868,8 @@ class Provenance(_message.Message):
     """Which executor."""
     boot_id: _builtins.str
     """Which start of that executor."""
+    start_kind: Global___StartKind.ValueType
+    """Whether the sandbox had been booted ahead."""
     @_builtins.property
     def record(self) -> _signed_pb2.SignedBytes:
         """The executor's signed final record: a serialized `crucible.executor.v1.FinalRecord`."""
@@ -857,10 +884,11 @@ class Provenance(_message.Message):
         executor: _builtins.str = ...,
         boot_id: _builtins.str = ...,
         record: _signed_pb2.SignedBytes | None = ...,
+        start_kind: Global___StartKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "engine", b"engine", "engine_version", b"engine_version", "executor", b"executor", "image_digest", b"image_digest", "isolation", b"isolation", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "engine", b"engine", "engine_version", b"engine_version", "executor", b"executor", "image_digest", b"image_digest", "isolation", b"isolation", "record", b"record", "start_kind", b"start_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

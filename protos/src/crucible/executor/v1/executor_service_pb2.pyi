@@ -362,6 +362,7 @@ class FinalRecord(_message.Message):
     ACCEPT_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    START_KIND_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Which run."""
@@ -391,6 +392,8 @@ class FinalRecord(_message.Message):
     """Which executor."""
     boot_id: _builtins.str
     """Which start of it."""
+    start_kind: _evaluation_pb2.StartKind.ValueType
+    """Whether the sandbox had been booted ahead."""
     @_builtins.property
     def limits(self) -> _evaluation_pb2.Limits:
         """The limits that were in force."""
@@ -456,11 +459,12 @@ class FinalRecord(_message.Message):
         accept_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        start_kind: _evaluation_pb2.StartKind.ValueType = ...,
         behaviour: _evaluation_pb2.Behaviour | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "behaviour", b"behaviour", "end_time", b"end_time", "limits", b"limits", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_kind", b"start_kind", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
