@@ -8,6 +8,7 @@ import pytest
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import model, records
+from crucible_executor.behaviour import Action, Actions, Behaviour, Observation
 from crucible_executor.ceilings import AskedLimits, in_force
 from crucible_executor.output import KeptOutput
 from crucible_executor.run import KillCause
@@ -65,6 +66,38 @@ def test_limit_hit_keeps_who_saw_it(tmp_path):
         ev.EVIDENCE_SOURCE_SANDBOX_INIT,
     ]
     assert not back.usage.HasField("sandbox_cpu_time")
+
+
+def behaviour_in_record(tmp_path, outcome, *, started=True):
+    keys, now = signing.generate(), datetime.now(UTC)
+    output = KeptOutput(10, tmp_path / "o")
+    signed = records.Records(signing.Signer(keys.private_pem)).of_outcome(
+        ex.FinalRecord(run_id="r", engine="docker"),
+        outcome,
+        None,
+        stdout=output,
+        stderr=output,
+        started=now if started else None,
+        ended=now,
+    )
+    return ex.FinalRecord.FromString(signed.payload).behaviour
+
+
+def test_engine_without_a_trace_says_so_and_shows_no_empty_counts(tmp_path):
+    said = behaviour_in_record(tmp_path, model.Outcome(model.Exited(0), (), USAGE))
+    assert said == ev.Behaviour(observation=ev.OBSERVATION_NOT_OBSERVED, reason="the engine docker has no trace")
+    said = behaviour_in_record(tmp_path, model.Outcome(model.Killed(), (), USAGE), started=False)
+    assert said.reason == "the program was never started"
+
+
+def test_what_was_observed_is_in_the_record_with_zeros_where_nothing_was(tmp_path):
+    seen = dict.fromkeys(Action, Actions()) | {Action.PROBES: Actions(2, datetime.now(UTC), ("/etc/shadow",))}
+    told = Behaviour(Observation.PARTIAL, "1 was dropped", seen, dropped=1)
+    said = behaviour_in_record(tmp_path, model.Outcome(model.Exited(0), (), USAGE, told))
+    assert (said.observation, said.dropped, said.reason) == (ev.OBSERVATION_PARTIAL, 1, "1 was dropped")
+    assert (said.probes.count, list(said.probes.examples)) == (2, ["/etc/shadow"])
+    assert said.HasField("programs")
+    assert (said.programs.count, said.programs.HasField("first_time")) == (0, False)
 
 
 def test_limits_that_an_engine_cannot_enforce_are_not_claimed():

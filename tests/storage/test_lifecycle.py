@@ -68,6 +68,17 @@ async def test_limit_hits_are_told_in_the_log_and_kept(world):
     assert kinds == ["state_changed", "state_changed", "state_changed", "limit_hit", "state_changed"]
 
 
+async def test_what_the_program_tried_is_kept_as_the_executor_signed_it(world):
+    assignment = await world.running()
+    final = w.final_record(assignment, exited(0))
+    final.behaviour.observation = pb.OBSERVATION_OBSERVED
+    final.behaviour.probes.count = 2
+    final.behaviour.probes.examples.append("/etc/shadow")
+    final.behaviour.programs.SetInParent()
+    await world.report(report(assignment, ex.RunEvent(finished=w.signed(final))))
+    assert (await world.get(assignment)).behaviour == final.behaviour
+
+
 async def test_the_ticket_is_for_this_attempt_this_start_and_these_bytes(world):
     await world.create()
     await world.register()

@@ -32,6 +32,22 @@ def test_every_process_but_the_executor_is_its_own_user_without_any_capability(s
         assert set(seen[name]["Groups"].split()) <= users[name]
 
 
+def readers_of(executor: int) -> list[int]:
+    children = Path(f"/proc/{executor}/task/{executor}/children").read_text().split()
+    return [int(pid) for pid in children if b"tracing.reader" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def test_reader_of_traces_is_its_own_user_without_any_capability(stack, client):
+    await client.run(python("print(1)"))
+    account = pwd.getpwnam("crucible-trace")
+    (reader,) = readers_of(stack.processes()["executor"].pid)
+    seen = status(reader)
+    assert set(seen["Uid"].split()) == {str(account.pw_uid)}
+    assert set(seen["Gid"].split()) == {str(account.pw_gid)}
+    assert {int(seen[kind], 16) for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert seen["NoNewPrivs"] == "1"
+
+
 def test_no_process_runs_from_the_checkout_or_holds_a_file_of_another(stack):
     checkout = str(Path(__file__).parents[2])
     for name, process in stack.processes().items():

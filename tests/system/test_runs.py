@@ -6,10 +6,21 @@ from datetime import timedelta
 
 import pytest
 
+from crucible.executor.v1.executor_service_pb2 import FinalRecord
 from crucible_client import Cancelled, Exited, Limit, LimitExceeded, Limits, Signalled, State
-from crucible_client.results import EvidenceSource, Isolation, OutputChunk, StartKind, StateChanged, Stream
+from crucible_client.results import (
+    EvidenceSource,
+    Isolation,
+    Observation,
+    OutputChunk,
+    StartKind,
+    StateChanged,
+    Stream,
+)
 from crucible_deploy import host
 from tests.system.local import python
+
+KINDS = ("programs", "files_written", "probes", "sockets", "connections", "processes", "privilege")
 
 
 async def test_hello_runs_in_gvisor_and_says_what_ran_it(client):
@@ -99,6 +110,29 @@ def test_the_command_line_passes_output_and_exit_code_through(stack, tmp_path):
     done = stack.crucible("run", "--json", str(file))
     assert json.loads(done.stdout)["state"] == "FAILED"
     assert stack.crucible("status").returncode == 0
+
+
+async def test_what_a_program_tried_is_in_its_result_and_in_the_signed_record(stack, client, tmp_path):
+    quiet = await client.run(python("print(1)"))
+    assert (quiet.behaviour.observation, quiet.behaviour.dropped) == (Observation.OBSERVED, 0)
+    assert {getattr(quiet.behaviour, kind).count for kind in KINDS} == {0}
+
+    file = tmp_path / "main.py"
+    file.write_text(
+        "import os, socket\ntry: open('/etc/shadow')\nexcept OSError: pass\n"
+        "try: socket.create_connection(('127.0.0.1', 1))\nexcept OSError: pass\nos.system('true')\n"
+    )
+    told = json.loads(stack.crucible("run", "--json", str(file)).stdout)["behaviour"]
+    assert told["observation"] == "OBSERVED"
+    assert told["probes"]["examples"] == ["/etc/shadow"]
+    assert told["connections"]["examples"] == ["127.0.0.1:1"]
+    assert told["processes"]["count"] >= 1
+    assert told["privilege"] == {"count": 0, "first_time": None, "examples": []}
+
+    done = await client.run(python("open('/tmp/kept', 'w')"))
+    record = FinalRecord.FromString(done.provenance.record.payload)
+    assert list(record.behaviour.files_written.examples) == ["/tmp/kept"]
+    assert "files opened to write" in stack.crucible("get", done.name).stdout
 
 
 def test_up_twice_says_that_it_runs_and_leaves_it_alone(stack):

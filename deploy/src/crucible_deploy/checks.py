@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from crucible_deploy import record, users
 from crucible_deploy.images import ImageStore
-from crucible_deploy.layout import PROCESSES, Layout
+from crucible_deploy.layout import PROCESSES, TRACE_READER, Layout
 from crucible_deploy.paths import MARKER
 from crucible_deploy.rootfs import PYTHON
 from crucible_deploy.sandbox_check import SandboxError, start_sandbox
@@ -193,7 +193,7 @@ def home(layout: Layout) -> Check:
 
 def users_check() -> Check:
     """Whether the processes' users are there, or will be made."""
-    names = [users.PREFIX + process for process in PROCESSES if process != "executor"]
+    names = [users.PREFIX + process for process in (*PROCESSES, TRACE_READER) if process != "executor"]
     missing = [name for name in names if not _exists(name)]
     if missing:
         return Check("users", "ok", f"crucible up makes {', '.join(missing)}")

@@ -109,8 +109,18 @@ def _pids() -> Iterable[int]:
 
 def cgroup_folders(layout: Layout) -> list[Path]:
     """The folder of this stack's cgroups in each hierarchy that has one: v2 at the root, v1 one level below."""
+    return _in_each_hierarchy(layout.cgroup)
+
+
+def trace_cgroup_folders(layout: Layout) -> list[Path]:
+    """The same for the reader of traces: its own cgroups before the folders that hold them."""
+    folders = _in_each_hierarchy(layout.trace_cgroup)
+    return [*(below for own in folders for below in own.iterdir() if below.is_dir()), *folders]
+
+
+def _in_each_hierarchy(name: str) -> list[Path]:
     hierarchies = (_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir()))
-    return [own for hierarchy in hierarchies if (own := hierarchy / layout.cgroup).is_dir()]
+    return [own for hierarchy in hierarchies if (own := hierarchy / name).is_dir()]
 
 
 def _sandbox_cgroups(layout: Layout) -> Iterable[str]:

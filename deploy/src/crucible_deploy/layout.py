@@ -12,6 +12,9 @@ from crucible_deploy.paths import DEFAULT_HOME, MARKER, Paths, mark
 PROCESSES = ("storage", "monitor", "executor", "worker", "gateway")
 """In the order in which they start; each needs those before it."""
 
+TRACE_READER = "trace"
+"""The executor's child that reads traces: a user of its own, and no folder, key or port."""
+
 _GRPC_PORTS = {"gateway": 8443, "storage": 9101, "monitor": 9102, "executor": 9103}
 _ADMIN_PORTS = {"gateway": 9190, "storage": 9191, "monitor": 9192, "executor": 9193, "worker": 9194}
 
@@ -100,6 +103,11 @@ class Layout:
     def cgroup(self) -> str:
         """Name of the cgroup that holds those of the sandboxes, in each hierarchy."""
         return "crucible" if self.home == DEFAULT_HOME else f"crucible-{self.instance}"
+
+    @property
+    def trace_cgroup(self) -> str:
+        """Name of the cgroup that holds that of the reader of traces, in each hierarchy."""
+        return f"{self.cgroup}-trace"
 
     def state(self, process: str) -> Path:
         """A process's own folder, 0700, owned by its user."""

@@ -10,11 +10,12 @@ from crucible_deploy import credentials, environments, record, stack, users
 from crucible_deploy.child import ChildError
 from crucible_deploy.credentials import CredentialsError
 from crucible_deploy.environments import EnvironmentsError
-from crucible_deploy.layout import PROCESSES, Layout, LayoutError, folder, make_home
+from crucible_deploy.layout import PROCESSES, TRACE_READER, Layout, LayoutError, folder, make_home
 from crucible_deploy.spec import ProcessSpec
 from crucible_deploy.users import UsersError
 
 UNPRIVILEGED = tuple(process for process in PROCESSES if process != "executor")
+_USERS = (*UNPRIVILEGED, TRACE_READER)
 """The processes that have a user of their own; the executor is root."""
 
 _LEFTOVER_SECONDS = 20.0
@@ -59,7 +60,7 @@ def prepare(
     _end_leftovers(layout)
     _check_built(layout)
     _check_ports(layout)
-    accounts = users.ensure(layout.home, UNPRIVILEGED)
+    accounts = users.ensure(layout.home, _USERS)
     source = environ.get("CRUCIBLE_SOURCE")
     checkout = environments.find_source(Path(source) if source else None)
     built = environments.ensure(layout, checkout, accounts)

@@ -102,7 +102,7 @@ def remove(layout: Layout, common: Layout) -> None:
         users.adopt(heir, made)
     elif made:
         users.remove_made(layout.home)
-    for cgroup in host.cgroup_folders(layout):
+    for cgroup in (*host.trace_cgroup_folders(layout), *host.cgroup_folders(layout)):
         with suppress(OSError):  # not empty: something of a sandbox is left, which is told elsewhere
             cgroup.rmdir()
     for folder in (layout.runtime, layout.home):

@@ -113,8 +113,8 @@ class Uninstall:
             yield f"process {process.pid} ({name})"
 
     def _remove_cgroups(self) -> Iterator[str]:
-        for parent in (self.cgroup_root, *sorted(self.cgroup_root.glob("*"))):
-            folder = parent / self.layout.cgroup
+        parents = (self.cgroup_root, *sorted(self.cgroup_root.glob("*")))
+        for folder in (parent / name for name in (self.layout.cgroup, self.layout.trace_cgroup) for parent in parents):
             if folder.is_dir() and not folder.is_symlink():
                 _remove_cgroup(folder)
                 yield f"cgroup {folder}"

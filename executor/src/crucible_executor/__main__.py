@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
-from crucible_executor.composition import StoredImages, engines_of
+from crucible_executor.composition import StoredImages, engines_of, tracer_of
 from crucible_executor.service import ExecutorService
 from crucible_executor.settings import Settings
 from crucible_rpc import process, settings
@@ -23,8 +24,13 @@ def _arguments() -> argparse.Namespace:
 async def main(unsafe: bool) -> None:
     """Serves until SIGTERM or SIGINT."""
     chosen = settings.load(Settings, prefix="CRUCIBLE_EXECUTOR_")
-    service = await ExecutorService.start(chosen, engines_of(chosen, unsafe=unsafe), StoredImages(chosen.images_dir))
-    await service.run()
+    async with contextlib.AsyncExitStack() as after:
+        tracer = tracer_of(chosen)
+        await tracer.sweep()
+        after.push_async_callback(tracer.close)
+        engines = engines_of(chosen, unsafe=unsafe, tracer=tracer)
+        service = await ExecutorService.start(chosen, engines, StoredImages(chosen.images_dir))
+        await service.run()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from crucible_executor import cgroups
 from crucible_executor.cgroups import CgroupsUnavailableError
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, HoldableEngine, Sandbox
 from crucible_executor.engines.pooled import PooledEngine, PoolSettings
@@ -15,6 +16,7 @@ from crucible_executor.images import ImageNotFoundError, ImageStore
 from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Isolation, SandboxClass
 from crucible_executor.settings import Settings
+from crucible_executor.tracing.tracer import UNTRACED, Tracer, TracerPaths, Tracing, Untraced
 
 
 class MissingEngine(Engine):
@@ -57,7 +59,20 @@ class StoredImages:
             return None
 
 
-def engines_of(settings: Settings, *, unsafe: bool, registry: CollectorRegistry = REGISTRY) -> list[Engine]:
+def tracer_of(settings: Settings) -> Tracing:
+    """Watches what programs try, unless the settings, or a machine without cgroups, say otherwise."""
+    if not settings.trace:
+        return Untraced("the executor is set not to trace (CRUCIBLE_EXECUTOR_TRACE)")
+    paths = TracerPaths(settings.init_dir / "crucible-launch", settings.trace_user)
+    try:
+        return Tracer(paths, cgroups.detect(f"{settings.cgroup}-trace"))
+    except CgroupsUnavailableError as error:
+        return Untraced(f"tracing is not available: {error}")
+
+
+def engines_of(
+    settings: Settings, *, unsafe: bool, tracer: Tracing = UNTRACED, registry: CollectorRegistry = REGISTRY
+) -> list[Engine]:
     """Every engine of the registry, pooled where it can be; those without isolation only when `unsafe`."""
     host = Host(
         runsc=settings.runsc,
@@ -66,6 +81,7 @@ def engines_of(settings: Settings, *, unsafe: bool, registry: CollectorRegistry 
         run_dir=settings.run_dir,
         cgroup=settings.cgroup,
         docker_host=settings.docker_host,
+        tracer=tracer,
     )
     metrics = PoolMetrics(registry)
     engines = [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]

@@ -11,6 +11,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import platform_pb2
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import init_protocol
+from crucible_executor.behaviour import Action, Behaviour, Observation
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import AskedLimits
 from crucible_executor.engines.base import ProgramRefusedError
@@ -25,6 +26,7 @@ MAX_ARGS = 256
 MAX_ARG_BYTES = 32 << 10
 MAX_ENV = 64
 MAX_PROGRAM_BYTES = 4 << 20
+MAX_REASON_CHARACTERS = 1000
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -44,6 +46,11 @@ LIMITS = {
     Limit.OPEN_FILES: ev.LIMIT_OPEN_FILES,
     Limit.DISK: ev.LIMIT_DISK,
     Limit.DISK_INODES: ev.LIMIT_DISK,  # the contract has one name for both
+}
+OBSERVATIONS = {
+    Observation.NOT_OBSERVED: ev.OBSERVATION_NOT_OBSERVED,
+    Observation.OBSERVED: ev.OBSERVATION_OBSERVED,
+    Observation.PARTIAL: ev.OBSERVATION_PARTIAL,
 }
 _STREAMS = {Stream.STDOUT: ev.OUTPUT_STREAM_STDOUT, Stream.STDERR: ev.OUTPUT_STREAM_STDERR}
 _COUNTS = ("memory_bytes", "processes", "open_files", "output_bytes", "disk_bytes", "disk_inodes")
@@ -155,6 +162,31 @@ def usage(value: Usage) -> ev.Usage:
     if value.peak_memory_bytes is not None:
         message.peak_memory_bytes = value.peak_memory_bytes
     return message
+
+
+def observation(record: ex.FinalRecord) -> str:
+    """How far a record tells what its program tried, in one word."""
+    return ev.Observation.Name(record.behaviour.observation).removeprefix("OBSERVATION_").lower()
+
+
+def behaviour(value: Behaviour) -> ev.Behaviour:
+    """The message; without an observation no kind of action is set, not even as empty."""
+    message = ev.Behaviour(
+        observation=OBSERVATIONS[value.observation], reason=_cut(value.reason), dropped=value.dropped
+    )
+    for action in Action if value.observation is not Observation.NOT_OBSERVED else ():
+        seen = value.actions[action]
+        actions: ev.ObservedActions = getattr(message, action.value)
+        actions.SetInParent()
+        actions.count = seen.count
+        actions.examples.extend(seen.examples)
+        if seen.first is not None:
+            actions.first_time.FromDatetime(seen.first)
+    return message
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_REASON_CHARACTERS else text[: MAX_REASON_CHARACTERS - 1] + "…"
 
 
 def event(value: Event) -> ex.RunEvent:

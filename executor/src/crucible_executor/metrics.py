@@ -39,6 +39,10 @@ class ExecutorMetrics:
 
     def __init__(self, slots: int, registry: CollectorRegistry = REGISTRY) -> None:
         self.ended = Counter("crucible_executor_runs", "Runs that ended.", ["termination"], registry=registry)
+        self.behaviour = Counter(
+            "crucible_executor_behaviour", "Runs that ended, by how far what they tried is known.", ["observation"],
+            registry=registry,
+        )  # fmt: skip
         self.refused = Counter("crucible_executor_refused", "Runs not accepted.", ["reason"], registry=registry)
         self.running = Gauge("crucible_executor_running", "Runs accepted and not ended.", registry=registry)
         self.kept = Gauge(

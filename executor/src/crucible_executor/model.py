@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from crucible_executor.behaviour import Behaviour
+
 
 class Isolation(enum.Enum):
     """What stands between a program and the host's kernel."""
@@ -182,8 +184,9 @@ class Usage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended, after the sandbox's processes are gone."""
+    """How one run ended, after the sandbox's processes are gone. `behaviour` is None where the engine has no trace."""
 
     termination: Termination
     limit_hits: tuple[LimitHit, ...]
     usage: Usage
+    behaviour: Behaviour | None = None

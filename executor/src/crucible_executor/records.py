@@ -11,6 +11,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import convert
+from crucible_executor.behaviour import Behaviour
 from crucible_executor.ceilings import in_force
 from crucible_executor.engines.base import Capabilities
 from crucible_executor.model import (
@@ -123,6 +124,7 @@ class Records:
         """
         record.termination.CopyFrom(termination(outcome, cause, started=started is not None))
         record.limit_hits.extend(_limit_hit(hit) for hit in outcome.limit_hits)
+        record.behaviour.CopyFrom(convert.behaviour(_behaviour(outcome, record.engine, started=started is not None)))
         record.stdout.CopyFrom(_run_output(stdout))
         record.stderr.CopyFrom(_run_output(stderr))
         if started is not None:
@@ -140,6 +142,7 @@ class Records:
         for name in ("stdout", "stderr", "usage", "start_time"):
             record.ClearField(name)
         record.termination.Clear()
+        record.behaviour.CopyFrom(convert.behaviour(Behaviour.not_observed("the executor ended before the run did")))
         record.termination.lost.detail = _cut(detail)
         record.termination.evidence.source = ev.EVIDENCE_SOURCE_EXECUTOR
         record.termination.evidence.detail = _cut(detail)
@@ -176,6 +179,12 @@ def termination(outcome: Outcome, cause: KillCause | None, *, started: bool) -> 
     message.evidence.source = source
     message.evidence.detail = _cut(detail)
     return message
+
+
+def _behaviour(outcome: Outcome, engine: str, *, started: bool) -> Behaviour:
+    if not started:
+        return Behaviour.not_observed("the program was never started")
+    return outcome.behaviour or Behaviour.not_observed(f"the engine {engine} has no trace")
 
 
 def _limit_hit(hit: LimitHit) -> ev.LimitHit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -341,12 +342,13 @@ class Runs:
         ended = self._now()
         kept = await self._persisted(run)
         if run.fault:
-            outcome = Outcome(SandboxFailed(run.fault), outcome.limit_hits, outcome.usage)
+            outcome = dataclasses.replace(outcome, termination=SandboxFailed(run.fault))
         record = self._sealed(job, outcome, ended)
         await self._journal_at_last(Kind.FINISHED, run.id, **finished_fields(run, record), **kept)
         run.finish(record)
         self._metrics.kept.set(len(self._runs))
         self._metrics.ended.labels(job.draft.termination.WhichOneof("kind")).inc()
+        self._metrics.behaviour.labels(convert.observation(job.draft)).inc()
         if run.started_at is not None:
             accepted = job.draft.accept_time.ToDatetime(tzinfo=UTC)
             self._metrics.start_seconds.observe(max(0.0, (run.started_at - accepted).total_seconds()))

@@ -32,6 +32,8 @@ class Settings:
         cgroup: the folder of the sandboxes' cgroups; two executors on one machine need different ones.
         images_dir: root file systems.
         docker_host: the Docker daemon of this machine, for the engines that use one.
+        trace: whether what programs try is watched, where an engine can be.
+        trace_user: the user that reads the traces, and nothing else.
         default_engine: for callers that name none.
         slots: runs at once; 0: one per CPU.
         pool_size: sandboxes that wait for a program, booted ahead; 0: none.
@@ -64,6 +66,8 @@ class Settings:
     cgroup: str = "crucible"
     images_dir: Path = _CACHE / "images"
     docker_host: str = "unix:///var/run/docker.sock"
+    trace: bool = True
+    trace_user: str = "crucible-trace"
     default_engine: str = "gvisor"
     slots: int = 0
     pool_size: int = 4

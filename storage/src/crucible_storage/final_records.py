@@ -104,6 +104,7 @@ def result(final: ex.FinalRecord, signed: SignedBytes) -> pb.Evaluation:
     made = pb.Evaluation(
         limit_hits=final.limit_hits,
         usage=final.usage if final.HasField("usage") else None,
+        behaviour=final.behaviour if final.HasField("behaviour") else None,
         stdout=_summary(final.stdout),
         stderr=_summary(final.stderr),
         provenance=pb.Provenance(

@@ -62,6 +62,7 @@ from crucible_executor.model import (
     Usage,
 )
 from crucible_executor.supervision import Supervision
+from crucible_executor.tracing.tracer import UNTRACED, Tracing
 
 SENTRY_MEMORY_BYTES = 32 << 20
 """Added to a class's memory limit for runsc itself, which uses 12 MiB while its init waits."""
@@ -90,9 +91,17 @@ class GvisorPaths:
 
 
 class GvisorEngine(HoldableEngine):
-    """Runs each program in a gVisor sandbox of its own. Needs root."""
+    """Runs each program in a gVisor sandbox of its own. Needs root.
 
-    def __init__(self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree) -> None:
+    Args:
+        paths: see there.
+        images: root file systems.
+        cgroups: our part of the machine's.
+        tracer: watches what programs try.
+    """
+
+    def __init__(self, paths: GvisorPaths, images: ImageStore, cgroups: CgroupTree, tracer: Tracing = UNTRACED) -> None:
+        self._tracer = tracer
         self._paths = paths
         self._images = images
         self._cgroups = cgroups
@@ -169,7 +178,7 @@ class GvisorEngine(HoldableEngine):
             raise EngineUnavailableError("The gvisor engine cannot limit inodes: leave disk_inodes unset.")
         try:
             image = self._images.resolve(sandbox_class.image_digest)
-            sandbox = GvisorSandbox(self._paths, image, sandbox_class, self._cgroups, self._alive)
+            sandbox = GvisorSandbox(self._paths, image, sandbox_class, self._cgroups, self._alive, self._tracer)
         except (ImageNotFoundError, CgroupsUnavailableError, OSError) as error:
             raise EngineUnavailableError(str(error)) from error
         try:
@@ -196,6 +205,7 @@ class GvisorSandbox(HoldableSandbox):
         sandbox_class: SandboxClass,
         cgroups: CgroupTree,
         alive: dict[str, GvisorSandbox],
+        tracer: Tracing = UNTRACED,
     ) -> None:
         """Makes folder and cgroup; no process yet.
 
@@ -220,12 +230,15 @@ class GvisorSandbox(HoldableSandbox):
         self._sink: Sink | None = None
         self._used = self._killed = self._destroyed = False
         self._folder.mkdir(mode=0o700)
+        self._tracer = tracer
+        self._trace = tracer.open(self._folder)
         try:
             (self._folder / "config.json").write_bytes(
                 bundle.config(image, sandbox_class, empty_root=paths.run_dir / "empty")
             )
             self._cgroup: Cgroup = cgroups.create(self._id, _bounds(sandbox_class))
         except BaseException:
+            self._trace.close()
             shutil.rmtree(self._folder)
             raise
         alive[self._id] = self
@@ -283,6 +296,10 @@ class GvisorSandbox(HoldableSandbox):
         """See `HoldableSandbox.take`."""
         if self._killed or self._used or self.ended.done():
             raise EngineUnavailableError(f"The sandbox ended while it waited: {self._explain()}")
+        if self._tracer.lost(self._trace):
+            raise EngineUnavailableError(
+                "The trace of the sandbox was lost while it waited: its run would not be observed."
+            )
         try:
             self._cgroup.bound(_bounds(sandbox_class))
         except OSError as error:
@@ -312,8 +329,9 @@ class GvisorSandbox(HoldableSandbox):
             self._process = HostProcess(
                 [
                     str(self._paths.launcher), str(os.getpid()), *map(str, self._cgroup.procs_files), "--",
-                    str(self._paths.runsc), f"--root={self._folder}", *_FLAGS, "run", f"--bundle={self._folder}",
-                    f"--exec-fd={init}", *(f"--pass-fd={ours}:{inside}" for inside, ours in passed.items()), self._id,
+                    str(self._paths.runsc), f"--root={self._folder}", *_FLAGS, *self._trace.flags,
+                    "run", f"--bundle={self._folder}", f"--exec-fd={init}",
+                    *(f"--pass-fd={ours}:{inside}" for inside, ours in passed.items()), self._id,
                 ],
                 stdin=control, stdout=log, stderr=log, env={}, pass_fds=(init, *passed.values()),
             )  # fmt: skip
@@ -345,6 +363,7 @@ class GvisorSandbox(HoldableSandbox):
         frame = init_protocol.encode(program, _counted(limits))
         run = self._run = Supervision(limits, sink)
         self._sink = sink
+        self._trace.begin()
         for stream in list(self._output_fds):
             run.read_output(self._output_fds.pop(stream), stream)
         assert self._process is not None  # noqa: S101
@@ -362,6 +381,7 @@ class GvisorSandbox(HoldableSandbox):
             cause = await run.over
             await self._end_processes()
             drained = await run.drain()
+            behaviour = await self._trace.behaviour()
         except asyncio.CancelledError:
             await asyncio.shield(self.kill())
             raise
@@ -369,7 +389,7 @@ class GvisorSandbox(HoldableSandbox):
             run.close()
         if not drained:
             cause = SandboxFailed("The output of the sandbox did not end with its processes.")
-        return self._outcome(cause, run)
+        return dataclasses.replace(self._outcome(cause, run), behaviour=behaviour)
 
     async def _end_processes(self) -> None:
         """Ends everything and reads the init's last words, which lie in the pipe by then."""
@@ -456,6 +476,7 @@ class GvisorSandbox(HoldableSandbox):
             self._control.close()
         if self._reports is not None:
             self._reports.close()
+        self._trace.close()
         await self._cgroup.remove()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._alive.pop(self._id, None)

@@ -12,6 +12,7 @@ from crucible_executor.engines.docker import DockerEngine, DockerGvisorEngine
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths
 from crucible_executor.engines.subprocess import SubprocessEngine
 from crucible_executor.images import ImageStore
+from crucible_executor.tracing.tracer import UNTRACED, Tracing
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Host:
     `init_dir` is what `executor/init/build.sh` printed, `run_dir` a folder (better: a tmpfs) for what lives no longer
     than a sandbox; each engine takes its own folder in it. `cgroup` names our folder in the cgroup tree: two executors
     on one machine take different ones, or they would sweep each other's sandboxes away; it also marks our containers.
+    `tracer` watches what programs try, where an engine can be watched.
     """
 
     runsc: Path
@@ -29,6 +31,7 @@ class Host:
     run_dir: Path
     cgroup: str = "crucible"
     docker_host: str = "unix:///var/run/docker.sock"
+    tracer: Tracing = UNTRACED
 
 
 ENGINES: dict[str, Callable[[Host], Engine]] = {
@@ -38,6 +41,7 @@ ENGINES: dict[str, Callable[[Host], Engine]] = {
         ),
         ImageStore(host.images),
         cgroups.detect(host.cgroup),
+        host.tracer,
     ),
     "docker-gvisor": lambda host: DockerGvisorEngine(
         host.docker_host, host.init_dir / "crucible-init", ImageStore(host.images), host.cgroup

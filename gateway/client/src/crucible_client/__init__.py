@@ -12,6 +12,7 @@ from crucible_client.async_client import AsyncClient
 from crucible_client.errors import CallError
 from crucible_client.many import Outcome
 from crucible_client.results import (
+    Behaviour,
     Cancelled,
     Evaluation,
     Event,
@@ -32,6 +33,7 @@ from crucible_client.sync_client import Client
 
 __all__ = [
     "AsyncClient",
+    "Behaviour",
     "CallError",
     "Cancelled",
     "Client",

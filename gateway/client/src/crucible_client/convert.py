@@ -100,6 +100,7 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         provenance=_provenance(message.provenance) if message.HasField("provenance") else None,
         labels=dict(message.labels),
         failed_attempts=tuple(_failed_attempt(attempt) for attempt in message.failed_attempts),
+        behaviour=_behaviour(message.behaviour) if message.HasField("behaviour") else None,
     )
 
 
@@ -239,6 +240,22 @@ def _limit_hit(message: evaluation_pb2.LimitHit) -> results.LimitHit:
     return results.LimitHit(
         _limit(message.limit), _evidence(message.evidence) if message.HasField("evidence") else None
     )
+
+
+_ACTIONS = ("programs", "files_written", "probes", "sockets", "connections", "processes", "privilege")
+
+
+def _behaviour(message: evaluation_pb2.Behaviour) -> results.Behaviour:
+    return results.Behaviour(
+        observation=_member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
+        reason=message.reason,
+        dropped=message.dropped,
+        **{name: _actions(getattr(message, name)) if message.HasField(name) else None for name in _ACTIONS},  # type: ignore[arg-type]
+    )
+
+
+def _actions(message: evaluation_pb2.ObservedActions) -> results.ObservedActions:
+    return results.ObservedActions(message.count, _time(message, "first_time"), tuple(message.examples))
 
 
 def _failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:

@@ -210,6 +210,53 @@ class SignedRecord:
     signature: bytes = field(repr=False)
 
 
+class Observation(StrEnum):
+    """How far it is known what a program tried."""
+
+    UNKNOWN = "UNKNOWN"
+    NOT_OBSERVED = "NOT_OBSERVED"
+    OBSERVED = "OBSERVED"
+    PARTIAL = "PARTIAL"
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedActions:
+    """All attempts of one kind; `examples` are the first different ones, escaped."""
+
+    count: int
+    first_time: datetime | None
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a program tried, from the trace of its sandbox's kernel.
+
+    Attributes:
+        observation: how far it is known; with NOT_OBSERVED every kind of action is None.
+        reason: why not everything was seen.
+        programs: executed after the program itself.
+        files_written: opened for writing.
+        probes: secrets and insides of kernels and runtimes that it tried to reach.
+        sockets: created, but for local ones.
+        connections: attempted.
+        processes: created.
+        privilege: calls that only a privileged program makes.
+        dropped: messages of the trace that are missing.
+    """
+
+    observation: Observation
+    reason: str
+    programs: ObservedActions | None
+    files_written: ObservedActions | None
+    probes: ObservedActions | None
+    sockets: ObservedActions | None
+    connections: ObservedActions | None
+    processes: ObservedActions | None
+    privilege: ObservedActions | None
+    dropped: int
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """What ran the program, from the executor's signed record."""
@@ -247,6 +294,7 @@ class Evaluation:
         provenance: what ran it; None when nothing ran.
         labels: those of `spec`.
         failed_attempts: the attempts before this one.
+        behaviour: what the program tried; None until its end, and when nothing ran.
     """
 
     name: str
@@ -267,6 +315,7 @@ class Evaluation:
     provenance: Provenance | None
     labels: Mapping[str, str]
     failed_attempts: tuple[FailedAttempt, ...]
+    behaviour: Behaviour | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,29 @@ def remarks(evaluation: results.Evaluation) -> list[str]:
     return lines
 
 
+_ACTIONS = {
+    "programs": "programs executed",
+    "files_written": "files opened to write",
+    "probes": "secrets and internals",
+    "sockets": "sockets",
+    "connections": "connections",
+    "processes": "processes created",
+    "privilege": "privilege attempts",
+}
+
+
+def tried(behaviour: results.Behaviour) -> list[tuple[str, str]]:
+    """What the program tried, as names and values; a kind of action that it did not try is left out."""
+    reason = f": {behaviour.reason}" if behaviour.reason else ""
+    pairs = [("behaviour", f"{behaviour.observation}{reason}")]
+    for name, title in _ACTIONS.items():
+        seen: results.ObservedActions | None = getattr(behaviour, name)
+        if seen is not None and seen.count:
+            more = ", …" if seen.count > len(seen.examples) else ""
+            pairs.append((title, f"{seen.count} ({', '.join(seen.examples)}{more})"))
+    return pairs
+
+
 def _hit(hit: results.LimitHit) -> str:
     detail = f": {hit.evidence.detail}" if hit.evidence and hit.evidence.detail else ""
     return f"the limit {hit.limit} refused it something{detail}"

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/evaluation/v1/evaluation.proto\x12\x16\x63rucible.evaluation.v1\x1a#crucible/evaluation/v1/signed.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xdb\x01\n\x07Program\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12+\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1c.crucible.evaluation.v1.File\x12\x12\n\nentrypoint\x18\x03 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12\x35\n\x03\x65nv\x18\x05 \x03(\x0b\x32(.crucible.evaluation.v1.Program.EnvEntry\x12\r\n\x05stdin\x18\x06 \x01(\x0c\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x01\n\x06Limits\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63pu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x11\n\tprocesses\x18\x05 \x01(\x05\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x03\x12\x12\n\nopen_files\x18\x07 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x03\x12\x13\n\x0b\x64isk_inodes\x18\t \x01(\x03\"\x87\x02\n\x0e\x45valuationSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12.\n\x06limits\x18\x02 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x42\n\x06labels\x18\x05 \x03(\x0b\x32\x32.crucible.evaluation.v1.EvaluationSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcd\x06\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\x12\x36\n\x05state\x18\x05 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x38\n\x0btermination\x18\x08 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\x12\x34\n\nlimit_hits\x18\t \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06stdout\x18\r \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12\x35\n\x06stderr\x18\x0e \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12\x36\n\nprovenance\x18\x10 \x01(\x0b\x32\".crucible.evaluation.v1.Provenance\x12>\n\x06labels\x18\x11 \x03(\x0b\x32..crucible.evaluation.v1.Evaluation.LabelsEntry\x12>\n\x0f\x66\x61iled_attempts\x18\x12 \x03(\x0b\x32%.crucible.evaluation.v1.FailedAttempt\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\rFailedAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\rOutputSummary\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"\xd5\x01\n\x05Usage\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10program_cpu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10sandbox_cpu_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x11peak_memory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_peak_memory_bytes\"\x8f\x02\n\nProvenance\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x34\n\tisolation\x18\x03 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12\x14\n\x0cimage_digest\x18\x04 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12\x33\n\x06record\x18\x07 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x35\n\nstart_kind\x18\x08 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\"R\n\x08\x45vidence\x12\x36\n\x06source\x18\x01 \x01(\x0e\x32&.crucible.evaluation.v1.EvidenceSource\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xfd\x02\n\x0bTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12\x36\n\tcancelled\x18\x04 \x01(\x0b\x32!.crucible.evaluation.v1.CancelledH\x00\x12O\n\x16infrastructure_failure\x18\x05 \x01(\x0b\x32-.crucible.evaluation.v1.InfrastructureFailureH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"\x16\n\x06\x45xited\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x1b\n\tSignalled\x12\x0e\n\x06signal\x18\x01 \x01(\x05\"=\n\rLimitExceeded\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\":\n\tCancelled\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tconfirmed\x18\x03 \x01(\x08\"\'\n\x15InfrastructureFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\"l\n\x08LimitHit\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x32\n\x08\x65vidence\x18\x02 \x01(\x0b\x32 .crucible.evaluation.v1.Evidence*\xea\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x45VALUATION_STATE_STARTING\x10\x02\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x03\x12\x1e\n\x1a\x45VALUATION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x05\x12\x1e\n\x1a\x45VALUATION_STATE_CANCELLED\x10\x06*n\n\tIsolation\x12\x19\n\x15ISOLATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eISOLATION_NONE\x10\x01\x12\x17\n\x13ISOLATION_CONTAINER\x10\x02\x12\x19\n\x15ISOLATION_USER_KERNEL\x10\x03*Q\n\tStartKind\x12\x1a\n\x16START_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTART_KIND_COLD\x10\x01\x12\x13\n\x0fSTART_KIND_WARM\x10\x02*\xb6\x01\n\x05Limit\x12\x15\n\x11LIMIT_UNSPECIFIED\x10\x00\x12\x13\n\x0fLIMIT_WALL_TIME\x10\x01\x12\x12\n\x0eLIMIT_CPU_TIME\x10\x02\x12\x10\n\x0cLIMIT_MEMORY\x10\x03\x12\x10\n\x0cLIMIT_OUTPUT\x10\x04\x12\x0e\n\nLIMIT_CPUS\x10\x05\x12\x13\n\x0fLIMIT_PROCESSES\x10\x06\x12\x14\n\x10LIMIT_OPEN_FILES\x10\x07\x12\x0e\n\nLIMIT_DISK\x10\x08*\xf0\x01\n\x0e\x45videnceSource\x12\x1f\n\x1b\x45VIDENCE_SOURCE_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VIDENCE_SOURCE_SANDBOX_INIT\x10\x01\x12\"\n\x1e\x45VIDENCE_SOURCE_EXECUTOR_CLOCK\x10\x02\x12\x1a\n\x16\x45VIDENCE_SOURCE_CGROUP\x10\x03\x12 \n\x1c\x45VIDENCE_SOURCE_OUTPUT_COUNT\x10\x04\x12\x1c\n\x18\x45VIDENCE_SOURCE_EXECUTOR\x10\x05\x12\x1b\n\x17\x45VIDENCE_SOURCE_STORAGE\x10\x06*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/evaluation/v1/evaluation.proto\x12\x16\x63rucible.evaluation.v1\x1a#crucible/evaluation/v1/signed.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xdb\x01\n\x07Program\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12+\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1c.crucible.evaluation.v1.File\x12\x12\n\nentrypoint\x18\x03 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12\x35\n\x03\x65nv\x18\x05 \x03(\x0b\x32(.crucible.evaluation.v1.Program.EnvEntry\x12\r\n\x05stdin\x18\x06 \x01(\x0c\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x01\n\x06Limits\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63pu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x11\n\tprocesses\x18\x05 \x01(\x05\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x03\x12\x12\n\nopen_files\x18\x07 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x03\x12\x13\n\x0b\x64isk_inodes\x18\t \x01(\x03\"\x87\x02\n\x0e\x45valuationSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12.\n\x06limits\x18\x02 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x42\n\x06labels\x18\x05 \x03(\x0b\x32\x32.crucible.evaluation.v1.EvaluationSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x07\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\x12\x36\n\x05state\x18\x05 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x38\n\x0btermination\x18\x08 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\x12\x34\n\nlimit_hits\x18\t \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06stdout\x18\r \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12\x35\n\x06stderr\x18\x0e \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12\x36\n\nprovenance\x18\x10 \x01(\x0b\x32\".crucible.evaluation.v1.Provenance\x12>\n\x06labels\x18\x11 \x03(\x0b\x32..crucible.evaluation.v1.Evaluation.LabelsEntry\x12>\n\x0f\x66\x61iled_attempts\x18\x12 \x03(\x0b\x32%.crucible.evaluation.v1.FailedAttempt\x12\x34\n\tbehaviour\x18\x14 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x04\n\tBehaviour\x12\x38\n\x0bobservation\x18\x01 \x01(\x0e\x32#.crucible.evaluation.v1.Observation\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x39\n\x08programs\x18\x03 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12>\n\rfiles_written\x18\x04 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x37\n\x06probes\x18\x05 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x38\n\x07sockets\x18\x06 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12<\n\x0b\x63onnections\x18\x07 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12:\n\tprocesses\x18\x08 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12:\n\tprivilege\x18\t \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x0f\n\x07\x64ropped\x18\n \x01(\x03\"b\n\x0fObservedActions\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12.\n\nfirst_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65xamples\x18\x03 \x03(\t\"Z\n\rFailedAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\rOutputSummary\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"\xd5\x01\n\x05Usage\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10program_cpu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10sandbox_cpu_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x11peak_memory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_peak_memory_bytes\"\x8f\x02\n\nProvenance\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x34\n\tisolation\x18\x03 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12\x14\n\x0cimage_digest\x18\x04 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12\x33\n\x06record\x18\x07 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x35\n\nstart_kind\x18\x08 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\"R\n\x08\x45vidence\x12\x36\n\x06source\x18\x01 \x01(\x0e\x32&.crucible.evaluation.v1.EvidenceSource\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xfd\x02\n\x0bTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12\x36\n\tcancelled\x18\x04 \x01(\x0b\x32!.crucible.evaluation.v1.CancelledH\x00\x12O\n\x16infrastructure_failure\x18\x05 \x01(\x0b\x32-.crucible.evaluation.v1.InfrastructureFailureH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"\x16\n\x06\x45xited\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x1b\n\tSignalled\x12\x0e\n\x06signal\x18\x01 \x01(\x05\"=\n\rLimitExceeded\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\":\n\tCancelled\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tconfirmed\x18\x03 \x01(\x08\"\'\n\x15InfrastructureFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\"l\n\x08LimitHit\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x32\n\x08\x65vidence\x18\x02 \x01(\x0b\x32 .crucible.evaluation.v1.Evidence*\xea\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x45VALUATION_STATE_STARTING\x10\x02\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x03\x12\x1e\n\x1a\x45VALUATION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x05\x12\x1e\n\x1a\x45VALUATION_STATE_CANCELLED\x10\x06*{\n\x0bObservation\x12\x1b\n\x17OBSERVATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18OBSERVATION_NOT_OBSERVED\x10\x01\x12\x18\n\x14OBSERVATION_OBSERVED\x10\x02\x12\x17\n\x13OBSERVATION_PARTIAL\x10\x03*n\n\tIsolation\x12\x19\n\x15ISOLATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eISOLATION_NONE\x10\x01\x12\x17\n\x13ISOLATION_CONTAINER\x10\x02\x12\x19\n\x15ISOLATION_USER_KERNEL\x10\x03*Q\n\tStartKind\x12\x1a\n\x16START_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTART_KIND_COLD\x10\x01\x12\x13\n\x0fSTART_KIND_WARM\x10\x02*\xb6\x01\n\x05Limit\x12\x15\n\x11LIMIT_UNSPECIFIED\x10\x00\x12\x13\n\x0fLIMIT_WALL_TIME\x10\x01\x12\x12\n\x0eLIMIT_CPU_TIME\x10\x02\x12\x10\n\x0cLIMIT_MEMORY\x10\x03\x12\x10\n\x0cLIMIT_OUTPUT\x10\x04\x12\x0e\n\nLIMIT_CPUS\x10\x05\x12\x13\n\x0fLIMIT_PROCESSES\x10\x06\x12\x14\n\x10LIMIT_OPEN_FILES\x10\x07\x12\x0e\n\nLIMIT_DISK\x10\x08*\xf0\x01\n\x0e\x45videnceSource\x12\x1f\n\x1b\x45VIDENCE_SOURCE_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VIDENCE_SOURCE_SANDBOX_INIT\x10\x01\x12\"\n\x1e\x45VIDENCE_SOURCE_EXECUTOR_CLOCK\x10\x02\x12\x1a\n\x16\x45VIDENCE_SOURCE_CGROUP\x10\x03\x12 \n\x1c\x45VIDENCE_SOURCE_OUTPUT_COUNT\x10\x04\x12\x1c\n\x18\x45VIDENCE_SOURCE_EXECUTOR\x10\x05\x12\x1b\n\x17\x45VIDENCE_SOURCE_STORAGE\x10\x06*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,18 +40,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATION_LABELSENTRY']._loaded_options = None
   _globals['_EVALUATION_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_EVALUATIONSTATE']._serialized_start=3272
-  _globals['_EVALUATIONSTATE']._serialized_end=3506
-  _globals['_ISOLATION']._serialized_start=3508
-  _globals['_ISOLATION']._serialized_end=3618
-  _globals['_STARTKIND']._serialized_start=3620
-  _globals['_STARTKIND']._serialized_end=3701
-  _globals['_LIMIT']._serialized_start=3704
-  _globals['_LIMIT']._serialized_end=3886
-  _globals['_EVIDENCESOURCE']._serialized_start=3889
-  _globals['_EVIDENCESOURCE']._serialized_end=4129
-  _globals['_OUTPUTSTREAM']._serialized_start=4131
-  _globals['_OUTPUTSTREAM']._serialized_end=4228
+  _globals['_EVALUATIONSTATE']._serialized_start=3951
+  _globals['_EVALUATIONSTATE']._serialized_end=4185
+  _globals['_OBSERVATION']._serialized_start=4187
+  _globals['_OBSERVATION']._serialized_end=4310
+  _globals['_ISOLATION']._serialized_start=4312
+  _globals['_ISOLATION']._serialized_end=4422
+  _globals['_STARTKIND']._serialized_start=4424
+  _globals['_STARTKIND']._serialized_end=4505
+  _globals['_LIMIT']._serialized_start=4508
+  _globals['_LIMIT']._serialized_end=4690
+  _globals['_EVIDENCESOURCE']._serialized_start=4693
+  _globals['_EVIDENCESOURCE']._serialized_end=4933
+  _globals['_OUTPUTSTREAM']._serialized_start=4935
+  _globals['_OUTPUTSTREAM']._serialized_end=5032
   _globals['_FILE']._serialized_start=169
   _globals['_FILE']._serialized_end=206
   _globals['_PROGRAM']._serialized_start=209
@@ -65,31 +67,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_start=889
   _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_end=934
   _globals['_EVALUATION']._serialized_start=937
-  _globals['_EVALUATION']._serialized_end=1782
+  _globals['_EVALUATION']._serialized_end=1836
   _globals['_EVALUATION_LABELSENTRY']._serialized_start=889
   _globals['_EVALUATION_LABELSENTRY']._serialized_end=934
-  _globals['_FAILEDATTEMPT']._serialized_start=1784
-  _globals['_FAILEDATTEMPT']._serialized_end=1874
-  _globals['_OUTPUTSUMMARY']._serialized_start=1876
-  _globals['_OUTPUTSUMMARY']._serialized_end=1984
-  _globals['_USAGE']._serialized_start=1987
-  _globals['_USAGE']._serialized_end=2200
-  _globals['_PROVENANCE']._serialized_start=2203
-  _globals['_PROVENANCE']._serialized_end=2474
-  _globals['_EVIDENCE']._serialized_start=2476
-  _globals['_EVIDENCE']._serialized_end=2558
-  _globals['_TERMINATION']._serialized_start=2561
-  _globals['_TERMINATION']._serialized_end=2942
-  _globals['_EXITED']._serialized_start=2944
-  _globals['_EXITED']._serialized_end=2966
-  _globals['_SIGNALLED']._serialized_start=2968
-  _globals['_SIGNALLED']._serialized_end=2995
-  _globals['_LIMITEXCEEDED']._serialized_start=2997
-  _globals['_LIMITEXCEEDED']._serialized_end=3058
-  _globals['_CANCELLED']._serialized_start=3060
-  _globals['_CANCELLED']._serialized_end=3118
-  _globals['_INFRASTRUCTUREFAILURE']._serialized_start=3120
-  _globals['_INFRASTRUCTUREFAILURE']._serialized_end=3159
-  _globals['_LIMITHIT']._serialized_start=3161
-  _globals['_LIMITHIT']._serialized_end=3269
+  _globals['_BEHAVIOUR']._serialized_start=1839
+  _globals['_BEHAVIOUR']._serialized_end=2361
+  _globals['_OBSERVEDACTIONS']._serialized_start=2363
+  _globals['_OBSERVEDACTIONS']._serialized_end=2461
+  _globals['_FAILEDATTEMPT']._serialized_start=2463
+  _globals['_FAILEDATTEMPT']._serialized_end=2553
+  _globals['_OUTPUTSUMMARY']._serialized_start=2555
+  _globals['_OUTPUTSUMMARY']._serialized_end=2663
+  _globals['_USAGE']._serialized_start=2666
+  _globals['_USAGE']._serialized_end=2879
+  _globals['_PROVENANCE']._serialized_start=2882
+  _globals['_PROVENANCE']._serialized_end=3153
+  _globals['_EVIDENCE']._serialized_start=3155
+  _globals['_EVIDENCE']._serialized_end=3237
+  _globals['_TERMINATION']._serialized_start=3240
+  _globals['_TERMINATION']._serialized_end=3621
+  _globals['_EXITED']._serialized_start=3623
+  _globals['_EXITED']._serialized_end=3645
+  _globals['_SIGNALLED']._serialized_start=3647
+  _globals['_SIGNALLED']._serialized_end=3674
+  _globals['_LIMITEXCEEDED']._serialized_start=3676
+  _globals['_LIMITEXCEEDED']._serialized_end=3737
+  _globals['_CANCELLED']._serialized_start=3739
+  _globals['_CANCELLED']._serialized_end=3797
+  _globals['_INFRASTRUCTUREFAILURE']._serialized_start=3799
+  _globals['_INFRASTRUCTUREFAILURE']._serialized_end=3838
+  _globals['_LIMITHIT']._serialized_start=3840
+  _globals['_LIMITHIT']._serialized_end=3948
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,34 @@ EVALUATION_STATE_CANCELLED: EvaluationState.ValueType  # 6
 """Ended on request."""
 Global___EvaluationState: _TypeAlias = EvaluationState  # noqa: Y015
 
+class _Observation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObservationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Observation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBSERVATION_UNSPECIFIED: _Observation.ValueType  # 0
+    """Never sent."""
+    OBSERVATION_NOT_OBSERVED: _Observation.ValueType  # 1
+    """Nobody watched, or what was seen is lost: nothing can be said, and `reason` says why."""
+    OBSERVATION_OBSERVED: _Observation.ValueType  # 2
+    """Every message of the trace was read."""
+    OBSERVATION_PARTIAL: _Observation.ValueType  # 3
+    """What is told was seen, and something is missing: `dropped` says how much, `reason` why."""
+
+class Observation(_Observation, metaclass=_ObservationEnumTypeWrapper):
+    """How far it is known what a program tried."""
+
+OBSERVATION_UNSPECIFIED: Observation.ValueType  # 0
+"""Never sent."""
+OBSERVATION_NOT_OBSERVED: Observation.ValueType  # 1
+"""Nobody watched, or what was seen is lost: nothing can be said, and `reason` says why."""
+OBSERVATION_OBSERVED: Observation.ValueType  # 2
+"""Every message of the trace was read."""
+OBSERVATION_PARTIAL: Observation.ValueType  # 3
+"""What is told was seen, and something is missing: `dropped` says how much, `reason` why."""
+Global___Observation: _TypeAlias = Observation  # noqa: Y015
+
 class _Isolation:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -495,6 +523,7 @@ class Evaluation(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     FAILED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    BEHAVIOUR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`evaluations/{uuid}`."""
     tenant: _builtins.str
@@ -555,6 +584,10 @@ class Evaluation(_message.Message):
     def failed_attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailedAttempt]:
         """The attempts before this one, each with the infrastructure failure that ended it, in order."""
 
+    @_builtins.property
+    def behaviour(self) -> Global___Behaviour:
+        """What the program tried, beside what it printed. Unset until its end, and when nothing ran."""
+
     def __init__(
         self,
         *,
@@ -576,14 +609,126 @@ class Evaluation(_message.Message):
         provenance: Global___Provenance | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         failed_attempts: _abc.Iterable[Global___FailedAttempt] | None = ...,
+        behaviour: Global___Behaviour | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "create_time", b"create_time", "end_time", b"end_time", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "behaviour", b"behaviour", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class Behaviour(_message.Message):
+    """What a program tried, from the trace of its sandbox's kernel. Attempts are told whether or not they were granted. It
+    tells what the kernel was asked for: a program that breaks the kernel itself can lie here, and so a quiet trace alone
+    proves nothing. What a program does to itself alone (reading, computing, looking at names with `stat`) is not traced.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBSERVATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROGRAMS_FIELD_NUMBER: _builtins.int
+    FILES_WRITTEN_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    SOCKETS_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    PRIVILEGE_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    observation: Global___Observation.ValueType
+    """How far it is known. With NOT_OBSERVED no kind of action is set."""
+    reason: _builtins.str
+    """Why not everything was seen; empty with OBSERVED."""
+    dropped: _builtins.int
+    """Messages of the trace that are missing above."""
+    @_builtins.property
+    def programs(self) -> Global___ObservedActions:
+        """Programs that were executed after the program itself; examples are paths and arguments."""
+
+    @_builtins.property
+    def files_written(self) -> Global___ObservedActions:
+        """Files opened for writing; examples are paths. Not counted: `/dev/null` and its like, an interpreter's byte code."""
+
+    @_builtins.property
+    def probes(self) -> Global___ObservedActions:
+        """Secrets, host devices and the insides of kernels and container runtimes that it tried to open or reach (say,
+        `/etc/shadow`, `/proc/1`, a Docker socket); examples are paths.
+        """
+
+    @_builtins.property
+    def sockets(self) -> Global___ObservedActions:
+        """Sockets created, but for local ones; examples are family and type."""
+
+    @_builtins.property
+    def connections(self) -> Global___ObservedActions:
+        """Connections attempted; examples are their targets."""
+
+    @_builtins.property
+    def processes(self) -> Global___ObservedActions:
+        """Processes created; threads are not counted."""
+
+    @_builtins.property
+    def privilege(self) -> Global___ObservedActions:
+        """Calls that only a privileged program makes: users, mounts, namespaces, tracing, bpf, modules, raw sockets."""
+
+    def __init__(
+        self,
+        *,
+        observation: Global___Observation.ValueType = ...,
+        reason: _builtins.str = ...,
+        programs: Global___ObservedActions | None = ...,
+        files_written: Global___ObservedActions | None = ...,
+        probes: Global___ObservedActions | None = ...,
+        sockets: Global___ObservedActions | None = ...,
+        connections: Global___ObservedActions | None = ...,
+        processes: Global___ObservedActions | None = ...,
+        privilege: Global___ObservedActions | None = ...,
+        dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "files_written", b"files_written", "privilege", b"privilege", "probes", b"probes", "processes", b"processes", "programs", b"programs", "sockets", b"sockets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "dropped", b"dropped", "files_written", b"files_written", "observation", b"observation", "privilege", b"privilege", "probes", b"probes", "processes", b"processes", "programs", b"programs", "reason", b"reason", "sockets", b"sockets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Behaviour: _TypeAlias = Behaviour  # noqa: Y015
+
+@_typing.final
+class ObservedActions(_message.Message):
+    """All attempts of one kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many."""
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first was seen, by the executor's clock. Unset when there was none."""
+
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The first different ones, at most 10 of at most 160 characters of printable ASCII; the rest is escaped."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+        examples: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "examples", b"examples", "first_time", b"first_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedActions: _TypeAlias = ObservedActions  # noqa: Y015
 
 @_typing.final
 class FailedAttempt(_message.Message):

@@ -1,0 +1,133 @@
+"""`python -m crucible_executor.tracing.reader FD UID GID`: reads the traces of all sandboxes, without any privilege.
+
+Over the socket FD the executor hands it one connection per sandbox, each with a number. When a connection ends, it
+answers with that number and the run's tally. It opens nothing, starts nothing and dials nobody, and ends with the
+executor. It starts as root so that it can be run from an environment that only root reads, and gives everything up
+before it takes its first byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from crucible_executor.tracing import wire
+from crucible_executor.tracing.tally import Tally
+
+BATCH = 64
+"""Messages read of one sandbox before the others have their turn."""
+
+NUMBER_BYTES = 8
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 24, 4, 38
+_LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
+
+
+class Reader:
+    """Serves the executor until it hangs up.
+
+    Args:
+        control: a connected SOCK_SEQPACKET socket to the executor.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._buffer = memoryview(bytearray(wire.MAX_MESSAGE))
+        self._tallies: dict[socket.socket, tuple[bytes, Tally]] = {}
+
+    def serve(self) -> None:
+        """Returns when the executor hangs up."""
+        self._control.setblocking(True)
+        self._selector.register(self._control, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._read(key.fileobj)  # type: ignore[arg-type]
+                elif not self._take():
+                    return
+
+    def _take(self) -> bool:
+        data, descriptors, _, _ = socket.recv_fds(self._control, NUMBER_BYTES, 1)
+        if not data:
+            return False
+        for descriptor in descriptors:
+            connection = socket.socket(fileno=descriptor)
+            connection.setblocking(False)
+            self._tallies[connection] = (data, Tally())
+            self._selector.register(connection, selectors.EVENT_READ)
+        return True
+
+    def _read(self, connection: socket.socket) -> None:
+        number, tally = self._tallies[connection]
+        for _ in range(BATCH):
+            try:
+                # With MSG_TRUNC the kernel tells how long the message was, not how much of it fitted.
+                length = connection.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            except BlockingIOError:
+                return
+            except OSError:
+                length = 0
+            if not length:
+                self._end(connection, number, tally)
+                return
+            tally.add(self._buffer[: min(length, len(self._buffer))], whole=length <= len(self._buffer))
+
+    def _end(self, connection: socket.socket, number: bytes, tally: Tally) -> None:
+        self._selector.unregister(connection)
+        del self._tallies[connection]
+        connection.close()
+        self._control.send(number + tally.report())
+
+
+def give_up_everything(uid: int, gid: int, parent: int) -> None:
+    """Leaves root, every capability and every right to more; checks that it worked.
+
+    Raises:
+        OSError: the kernel refused.
+        RuntimeError: something of it is left.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prctl(option: int, argument: int) -> None:
+        if libc.prctl(option, argument, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), f"prctl {option} was refused")
+
+    for capability in range(int(_LAST_CAPABILITY.read_text()) + 1):
+        prctl(_PR_CAPBSET_DROP, capability)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_DUMPABLE, 0)
+    # Only now: a change of user takes the death signal away.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for what, most in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0)):
+        resource.setrlimit(what, (most, most))
+    held = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Cap")]
+    if any(int(line.split()[1], 16) for line in held) or os.getresuid() != (uid, uid, uid):
+        raise RuntimeError("a capability or a user id is left")
+    if os.getppid() != parent:
+        raise RuntimeError("the executor is gone already")
+
+
+def main() -> None:
+    """Gives everything up, then serves."""
+    descriptor, uid, gid = map(int, sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor, which ends us in order
+    parent = os.getppid()
+    give_up_everything(uid, gid, parent)
+    gc.freeze()
+    with contextlib.suppress(BrokenPipeError), socket.socket(fileno=descriptor) as control:
+        Reader(control).serve()
+
+
+if __name__ == "__main__":
+    main()

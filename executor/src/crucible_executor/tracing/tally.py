@@ -1,0 +1,132 @@
+"""The sum of one run's trace, in bounded memory and time, and its form on the way to the executor."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from crucible_executor.behaviour import (
+    MAX_EXAMPLE_CHARACTERS,
+    MAX_EXAMPLES,
+    Action,
+    Actions,
+    Behaviour,
+    Observation,
+)
+from crucible_executor.tracing import actions, wire
+
+MAX_MESSAGES = 250_000
+"""Looked at of one run, about 4 s of CPU time; more are counted as dropped."""
+
+MAX_REPORT = 64 << 10
+"""Bytes of a tally on its way."""
+
+_MAX_COUNT = 1 << 53
+
+
+@dataclass
+class _Kind:
+    count: int = 0
+    first: float | None = None
+    examples: list[str] = field(default_factory=list)
+
+
+class Tally:
+    """Counts what comes in over one sandbox's connection.
+
+    Args:
+        now: the host's clock, in seconds since 1970.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._actions = actions.Actions()
+        self._kinds = {action: _Kind() for action in Action}
+        self._greeted = False
+        self._messages = 0
+        self._unread = 0
+        self._dropped = 0
+
+    def add(self, data: memoryview, *, whole: bool = True) -> None:
+        """Takes one datagram, whatever it is; `whole` is False when it was longer than `data`."""
+        self._messages += 1
+        if self._messages > MAX_MESSAGES or not whole:
+            self._unread += 1
+            return
+        try:
+            self._read(data)
+        except wire.MalformedError:
+            self._unread += 1
+
+    def _read(self, data: memoryview) -> None:
+        if not self._greeted:
+            if wire.handshake_version(data) < wire.VERSION:
+                raise wire.MalformedError("an unknown version")
+            self._greeted = True
+            return
+        message = wire.message(data)
+        # Only ever more: a kernel that takes its own count back is not believed.
+        self._dropped = max(self._dropped, message.dropped)
+        for action, example in self._actions.of(message):
+            kind = self._kinds[action]
+            kind.count += 1
+            if kind.first is None:
+                kind.first = self._now()
+            if len(kind.examples) < MAX_EXAMPLES and example not in kind.examples:
+                kind.examples.append(example)
+
+    def report(self) -> bytes:
+        """What `behaviour` reads; at most `MAX_REPORT` bytes."""
+        kinds = {action.value: [kind.count, kind.first, kind.examples] for action, kind in self._kinds.items()}
+        document = {"greeted": self._greeted, "dropped": self._dropped, "unread": self._unread, "kinds": kinds}
+        return json.dumps(document).encode()
+
+
+def behaviour(report: bytes, since: datetime, until: datetime) -> Behaviour:
+    """What a report says. Its writer read what hostile code caused to be written: everything in it is checked.
+
+    Args:
+        report: made by `Tally.report`.
+        since: nothing can have been seen before.
+        until: nothing can have been seen after.
+    """
+    try:
+        document = json.loads(report[:MAX_REPORT])
+        kinds = {action: _actions(document["kinds"][action.value], since, until) for action in Action}
+        dropped, unread = _count(document["dropped"]), _count(document["unread"])
+        greeted = document["greeted"] is True
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError):
+        return Behaviour.not_observed("what the reader of the trace said makes no sense")
+    if not greeted:
+        return Behaviour.not_observed("the sandbox's kernel opened no trace")
+    lost = []
+    if dropped:
+        lost.append(f"the sandbox's kernel dropped {dropped} message(s) of the trace")
+    if unread:
+        lost.append(f"{unread} message(s) were beyond the budget of {MAX_MESSAGES} or could not be read")
+    observation = Observation.PARTIAL if lost else Observation.OBSERVED
+    return Behaviour(observation, "; ".join(lost), kinds, dropped + unread)
+
+
+def _actions(said: Any, since: datetime, until: datetime) -> Actions:
+    count, first, examples = said
+    if not isinstance(examples, list) or len(examples) > MAX_EXAMPLES:
+        raise ValueError("not a list of examples")
+    if not all(isinstance(one, str) and _is_shown(one) for one in examples):
+        raise ValueError("an example is not bounded text")
+    time = None if first is None else min(max(datetime.fromtimestamp(float(first), UTC), since), until)
+    return Actions(_count(count), time, tuple(examples))
+
+
+def _is_shown(text: str) -> bool:
+    return len(text) <= MAX_EXAMPLE_CHARACTERS and text.isascii() and text.isprintable()
+
+
+def _count(said: Any) -> int:
+    if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said <= _MAX_COUNT:
+        raise ValueError("not a count")
+    return said
