@@ -387,6 +387,7 @@ static void become_program(void)
     drop_privileges();
     if ((error = SYS(chdir, "/workspace")) < 0)
         child_failed(AT_WORKSPACE, error);
+    default_signals();
     SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &no_signals, 0, SIGSET_BYTES);
     forbid_user_namespaces();
     child_failed(AT_EXECUTE, execute());

@@ -111,6 +111,14 @@ static inline int was_stop(long child, int status)
     return 1;
 }
 
+/* A program must not inherit what a shell, nohup or a daemon above us ignores: `execve` keeps that. */
+static inline void default_signals(void)
+{
+    u64 action[4] = {0, 0, 0, 0}; /* SIG_DFL, no flags, no restorer, an empty mask */
+    for (long number = 1; number <= 31; number++)
+        SYS(rt_sigaction, number, action, 0, 8); /* refused for SIGKILL and SIGSTOP */
+}
+
 static inline u64 text_length(const char *text)
 {
     u64 length = 0;

@@ -105,6 +105,7 @@ static __attribute__((noreturn)) void become_program(char **argv, char **environ
     SYS(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     if ((error = SYS(prlimit64, 0, RLIMIT_CORE, &none, 0)) < 0 || (error = SYS(prlimit64, 0, RLIMIT_NOFILE, &files, 0)) < 0)
         child_failed(errors, AT_RLIMITS, error);
+    default_signals();
     SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &no_signals, 0, SIGSET_BYTES);
     child_failed(errors, AT_EXECUTE, SYS(execve, argv[0], argv, environment));
 }

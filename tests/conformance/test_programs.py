@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 
 import pytest
 
@@ -121,12 +122,19 @@ async def test_a_file_name_that_leads_out_is_refused_before_anything_runs(engine
 
 
 async def test_signals_have_their_default_meaning_and_none_is_blocked(engine: Engine):
-    # Python itself ignores SIGPIPE and SIGXFSZ, so those two say nothing here.
+    # Python itself ignores SIGPIPE and SIGXFSZ, so those two say nothing here. What starts the engine may be started by
+    # a shell or nohup that ignores the others.
+    ignored = [signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1]
     code = (
         "import signal\nprint(signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
         "print([s for s in signal.valid_signals() if signal.getsignal(s) is signal.SIG_IGN])"
     )
-    result = await run(engine, python(code))
+    before = [signal.signal(number, signal.SIG_IGN) for number in ignored]
+    try:
+        result = await run(engine, python(code))
+    finally:
+        for number, handler in zip(ignored, before, strict=True):
+            signal.signal(number, handler)
     lines = result.stdout.decode().splitlines()
     assert lines[0] == "set()"
     assert not re.search("SIG(?!PIPE|XFSZ|_IGN)", lines[1].replace("Signals.", ""))

@@ -70,14 +70,14 @@ async def test_unavailable_is_retried_and_nothing_else(stub, servicer):
         assert len(servicer.calls) == 1, error
 
 
-async def test_retries_end_after_four_attempts(stub, servicer):
+async def test_retries_end_after_five_attempts(stub, servicer):
     async def never(context, text):
         raise errors.UnavailableError("BUSY", "wait")
 
     servicer.act = never
     with pytest.raises(errors.UnavailableError):
         await within(stub.unary(say("x")))
-    assert len(servicer.calls) == 4
+    assert len(servicer.calls) == 5
 
 
 async def test_a_peer_that_is_down_is_named_with_a_retry_hint_and_without_its_address(keys, resources):

@@ -29,7 +29,7 @@ _RETRIES = {
         {
             "name": [{}],
             "retryPolicy": {
-                "maxAttempts": 4,
+                "maxAttempts": 5,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
@@ -51,7 +51,7 @@ def connect(
 ) -> grpc.aio.Channel:
     """A channel to another process of this installation, over mutual TLS; make one per peer and keep it.
 
-    UNAVAILABLE alone is retried, 4 attempts in about a second: what changes state must be idempotent. A peer that was
+    UNAVAILABLE alone is retried, 5 attempts in about two seconds: what changes state must be idempotent. A peer that was
     restarted is found again within about a second.
 
     Args:
@@ -143,7 +143,8 @@ def _options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # With its jitter shorter than the pauses of `_RETRIES` together: a call finds a peer that has just come back.
+        ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.min_reconnect_backoff_ms", 1_000),  # also the least time that one attempt to connect is given
         ("grpc.use_local_subchannel_pool", 1),  # no other channel's backoff delays this one
     ]
