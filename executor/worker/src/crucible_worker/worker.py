@@ -24,6 +24,9 @@ from crucible_worker.settings import Settings
 MAX_RESYNCS = 3
 ACKNOWLEDGE_DELAY_SECONDS = 0.1
 
+FIRST_REFUSAL_PAUSE_SECONDS = 0.5
+LONGEST_REFUSAL_PAUSE_SECONDS = 10.0
+
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 1.0
 _FIRST_TERMS = Terms(lease=timedelta(seconds=10), orphan_grace=timedelta(seconds=15))
@@ -65,6 +68,8 @@ class Worker:
         self._slot_free = asyncio.Event()
         self._renew_soon = asyncio.Event()
         self._executor_seen = clock()
+        self._refusal_pause = 0.0
+        self._leases_from = clock()
         self._acknowledgments: set[str] = set()
         self._stopping: set[str] = set()
         self._acknowledge_timer: asyncio.TimerHandle | None = None
@@ -216,6 +221,9 @@ class Worker:
             if free <= 0:
                 await self._slot_free.wait()
                 continue
+            if (pause := self._leases_from - self._clock()) > 0:
+                await asyncio.sleep(pause)
+                continue
             self._lease_call = self._spawn(self._lease(free))
             await asyncio.wait([self._lease_call])
             if self._registered.is_set():
@@ -245,8 +253,20 @@ class Worker:
         slots = self._known.slots if self._known is not None else 0
         return slots - sum(1 for run in self._runs.values() if not run.ended)
 
-    def _on_ended(self, run: CarriedRun) -> None:  # noqa: ARG002  # its slot is as good as any
+    def _on_ended(self, run: CarriedRun) -> None:
+        if isinstance(run.outcome, work.Refused) and run.outcome.failed_attempt:
+            self._hold_back()
+        elif run.outcome is None:
+            self._refusal_pause = 0.0
         self._slot_free.set()
+
+    def _hold_back(self) -> None:
+        """Each such refusal costs an evaluation an attempt: an executor that refuses everything must not get it all."""
+        now = self._clock()
+        if now >= self._leases_from:  # those of one lease call count once
+            longer = min(2 * self._refusal_pause, LONGEST_REFUSAL_PAUSE_SECONDS)
+            self._refusal_pause = max(longer, FIRST_REFUSAL_PAUSE_SECONDS)
+            self._leases_from = now + self._refusal_pause
 
     def _add(self, run: CarriedRun) -> None:
         self._runs[run.run_id] = run
