@@ -20,7 +20,7 @@ from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
 from crucible_executor.model import Interpreter, Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
 from crucible_executor.output import OutputFolder
-from crucible_executor.permits import Permit
+from crucible_executor.permits import Permit, uptime_clock
 from crucible_executor.recovery import finished_fields, recover
 from crucible_executor.run import KillCause, Run, RunState
 from crucible_executor.tickets import TicketCheck, checked_run_id, expiry
@@ -82,6 +82,7 @@ class Runs:
         outputs: where large outputs go.
         metrics: counts.
         now: the wall clock, in UTC.
+        uptime: the clock of permits; see `permits.uptime_clock`.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class Runs:
         outputs: OutputFolder,
         metrics: ExecutorMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        uptime: Callable[[], float] | None = None,
     ) -> None:
+        self.uptime = uptime or uptime_clock()
         self._settings = settings
         self._catalog = catalog
         self._ceilings = ceilings
@@ -144,9 +147,10 @@ class Runs:
         run = job.run
         self._busy += 1
         self._runs[run.id] = run
+        lasts = min(permit, job.longest_permit, self._settings.orphan_grace)
         run.permit = Permit(
-            min(permit, job.longest_permit),
-            longest=self._settings.orphan_grace,
+            self.uptime() + lasts.total_seconds(),
+            clock=self.uptime,
             on_expired=lambda: self._end(run, KillCause.PERMIT_EXPIRED),
         )
         self._metrics.running.inc()
@@ -204,15 +208,14 @@ class Runs:
         known = {run_id: run.state for run_id, run in self._runs.items()}
         return {**known, **dict.fromkeys(self._refused, RunState.REFUSED)}
 
-    def extend(self, run_ids: Iterable[str], permit: timedelta) -> list[str]:
-        """Lets runs go on until `permit` from now; returns those that are not running."""
+    def extend(self, run_ids: Iterable[str], permit: timedelta, since: float) -> list[str]:
+        """Lets runs go on until `permit` after `since` (by `uptime`); returns those that do not run any more."""
+        ends = since + min(permit, self._settings.orphan_grace).total_seconds()
         not_running = []
         for run_id in run_ids:
             run = self._runs.get(run_id)
-            if run is None or run.record is not None or run.permit is None:
+            if run is None or run.record is not None or run.permit is None or not run.permit.extend(ends):
                 not_running.append(run_id)
-            else:
-                run.permit.extend(permit)
         return not_running
 
     async def drain(self, grace: timedelta) -> None:

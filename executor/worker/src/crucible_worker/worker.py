@@ -68,6 +68,7 @@ class Worker:
         self._slot_free = asyncio.Event()
         self._renew_soon = asyncio.Event()
         self._executor_seen = clock()
+        self._executor_time: ex.ExecutorTime | None = None
         self._refusal_pause = 0.0
         self._leases_from = clock()
         self._acknowledgments: set[str] = set()
@@ -150,12 +151,11 @@ class Worker:
 
     async def _look_once(self) -> bool:
         try:
-            executor = await self._executor.get()
+            executor = await self._ask_executor()
         except CallError as error:
             self._executor_up.clear()
             _log.warning("the executor cannot be asked", extra=logs.fields(error=str(error)))
             return False
-        self._executor_seen = self._clock()
         if executor != self._known:
             self._registered.clear()
         try:
@@ -165,6 +165,12 @@ class Worker:
             _log.warning("cannot register with storage yet", extra=logs.fields(error=str(error)))
         self._executor_up.set()
         return self._registered.is_set()
+
+    async def _ask_executor(self) -> Executor:
+        answer = await self._executor.get()
+        self._executor_seen = self._clock()
+        self._executor_time = answer.time
+        return answer.executor
 
     async def _register(self, executor: Executor) -> None:
         """Tells storage of the executor, and brings its leases and the executor's runs together."""
@@ -302,17 +308,26 @@ class Worker:
                 await self._renew(self._known.id, leases)
 
     async def _renew(self, executor_id: str, leases: Sequence[work.LeaseRef]) -> None:
-        extend = self._executor_up.is_set()
+        since = await self._time_of_executor() if self._executor_up.is_set() else None
         try:
-            renewed = await renew(
-                self._storage, self._executor, executor_id, leases, self._terms, self._clock, extend=extend
-            )
+            renewed = await renew(self._storage, self._executor, executor_id, leases, self._terms, since)
         except CallError as error:
             _log.warning("leases or permits were not renewed", extra=logs.fields(error=str(error)))
             self._metrics.renewal_failures.inc()
             self._look.set()
             return
         self._after_renewal(renewed)
+
+    async def _time_of_executor(self) -> ex.ExecutorTime | None:
+        """What its clock says now, or said when it was last asked: a stalled executor must not hold the renewal up."""
+        try:
+            async with asyncio.timeout(self._terms.interval.total_seconds() / 4):
+                await self._ask_executor()
+        except TimeoutError:
+            _log.warning("the executor is slow to answer")
+        except CallError as error:
+            self.lost(error)
+        return self._executor_time
 
     def _after_renewal(self, renewed: Renewed) -> None:
         for run_id in renewed.lost:
