@@ -17,6 +17,7 @@ from crucible_storage.policy import Policy
 from crucible_storage.serving import add_services
 from crucible_worker import worker as worker_module
 from crucible_worker.carrier import refusal
+from tests.executor.support import running
 from tests.executor.test_runs import begin
 from tests.storage import world as w
 from tests.worker.support import working
@@ -62,6 +63,20 @@ async def test_executor_that_refuses_everything_does_not_use_up_the_attempts_of_
     await storage.until(lambda: any(run.over for run in runs))
     await asyncio.sleep(0.5)  # what is looked at is what it does not lease in that time
     assert sum(run.leased for run in runs) <= 8  # twice the slots: those of the call that was under way as well
+
+
+async def test_executor_without_room_for_output_does_not_get_the_whole_queue_to_refuse(keys, storage, tmp_path):
+    async with (
+        running(keys, tmp_path / "full", min_free_bytes=1 << 60) as executor,
+        working(keys, storage.port, executor.service.port),
+    ):
+        runs = [await storage.add({}) for _ in range(40)]
+        await storage.until(lambda: any(run.over for run in runs))
+        await asyncio.sleep(0.5)  # what is looked at is what it does not lease in that time
+        refused = [run.refused for run in runs if run.refused is not None]
+        assert 0 < len(refused) <= 8
+        assert not any(one.failed_attempt or one.permanent for one in refused)
+        assert all(one.retry_after.seconds == 5 for one in refused)
 
 
 async def test_work_flows_at_once_after_the_executor_takes_it_again(executor, storage, worker):

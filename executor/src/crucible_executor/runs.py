@@ -22,6 +22,7 @@ from crucible_executor.model import Interpreter, Killed, Limits, Outcome, Progra
 from crucible_executor.output import OutputFolder
 from crucible_executor.permits import Permit, uptime_clock
 from crucible_executor.recovery import finished_fields, recover
+from crucible_executor.room import Room
 from crucible_executor.run import KillCause, Run, RunState
 from crucible_executor.tickets import TicketCheck, checked_run_id, expiry
 from crucible_rpc import logs
@@ -80,6 +81,7 @@ class Runs:
         records: signs how runs ended.
         journal: open; what it replayed is taken over by `recover`.
         outputs: where large outputs go.
+        room: how much of them there may be.
         metrics: counts.
         now: the wall clock, in UTC.
         uptime: the clock of permits; see `permits.uptime_clock`.
@@ -95,6 +97,7 @@ class Runs:
         records: records.Records,
         journal: Journal,
         outputs: OutputFolder,
+        room: Room,
         metrics: ExecutorMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         uptime: Callable[[], float] | None = None,
@@ -107,6 +110,7 @@ class Runs:
         self._records = records
         self._journal = journal
         self._outputs = outputs
+        self._room = room
         self._metrics = metrics
         self._now = now
         self._runs: dict[str, Run] = {}
@@ -245,7 +249,7 @@ class Runs:
             entrypoint=convert.entrypoint(spec.program),
             reads_whole_file=runtime.reads_whole_file,
         )
-        self._check_room()
+        self._check_room(limits.output_bytes)
         ran = records.Ran(runtime.name, image_digest, engine.capabilities, limits)
         stdout, stderr = self._outputs.make(ticket.run_id, limits.output_bytes)
         return _Job(
@@ -262,7 +266,7 @@ class Runs:
         if run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
             raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
 
-    def _check_room(self) -> None:
+    def _check_room(self, output_bytes: int) -> None:
         if self._draining:
             raise UnavailableError("SHUTTING_DOWN", "the executor is stopping", retry_after=timedelta(seconds=1))
         if self._busy >= self._settings.slots:
@@ -271,6 +275,7 @@ class Runs:
         if len(self._runs) >= MAX_UNACKNOWLEDGED + self._settings.slots:
             text = f"{len(self._runs)} runs wait to be acknowledged; storage must confirm them first"
             raise ResourceExhaustedError("NO_FREE_SLOT", text, retry_after=timedelta(seconds=5))
+        self._room.check(self._runs.values(), output_bytes)
 
     async def _carry_out(self, job: _Job, accepted: asyncio.Future[None]) -> None:
         """The whole life of one run, from the journal's first entry to its last."""

@@ -260,16 +260,18 @@ class Worker:
         return slots - sum(1 for run in self._runs.values() if not run.ended)
 
     def _on_ended(self, run: CarriedRun) -> None:
-        if isinstance(run.outcome, work.Refused) and run.outcome.failed_attempt:
-            self._hold_back()
+        if isinstance(run.outcome, work.Refused):
+            self._hold_back(run.outcome)
         elif run.outcome is None:
             self._refusal_pause = 0.0
         self._slot_free.set()
 
-    def _hold_back(self) -> None:
-        """Each such refusal costs an evaluation an attempt: an executor that refuses everything must not get it all."""
+    def _hold_back(self, refused: work.Refused) -> None:
+        """An executor that refuses everything must not get the whole queue to refuse, nor cost it its attempts."""
         now = self._clock()
-        if now >= self._leases_from:  # those of one lease call count once
+        if not refused.failed_attempt:
+            self._leases_from = max(self._leases_from, now + refused.retry_after.ToTimedelta().total_seconds())
+        elif now >= self._leases_from:  # those of one lease call count once
             longer = min(2 * self._refusal_pause, LONGEST_REFUSAL_PAUSE_SECONDS)
             self._refusal_pause = max(longer, FIRST_REFUSAL_PAUSE_SECONDS)
             self._leases_from = now + self._refusal_pause
