@@ -1,8 +1,11 @@
 """`crucible bench humaneval` against a server that really runs the samples (here, without a sandbox)."""
 
 import asyncio
+import ctypes
 import json
+import platform
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from crucible_client.suites.grading import Grade
 from crucible_client.suites.results_file import ResultsFile, ResultsFileError
 from crucible_rpc import errors
 
+TGKILL = {"x86_64": 234, "aarch64": 131}[platform.machine()]
 HANGS = "    import time\n    time.sleep(1000)\n"
 
 
@@ -78,6 +82,27 @@ async def test_run_that_was_stopped_goes_on_where_it_was(crucible, tmp_path, gat
     write(tmp_path / "samples.jsonl", [right(task) for task in tasks])
     summary = await bench(crucible, samples)
     assert (summary["ran"], summary["passed"]) == (2, 6)
+
+
+def another_thread(pid: int) -> int:
+    """A thread of the process that is not its main one: gRPC has several."""
+    threads = (int(folder.name) for folder in Path(f"/proc/{pid}/task").iterdir())
+    return next(thread for thread in threads if thread != pid)
+
+
+async def test_interrupt_that_does_not_wake_the_main_thread_stops_the_run_at_once(crucible, tmp_path, gateway):
+    """As one that comes just before the event loop begins to wait; here another thread takes it."""
+    samples = write(tmp_path / "samples.jsonl", [("HumanEval/0", HANGS)])
+    child = await crucible.start("bench", "humaneval", "--samples", samples)
+    await gateway.arrived["RunEvaluation"].wait()
+    await gateway.crowd[1].wait()
+    await asyncio.sleep(0.3)  # from here on nothing happens in the command by itself
+    assert (
+        ctypes.CDLL(None, use_errno=True).syscall(TGKILL, child.pid, another_thread(child.pid), int(signal.SIGINT)) == 0
+    )
+    _, err = await asyncio.wait_for(child.communicate(), 20)
+    assert child.returncode == 130, err
+    assert gateway.calls["CancelEvaluation"] == 1
 
 
 async def test_infrastructure_failure_is_no_grade_and_is_run_again(crucible, samples, gateway):

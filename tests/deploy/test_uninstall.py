@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import os
 import subprocess
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible_deploy import record, users
+from crucible_deploy import private_homes, record, users
 from crucible_deploy.identity import ProcessIdentity
 from crucible_deploy.layout import Layout, make_home
 from crucible_deploy.paths import MARKER, Paths, mark
@@ -29,8 +30,9 @@ def installed(layout):
 
 @pytest.fixture
 def uninstall(installed, tmp_path):
-    (tmp_path / "cgroup").mkdir()
-    return Uninstall(installed, cgroup_root=tmp_path / "cgroup")
+    for name in ("cgroup", "private"):
+        (tmp_path / name).mkdir()
+    return Uninstall(installed, cgroup_root=tmp_path / "cgroup", private_parent=tmp_path / "private")
 
 
 def test_it_removes_what_was_made_and_says_so(uninstall, installed):
@@ -58,7 +60,7 @@ def test_a_folder_of_the_system_is_never_removed(path, tmp_path):
 
 
 def test_a_marked_folder_that_holds_the_checkout_is_refused(uninstall, installed):
-    holder = Uninstall(installed, checkout=installed.home / "src", cgroup_root=uninstall.cgroup_root)
+    holder = dataclasses.replace(uninstall, checkout=installed.home / "src")
     with pytest.raises(UninstallError, match="holds more than Crucible"):
         list(holder.run())
     assert installed.home.exists()
@@ -69,7 +71,7 @@ def test_a_link_in_place_of_a_folder_is_not_followed(layout, tmp_path):
     mark(tmp_path / "other")
     layout.home.symlink_to(tmp_path / "other")
     with pytest.raises(UninstallError):
-        list(Uninstall(layout, cgroup_root=tmp_path).run())
+        list(Uninstall(layout, cgroup_root=tmp_path, private_parent=tmp_path).run())
     assert (tmp_path / "other" / MARKER).exists()
 
 
@@ -77,7 +79,7 @@ def test_the_checkouts_environment_goes_only_when_set_up_made_it(uninstall, inst
     environment = tmp_path / "checkout" / ".venv"
     environment.mkdir(parents=True)
     (environment / "pyvenv.cfg").touch()
-    with_checkout = Uninstall(installed, tmp_path / "checkout", uninstall.cgroup_root)
+    with_checkout = dataclasses.replace(uninstall, checkout=tmp_path / "checkout")
     assert environment not in with_checkout.folders()
     mark(environment)
     assert f"folder {environment}" in list(with_checkout.run())
@@ -114,7 +116,7 @@ def test_a_running_stack_is_stopped_first(layout, tmp_path):
         reused = ProcessIdentity(identities[2].pid, identities[2].start_time - 1)
         processes = {"storage": identities[1], "gateway": reused}
         record.write(layout, record.Record(identities[0], "127.0.0.1:1", True, processes))
-        said = list(Uninstall(layout, cgroup_root=tmp_path).run())
+        said = list(Uninstall(layout, cgroup_root=tmp_path, private_parent=tmp_path).run())
         assert said[0] == f"the running stack (supervisor {sleepers[0].pid})"
         assert said[1] == f"process {sleepers[1].pid} (storage)"
         assert [identity.alive for identity in identities] == [False, False, True]
@@ -126,10 +128,10 @@ def test_a_running_stack_is_stopped_first(layout, tmp_path):
 
 
 @pytest.mark.root
-def test_a_real_cgroup_with_a_living_process_is_emptied_and_removed(installed):
+def test_a_real_cgroup_with_a_living_process_is_emptied_and_removed(installed, tmp_path):
     roots = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
     root = next(root for root in roots if (root / "cgroup.procs").exists())
-    uninstall = Uninstall(installed, cgroup_root=root)
+    uninstall = Uninstall(installed, cgroup_root=root, private_parent=tmp_path)
     folder = root / installed.cgroup
     sleeper = subprocess.Popen(["sleep", "600"])
     try:
@@ -148,6 +150,18 @@ def test_users_that_crucible_did_not_make_stay(uninstall, installed):
     (installed.home / "users.json").write_text('{"made": ["daemon", "crucible-no-such-user"]}')
     assert users.made_by(installed.home) == ["crucible-no-such-user"]
     assert not [line for line in uninstall.run() if line.startswith("user")]
+
+
+@pytest.mark.root
+def test_what_a_killed_private_stack_left_goes_too_and_one_in_use_stays(uninstall):
+    parent = uninstall.private_parent
+    left, in_use = (private_homes.make(parent / "cache", parent=parent).home for _ in range(2))
+    (left / "maker.json").write_text('{"pid": 1, "start_time": 0}')  # no such process
+    assert f"private stack {left}" in list(uninstall.run())
+    assert [one.layout.home for one in private_homes.found(parent)] == [in_use]
+    [named] = map(str, private_homes.found(parent))
+    assert str(in_use) in named
+    assert f"process {os.getpid()}" in named
 
 
 def test_the_command_works_without_an_environment_and_refuses_without_root(tmp_path):

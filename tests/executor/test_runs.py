@@ -195,34 +195,6 @@ async def test_attach_to_an_unknown_run_starts_nothing(executor):
     assert executor.engine.created == 0
 
 
-async def test_permit_that_is_not_extended_ends_the_run(executor):
-    ended = await executor.execute(BLOCKS, permit=0.15)
-    assert ended.record.termination.killed.cause == ex.KILL_CAUSE_PERMIT_EXPIRED
-
-
-async def test_permit_is_never_longer_than_the_orphan_grace(keys, tmp_path):
-    from datetime import timedelta
-
-    async with running(keys, tmp_path / "state", orphan_grace=timedelta(seconds=0.2)) as executor:
-        begun = time.monotonic()
-        ended = await executor.execute(BLOCKS, permit=3600)
-    assert ended.record.termination.killed.cause == ex.KILL_CAUSE_PERMIT_EXPIRED
-    assert time.monotonic() - begun < 3
-
-
-async def test_extended_permit_lets_the_run_go_on(executor):
-    run_id = await begin(executor, permit=0.3)
-    extend = ex.ExtendPermitsRequest(run_ids=[run_id, new_run_id()])
-    extend.permit.FromSeconds(10)
-    answer = await executor.stub.ExtendPermits(extend)
-    assert len(answer.not_running) == 1
-    ended = asyncio.ensure_future(attach(executor, run_id))
-    done, _ = await asyncio.wait([ended], timeout=0.5)  # longer than the first permit
-    assert not done
-    executor.engine.release.set()
-    assert (await ended).record.termination.WhichOneof("kind") == "exited"
-
-
 async def test_ids_killed_before_they_are_known_are_bounded_also_when_acknowledged(executor, monkeypatch):
     monkeypatch.setattr(runs, "MAX_REFUSED", 3)
     for _ in range(3):

@@ -366,6 +366,21 @@ async def test_stopping_gateway_ends_runs_and_watches_at_once_and_says_so(gatewa
     assert asyncio.get_running_loop().time() - started < 2
 
 
+async def test_watcher_that_reads_nothing_is_given_up_and_can_go_on(start_gateway, dial, watched):
+    client = dial(await start_gateway(watcher_patience=timedelta(seconds=0.3)))
+    chunk = event_pb2.OutputChunk(data=b"x" * 65_536)
+    events = [event_pb2.Event(position=position, output=chunk) for position in range(1, 201)]
+    watched.answers = [monitor_api.WatchResponse(event=event) for event in events]
+    watched.endless = True
+    stalled = aiter(client.evaluations.WatchEvaluation(api.WatchEvaluationRequest(name=UNKNOWN)))
+    await anext(stalled)
+    await asyncio.wait_for(watched.left.wait(), 20)  # its place at monitor is somebody else's
+    with pytest.raises(UnavailableError) as caught:
+        await asyncio.wait_for(_drained(stalled), 10)
+    assert caught.value.reason == "READER_STALLED"
+    assert "call again with a position" in caught.value.message
+
+
 async def test_reader_that_reads_nothing_does_not_hold_up_the_end(gateway, client, watched):
     output = event_pb2.Event(position=1, output=event_pb2.OutputChunk(data=b"x" * 65_536))
     watched.answers = [monitor_api.WatchResponse(event=output)] * 500

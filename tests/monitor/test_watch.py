@@ -1,4 +1,5 @@
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -170,6 +171,48 @@ async def test_slow_watcher_is_told_and_resumes_exactly_where_it_was_while_other
     log.end(name(1))
     assert await quick == told(log, name(1))
     assert seen + await positions(watch(monitor, name(1), last)) == told(log, name(1))
+
+
+async def test_watcher_that_never_reads_gives_its_place_up_and_can_go_on_where_it_was(start_monitor, watch, log):
+    monitor = await start_monitor(max_watchers=1, watcher_patience=timedelta(seconds=0.5))
+    for _ in range(200):  # more than gRPC buffers
+        log.output(name(1), b"x" * 65_536)
+    stalled = watch(monitor, name(1))
+    seen = [(await anext(stalled)).event.position]
+    with pytest.raises(ResourceExhaustedError):
+        await positions(watch(monitor, name(1)))
+    await until(lambda: monitor.metric("crucible_watchers") == 0)
+    method = {"method": "/crucible.monitor.v1.MonitorService/Watch"}
+    await until(lambda: monitor.metric("crucible_rpc_in_flight", **method) == 0)
+    last = log.end(name(1))
+    resumed = await positions(watch(monitor, name(1), last - 1))  # somebody else has the place
+    assert resumed == [last]
+
+    async def rest():
+        async for answer in stalled:
+            seen.append(answer.event.position)  # noqa: PERF401  # what came before the error counts
+
+    with pytest.raises(UnavailableError) as caught:
+        await asyncio.wait_for(rest(), WAIT)
+    assert caught.value.reason == "READER_STALLED"
+    assert caught.value.retry_after is not None
+    assert any(f"position from {each} on" in caught.value.message for each in seen[-2:])
+    assert seen + await positions(watch(monitor, name(1), seen[-1])) == told(log, name(1))
+
+
+async def test_watcher_that_reads_slowly_keeps_its_place(start_monitor, watch, log):
+    monitor = await start_monitor(watcher_patience=timedelta(seconds=0.5))
+    for _ in range(200):
+        log.output(name(1), b"x" * 65_536)
+    log.end(name(1))
+    slow = watch(monitor, name(1))
+    seen = []
+    async with asyncio.timeout(WAIT):
+        async for answer in slow:
+            seen.append(answer.event.position)
+            if len(seen) % 25 == 0:
+                await asyncio.sleep(0.2)  # all in all far longer than the patience
+    assert seen == told(log, name(1))
 
 
 async def test_nothing_is_kept_of_evaluations_whose_watchers_left(monitor, watch, log):

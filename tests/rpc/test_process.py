@@ -1,5 +1,6 @@
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -101,6 +102,70 @@ def test_an_interrupt_is_no_traceback():
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=30)
     assert (running.returncode, stderr) == (130, "")
+
+
+CLEANS_UP = """
+import atexit, signal, sys
+from crucible_rpc import signals
+def told(text):
+    print(text, flush=True)
+    sys.stdin.readline()
+atexit.register(told, "the loop is closed")
+stop = signals.caught()
+loop = asyncio.get_running_loop()
+print("up", flush=True)
+await stop.wait()
+await loop.run_in_executor(None, told, "cleaning up")
+stop.clear()
+await loop.run_in_executor(None, told, "still cleaning up")
+print("clean", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_during_the_clean_up_and_after_it_change_nothing(number):
+    """A killed parent with several threads signals its children once per thread."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(script(CLEANS_UP), env={"PATH": os.environ["PATH"]}, **pipes) as running:
+        assert running.stdout.readline() == "up\n"
+        running.send_signal(number)
+        for expected in ("cleaning up\n", "still cleaning up\n"):
+            assert running.stdout.readline() == expected
+            for _ in range(5):
+                running.send_signal(number)
+            running.stdin.write("\n")
+            running.stdin.flush()
+        assert running.stdout.readline() == "clean\n"
+        assert running.stdout.readline() == "the loop is closed\n"
+        for _ in range(5):
+            running.send_signal(number)
+        _, stderr = running.communicate("\n", timeout=30)
+    assert (running.returncode, stderr) == (0, "")
+
+
+def test_child_whose_killed_parent_had_many_threads_cleans_up_to_the_end(tmp_path):
+    """The kernel's own signals: as many as the parent had threads."""
+    witness = tmp_path / "witness"
+    body = CLEANS_UP.replace("def told(text):", f"def told(text):\n    open({str(witness)!r}, 'a').write(text + '.')")
+    child = script(body.replace("sys.stdin.readline()", "import time; time.sleep(0.2)"))
+    parent = f"""
+import subprocess, threading, time
+for _ in range(8):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+child = subprocess.Popen(["/usr/bin/setpriv", "--pdeathsig", "TERM", "--", *{child!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as killed:
+        pid = int(killed.stdout.readline())
+        descriptor = os.pidfd_open(pid)
+        killed.kill()
+    try:
+        assert select.select([descriptor], [], [], 30)[0], "it did not end"
+    finally:
+        os.close(descriptor)
+    assert witness.read_text() == "cleaning up.still cleaning up.the loop is closed."
 
 
 def test_errors_and_settings_need_no_grpc():

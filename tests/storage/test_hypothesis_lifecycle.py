@@ -109,10 +109,10 @@ class Lifecycle(RuleBasedStateMachine):
         self.run(self.world.report(report(assignment, end), executor_id=executor))
 
     @precondition(lambda self: self.assignments)
-    @rule(number=st.integers(0, 50), permanent=st.booleans())
-    def run_is_refused(self, number, permanent):
+    @rule(number=st.integers(0, 50), permanent=st.booleans(), failed_attempt=st.booleans())
+    def run_is_refused(self, number, permanent, failed_attempt):
         executor, assignment = self.pick(number)
-        refused = work.Refused(reason="no slot", permanent=permanent)
+        refused = work.Refused(reason="no", permanent=permanent, failed_attempt=failed_attempt)
         rejected = self.run(self.world.report(report(assignment, refused=refused), executor_id=executor))
         if not rejected and assignment == self.latest(assignment):
             self.alive_until[assignment.run_id] = 0

@@ -259,6 +259,36 @@ async def test_a_permanent_refusal_is_the_end(world):
     assert done.termination.infrastructure_failure.reason == "no such image"
 
 
+async def test_a_refusal_for_another_reason_than_room_is_an_attempt_that_failed_with_it(world):
+    created = await world.create()
+    await world.register()
+    reason = "INVALID_TICKET: the ticket's signature is not storage's"
+    refused = work.Refused(reason=reason, failed_attempt=True)
+    for attempt in (1, 2, 3):
+        assignment = await world.lease_one()
+        assert assignment.run_id.endswith(f".{attempt}")
+        assert await world.report(report(assignment, refused=refused)) == []
+        assert await world.lease() == []  # as after any failed attempt: not before its backoff
+        world.clock.advance(timedelta(seconds=10))
+    done = await world.get(created)
+    assert done.state == S.EVALUATION_STATE_FAILED
+    assert done.termination.infrastructure_failure.reason == reason
+    assert [failed.reason for failed in done.failed_attempts] == [reason, reason]
+    told = [one.attempt_failed.reason for one in await world.events() if one.WhichOneof("kind") == "attempt_failed"]
+    assert told == [reason] * 3
+
+
+async def test_a_refused_attempt_of_a_cancelled_evaluation_is_its_confirmed_end(world):
+    created = await world.create()
+    await world.register()
+    assignment = await world.lease_one()
+    await world.cancel(created)
+    await world.report(report(assignment, refused=work.Refused(reason="no", failed_attempt=True)))
+    done = await world.get(created)
+    assert done.state == S.EVALUATION_STATE_CANCELLED
+    assert done.termination.cancelled.confirmed
+
+
 async def test_a_started_run_cannot_be_refused(world):
     assignment = await world.running()
     [rejected] = await world.report(report(assignment, refused=work.Refused(reason="no")))
@@ -364,10 +394,10 @@ async def test_executors_that_are_long_gone_make_room_for_new_ones(world, monkey
 
 
 async def test_what_is_refused_again_and_again_is_given_out_ever_more_rarely(world):
-    """An executor whose clock or key is wrong refuses everything: that must not fill the log by the hour."""
+    """An executor whose disk is full refuses everything: that must not fill the log by the hour."""
     await world.create()
     await world.register()
-    refused = work.Refused(reason="INVALID_TICKET: the ticket's signature is not storage's")
+    refused = work.Refused(reason="STORAGE_FULL: the disk is full")
     refused.retry_after.FromTimedelta(timedelta(seconds=5))
     leases = 0
     for _ in range(720):

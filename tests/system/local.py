@@ -4,18 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from crucible_client import AsyncClient, Client, EvaluationSpec, File, Program
 from crucible_client.settings import load
-from crucible_deploy import record
+from crucible_deploy import private_homes, record
 from crucible_deploy.identity import ProcessIdentity
 from crucible_deploy.layout import Layout
 from crucible_deploy.paths import DEFAULT_CACHE, Paths
-from crucible_deploy.private_stack import free_offset, remove
+from crucible_deploy.private_stack import free_offset
 
 COMMAND = (sys.executable, "-c", "from crucible_client.cli import main; main()")
 
@@ -24,9 +23,8 @@ class LocalStack:
     """One home; `up` and `down` as often as wanted, `remove` at the end."""
 
     def __init__(self, cache: Path = DEFAULT_CACHE) -> None:
-        home = Path(tempfile.mkdtemp(prefix="crucible-system-", dir="/var/tmp"))
-        home.chmod(0o755)
-        self.layout = Layout(Paths(home=home, cache=cache), free_offset())
+        self.layout = Layout(private_homes.make(cache, "crucible-system-"), free_offset())
+        self.layout.home.chmod(0o755)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -54,7 +52,7 @@ class LocalStack:
 
     def remove(self) -> None:
         """Removes everything, and the users when this home made them and the machine's own stack needs none."""
-        remove(self.layout, Layout(Paths()))
+        private_homes.remove(self.layout, Layout(Paths()))
         if self.layout.paths.cache != DEFAULT_CACHE:
             shutil.rmtree(self.layout.paths.cache)
 

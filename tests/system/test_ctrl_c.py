@@ -5,45 +5,17 @@ import pwd
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from crucible_deploy import host, record
+from crucible_deploy import host, private_homes, record, users
 from crucible_deploy.layout import Layout
 from crucible_deploy.paths import Paths
-from crucible_deploy.private_stack import remove_stale
 from tests.system.local import COMMAND, LocalStack, until
 
 CHECKOUT = Path(__file__).parents[2]
-
-
-def users() -> set[str]:
-    return {entry.pw_name for entry in pwd.getpwall()}
-
-
-def cgroups() -> set[str]:
-    return {str(path) for path in Path("/sys/fs/cgroup").glob("**/crucible*")}
-
-
-def private() -> set[str]:
-    return {str(path) for root in ("/var/tmp", "/run") for path in Path(root).glob("crucible-*")}
-
-
-def mounts() -> int:
-    return sum("crucible" in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
-
-
-def runscs() -> set[int]:
-    """Processes of runsc for private stacks, whoever started them."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"/run/crucible-" in path.read_bytes():
-                found.add(int(path.parts[2]))
-        except OSError:
-            continue
-    return found
 
 
 def test_ctrl_c_during_a_run_ends_its_sandbox(stack, tmp_path):
@@ -89,21 +61,58 @@ def start_demo() -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, cwd=CHECKOUT, **pipes)
 
 
+def home_of(demo: subprocess.Popen) -> Layout:
+    """The private home that this demo made, and no other command's."""
+
+    def mine() -> list[Layout]:
+        return [one.layout for one in private_homes.found() if one.maker is not None and one.maker.pid == demo.pid]
+
+    until(mine, 60, "the demo's home")
+    [layout] = mine()
+    return layout
+
+
+def left_of(layout: Layout, made: set[str]) -> list[str]:
+    """Whatever the host still shows of this home, of its runtime folder, its cgroups and the users that it made."""
+    left = [str(host.traces(layout))] if host.traces(layout) else []
+    left += [f"folder {path}" for path in (layout.home, layout.runtime) if os.path.lexists(path)]
+    left += [f"cgroup {path}" for path in (*host.cgroup_folders(layout), *host.trace_cgroup_folders(layout))]
+    names = [os.fsencode(layout.home), os.fsencode(layout.runtime)]
+    mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    left += [f"mount {line!r}" for line in mounts if any(name in line for name in names)]
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if any(name in said for name in names):
+            left.append(f"process {folder.name}: {said[:100]!r}")
+    given_away = {name for one in private_homes.found() for name in users.made_by(one.layout.home)}
+    there = {entry.pw_name for entry in pwd.getpwall()} & made
+    left += [f"user {name}" for name in there - given_away - set(users.made_by(Paths().home))]
+    return left
+
+
 @pytest.mark.parametrize("when", ["while it installs", "while programs run"])
 def test_ctrl_c_during_the_demo_leaves_the_machine_as_it_was(when):
-    remove_stale(Layout(Paths()))
-    before = users(), cgroups(), private(), mounts(), runscs()
+    """Looked for by the demo's own names, so that nobody else's stack that comes or goes meanwhile is its fault."""
     with start_demo() as demo:
+        layout = home_of(demo)
         if when == "while it installs":
-            until(lambda: list(Path("/var/tmp").glob("crucible-private-*/envs/*")), 60, "an environment")
+            until(lambda: list(layout.envs.glob("*")), 60, "an environment")
         else:
             lines = []
             while "reference solutions" not in "".join(lines):
                 line = demo.stdout.readline()
                 assert line, "".join(lines)
                 lines.append(line)
-            until(lambda: runscs() - before[4], 60, "a sandbox of the demo")
+            until(lambda: host.traces(layout).processes, 60, "a sandbox of the demo")
+            assert len(left_of(layout, set())) > 10  # it is seen where there is something to be seen
+        made = set(users.made_by(layout.home))
         demo.send_signal(signal.SIGINT)
         rest = demo.stdout.read()
         assert demo.wait(timeout=60) == 130, rest
-    until(lambda: (users(), cgroups(), private(), mounts(), runscs()) == before, 10, "everything gone")
+    deadline = time.monotonic() + 10
+    while (left := left_of(layout, made)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []

@@ -233,10 +233,11 @@ async def test_permanent_refusal_is_told_as_such(executor, storage, worker):
     assert "ABOVE_CEILING" in run.refused.reason
 
 
-async def test_expired_ticket_is_a_refusal_that_may_be_tried_again(executor, storage, worker):
+async def test_expired_ticket_is_a_failed_attempt_and_not_the_end(executor, storage, worker):
     storage.ticket_changes = {"life": timedelta(seconds=-5)}
     run = await storage.add({})
     await storage.until(lambda: run.over)
+    assert run.refused.failed_attempt
     assert not run.refused.permanent
     assert "expired" in run.refused.reason
 

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from crucible_deploy import private_homes
 from crucible_deploy.identity import ProcessIdentity
 from crucible_deploy.interrupt import cancelled_by_signals
 from crucible_deploy.layout import Layout
+from crucible_deploy.paths import Paths
 from crucible_deploy.prepare import EXPECTED_ERRORS, prepare
 from crucible_deploy.spec import ProcessSpec
 from crucible_deploy.stack import Options
@@ -31,13 +33,20 @@ async def serve(
 ) -> None:
     """Keeps the processes running until SIGTERM, SIGINT or SIGHUP, then stops them; calls `ready` when all are.
 
+    The stack of a private home also ends with the process that made the home, and the home with it.
+
     Raises:
         ChildError: one did not come up; the others are stopped.
     """
-    with suppress(asyncio.CancelledError), cancelled_by_signals():
-        async with Supervisor(layout, specs, own=own_identity(), say=say):
-            ready()
-            await asyncio.Event().wait()
+    maker = private_homes.maker_of(layout.home)
+    try:
+        with suppress(asyncio.CancelledError), cancelled_by_signals(), private_homes.cancelled_at_end_of(maker):
+            async with Supervisor(layout, specs, own=own_identity(), say=say):
+                ready()
+                await asyncio.Event().wait()
+    finally:
+        if maker is not None and not maker.alive:
+            private_homes.remove(layout, Layout(Paths()))
 
 
 def arguments(layout: Layout, options: Options, *, lock: int, ready: int) -> list[str]:

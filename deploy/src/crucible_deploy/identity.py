@@ -35,15 +35,24 @@ class ProcessIdentity:
         """Whether this very process still runs."""
         return type(self).of(self.pid) == self
 
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to this process, never to a later one with its pid; nothing when it is gone."""
+    def open(self) -> int | None:
+        """A descriptor of this process, readable when it has ended; None when it is gone."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
+            return None
+        if self.alive:
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to this process, never to a later one with its pid; nothing when it is gone."""
+        descriptor = self.open()
+        if descriptor is None:
             return
         try:
-            if self.alive:
-                signal.pidfd_send_signal(descriptor, number)
+            signal.pidfd_send_signal(descriptor, number)
         except ProcessLookupError:
             pass
         finally:

@@ -5,28 +5,21 @@
 
 import asyncio
 import random
-import shutil
-import signal
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_client import AsyncClient
 from crucible_client.settings import load
-from crucible_deploy import host, prepare, record, users
+from crucible_deploy import prepare, private_homes
 from crucible_deploy.daemon import own_identity
 from crucible_deploy.layout import PROCESSES, Layout
-from crucible_deploy.paths import MARKER, Paths, is_marked
+from crucible_deploy.paths import Paths
 from crucible_deploy.stack import Options
 from crucible_deploy.supervisor import Supervisor
 
 T = TypeVar("T")
-
-_PARENT = Path("/var/tmp")  # noqa: S108  # the folder's name is random and it is made by mkdtemp
-_PREFIX = "crucible-private-"
 
 
 class PrivateStack:
@@ -65,9 +58,8 @@ async def private_stack(common: Layout, options: Options, say: Callable[[str], N
     Raises:
         PrepareError and its like (`prepare.EXPECTED_ERRORS`): it cannot be started here.
     """
-    remove_stale(common)
-    home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
-    layout = Layout(Paths(home=home, cache=common.paths.cache), free_offset())
+    private_homes.remove_stale(common)
+    layout = Layout(private_homes.make(common.paths.cache), free_offset())
     try:
         lock = prepare.take_lock(layout)
         with open(lock, "rb", closefd=True):  # noqa: PTH123, ASYNC230  # a descriptor, to be closed at the end
@@ -76,7 +68,7 @@ async def private_stack(common: Layout, options: Options, say: Callable[[str], N
             async with Supervisor(layout, specs, own=own_identity()) as supervisor:
                 yield PrivateStack(layout, supervisor)
     finally:
-        remove(layout, common)
+        private_homes.remove(layout, common)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
@@ -89,48 +81,6 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         raise
-
-
-def remove(layout: Layout, common: Layout) -> None:
-    """Removes a private home whose stack is down, and the users that it made.
-
-    Users stay when another stack was set up meanwhile and uses them too; they are its own then.
-    """
-    made = users.made_by(layout.home)
-    heir = _heir(layout, common) if made else None
-    if heir is not None:
-        users.adopt(heir, made)
-    elif made:
-        users.remove_made(layout.home)
-    for cgroup in (*host.trace_cgroup_folders(layout), *host.cgroup_folders(layout)):
-        with suppress(OSError):  # not empty: something of a sandbox is left, which is told elsewhere
-            cgroup.rmdir()
-    for folder in (layout.runtime, layout.home):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _heir(layout: Layout, common: Layout) -> Path | None:
-    """The home of another stack on this machine, the user's own first."""
-    others = sorted(_PARENT.glob("crucible-*"))
-    homes = (home for home in (common.home, *others) if home != layout.home and is_marked(home))
-    return next((home for home in homes if home.stat().st_uid == 0), None)
-
-
-def remove_stale(common: Layout) -> None:
-    """Removes what a private stack left whose command was killed; its processes ended with it."""
-    for home in _PARENT.glob(f"{_PREFIX}*"):
-        layout = Layout(Paths(home=home, cache=common.paths.cache))
-        if home.is_symlink() or home.stat().st_uid != 0 or not (home / MARKER).is_file() or not layout.run.is_dir():
-            continue
-        lock = record.lock(layout)
-        if lock is None:
-            continue
-        with open(lock, "rb", closefd=True):  # noqa: PTH123
-            left = record.read(layout)
-            for process in left.processes.values() if left is not None else ():
-                process.signal(signal.SIGTERM)
-                process.wait_gone(20)
-            remove(layout, common)
 
 
 def free_offset() -> int:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from crucible_deploy import mounts, record, users
+from crucible_deploy import mounts, private_homes, record, users
 from crucible_deploy.layout import Layout, LayoutError
 from crucible_deploy.paths import is_marked
 
@@ -34,11 +34,13 @@ class Uninstall:
         layout: its folders.
         checkout: the checkout whose `.venv` goes too; None for none.
         cgroup_root: where the cgroup file systems are.
+        private_parent: where private stacks have their homes.
     """
 
     layout: Layout
     checkout: Path | None = None
     cgroup_root: Path = Path("/sys/fs/cgroup")
+    private_parent: Path = private_homes.PARENT
 
     def run(self) -> Iterator[str]:
         """Does it, and says after each step what is gone.
@@ -51,7 +53,9 @@ class Uninstall:
         with self._set_up_kept_out():
             yield from self._stop_stack()
             yield from self._remove_cgroups()
-            for name in users.remove_made(self.layout.home):
+            for home in private_homes.remove_stale(self.layout, self.private_parent):
+                yield f"private stack {home}"
+            for name in private_homes.leave_users(self.layout, None, self.private_parent):
                 yield f"user {name}"
             for folder in folders:
                 mounts.remove_tree(folder)
@@ -179,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     sys.stdout.write("Debian packages stay.\n" if removed else "There was nothing to remove.\n")
+    for one in private_homes.found():
+        sys.stdout.write(f"still there: {one}\n")
     return 0
 
 

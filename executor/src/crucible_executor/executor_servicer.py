@@ -52,7 +52,8 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def GetExecutor(self, request: ex.GetExecutorRequest, context: Any) -> ex.GetExecutorResponse:
         """See the contract."""
-        return ex.GetExecutorResponse(executor=self._executor)
+        time = convert.executor_time(self._executor.boot_id, self._runs.uptime())
+        return ex.GetExecutorResponse(executor=self._executor, time=time)
 
     async def Execute(self, request: ex.ExecuteRequest, context: Any) -> AsyncIterator[ex.ExecuteResponse]:
         """See the contract."""
@@ -88,7 +89,8 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def ExtendPermits(self, request: ex.ExtendPermitsRequest, context: Any) -> ex.ExtendPermitsResponse:
         """See the contract."""
-        not_running = self._runs.extend(_bounded(request.run_ids), convert.timedelta_of(request.permit))
+        since = convert.uptime(request.since, self._executor.boot_id, self._runs.uptime())
+        not_running = self._runs.extend(_bounded(request.run_ids), convert.timedelta_of(request.permit), since)
         return ex.ExtendPermitsResponse(not_running=not_running)
 
 

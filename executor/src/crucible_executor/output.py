@@ -27,12 +27,13 @@ class KeptOutput:
         file: where they go when they are many. Made when needed.
 
     Attributes:
+        limit: see above.
         total: bytes written by the program.
         kept: bytes that can be read back.
     """
 
     def __init__(self, limit: int, file: Path) -> None:
-        self._limit = limit
+        self.limit = limit
         self._file = file
         self._memory = bytearray()
         self._fd = -1
@@ -81,7 +82,7 @@ class KeptOutput:
         Raises:
             OSError: the file cannot be written. Nothing of `data` is kept then.
         """
-        keep = data[: max(0, self._limit - self.kept)]
+        keep = data[: max(0, self.limit - self.kept)]
         if keep:
             if not self._in_file and self.kept + len(keep) > SPILL_BYTES:
                 self._spill()

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from datetime import timedelta
+
+LOOK_SECONDS = 1.0
+"""A permit is looked at this often: the loop's timers stand still while the machine sleeps, its end does not."""
+
+
+def uptime_clock() -> Callable[[], float]:
+    """Seconds from this call on, by a clock that nobody sets and that goes on while the machine sleeps."""
+    began = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return lambda: (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - began) / 1e9
 
 
 class Permit:
-    """One run's permit on the event loop's clock, which wall-clock jumps do not move.
+    """One run's permit.
 
     Args:
-        lasts: from now.
-        longest: no permit is ever longer (the executor's `orphan_grace`).
-        on_expired: called once, on the loop, when it ends.
+        ends: when, by `clock`.
+        clock: see `uptime_clock`.
+        on_expired: called once, on the loop, when it has ended.
     """
 
-    def __init__(self, lasts: timedelta, *, longest: timedelta, on_expired: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._longest = longest
+    def __init__(self, ends: float, *, clock: Callable[[], float], on_expired: Callable[[], None]) -> None:
+        self._ends = ends
+        self._clock = clock
         self._on_expired = on_expired
-        self._deadline = self._after(lasts)
-        self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._deadline, self._fire)
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait()
 
-    def extend(self, lasts: timedelta) -> None:
-        """Sets the end to `lasts` from now; never brings it forward."""
-        self._deadline = max(self._deadline, self._after(lasts))
+    def extend(self, ends: float) -> bool:
+        """Sets the end to `ends`, never to an earlier time; False when the permit has ended, which is for good."""
+        if self._timer is None or self._clock() >= self._ends:
+            return False  # a process that was stalled may be told this before its own timer
+        self._ends = max(self._ends, ends)
+        return True
 
     def end(self) -> None:
         """The run is over; the permit never expires."""
@@ -33,13 +45,14 @@ class Permit:
             self._timer.cancel()
             self._timer = None
 
-    def _after(self, lasts: timedelta) -> float:
-        return self._loop.time() + max(0.0, min(lasts, self._longest).total_seconds())
+    def _wait(self) -> None:
+        left = max(0.0, self._ends - self._clock())
+        self._timer = asyncio.get_running_loop().call_later(min(left, LOOK_SECONDS), self._look)
 
-    def _fire(self) -> None:
-        # An extension only moves the deadline: one timer per run, re-armed at most once per permit's length.
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._fire)
+    def _look(self) -> None:
+        # An extension only moves the end: one timer per run, whatever is told how often.
+        if self._clock() < self._ends:
+            self._wait()
             return
         self._timer = None
         self._on_expired()

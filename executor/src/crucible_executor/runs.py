@@ -20,8 +20,9 @@ from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
 from crucible_executor.model import Interpreter, Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
 from crucible_executor.output import OutputFolder
-from crucible_executor.permits import Permit
+from crucible_executor.permits import Permit, uptime_clock
 from crucible_executor.recovery import finished_fields, recover
+from crucible_executor.room import Room
 from crucible_executor.run import KillCause, Run, RunState
 from crucible_executor.tickets import TicketCheck, checked_run_id, expiry
 from crucible_rpc import logs
@@ -80,8 +81,10 @@ class Runs:
         records: signs how runs ended.
         journal: open; what it replayed is taken over by `recover`.
         outputs: where large outputs go.
+        room: how much of them there may be.
         metrics: counts.
         now: the wall clock, in UTC.
+        uptime: the clock of permits; see `permits.uptime_clock`.
     """
 
     def __init__(
@@ -94,9 +97,12 @@ class Runs:
         records: records.Records,
         journal: Journal,
         outputs: OutputFolder,
+        room: Room,
         metrics: ExecutorMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        uptime: Callable[[], float] | None = None,
     ) -> None:
+        self.uptime = uptime or uptime_clock()
         self._settings = settings
         self._catalog = catalog
         self._ceilings = ceilings
@@ -104,6 +110,7 @@ class Runs:
         self._records = records
         self._journal = journal
         self._outputs = outputs
+        self._room = room
         self._metrics = metrics
         self._now = now
         self._runs: dict[str, Run] = {}
@@ -144,9 +151,10 @@ class Runs:
         run = job.run
         self._busy += 1
         self._runs[run.id] = run
+        lasts = min(permit, job.longest_permit, self._settings.orphan_grace)
         run.permit = Permit(
-            min(permit, job.longest_permit),
-            longest=self._settings.orphan_grace,
+            self.uptime() + lasts.total_seconds(),
+            clock=self.uptime,
             on_expired=lambda: self._end(run, KillCause.PERMIT_EXPIRED),
         )
         self._metrics.running.inc()
@@ -204,15 +212,14 @@ class Runs:
         known = {run_id: run.state for run_id, run in self._runs.items()}
         return {**known, **dict.fromkeys(self._refused, RunState.REFUSED)}
 
-    def extend(self, run_ids: Iterable[str], permit: timedelta) -> list[str]:
-        """Lets runs go on until `permit` from now; returns those that are not running."""
+    def extend(self, run_ids: Iterable[str], permit: timedelta, since: float) -> list[str]:
+        """Lets runs go on until `permit` after `since` (by `uptime`); returns those that do not run any more."""
+        ends = since + min(permit, self._settings.orphan_grace).total_seconds()
         not_running = []
         for run_id in run_ids:
             run = self._runs.get(run_id)
-            if run is None or run.record is not None or run.permit is None:
+            if run is None or run.record is not None or run.permit is None or not run.permit.extend(ends):
                 not_running.append(run_id)
-            else:
-                run.permit.extend(permit)
         return not_running
 
     async def drain(self, grace: timedelta) -> None:
@@ -242,7 +249,7 @@ class Runs:
             entrypoint=convert.entrypoint(spec.program),
             reads_whole_file=runtime.reads_whole_file,
         )
-        self._check_room()
+        self._check_room(limits.output_bytes)
         ran = records.Ran(runtime.name, image_digest, engine.capabilities, limits)
         stdout, stderr = self._outputs.make(ticket.run_id, limits.output_bytes)
         return _Job(
@@ -259,7 +266,7 @@ class Runs:
         if run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
             raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
 
-    def _check_room(self) -> None:
+    def _check_room(self, output_bytes: int) -> None:
         if self._draining:
             raise UnavailableError("SHUTTING_DOWN", "the executor is stopping", retry_after=timedelta(seconds=1))
         if self._busy >= self._settings.slots:
@@ -268,6 +275,7 @@ class Runs:
         if len(self._runs) >= MAX_UNACKNOWLEDGED + self._settings.slots:
             text = f"{len(self._runs)} runs wait to be acknowledged; storage must confirm them first"
             raise ResourceExhaustedError("NO_FREE_SLOT", text, retry_after=timedelta(seconds=5))
+        self._room.check(self._runs.values(), output_bytes)
 
     async def _carry_out(self, job: _Job, accepted: asyncio.Future[None]) -> None:
         """The whole life of one run, from the journal's first entry to its last."""

@@ -21,6 +21,7 @@ from crucible_executor.journal import Journal, JournalFullError
 from crucible_executor.metrics import ExecutorMetrics
 from crucible_executor.output import OutputFolder
 from crucible_executor.records import Records
+from crucible_executor.room import Room
 from crucible_executor.runs import Runs, RunsSettings
 from crucible_executor.runtimes import RUNTIMES
 from crucible_executor.settings import Settings
@@ -100,6 +101,7 @@ class ExecutorService:
             records=Records(signer),
             journal=journal,
             outputs=OutputFolder(state.outputs),
+            room=Room(state.outputs, settings.max_kept_bytes, settings.min_free_bytes),
             metrics=ExecutorMetrics(settings.slot_count, registry),
         )
         try:

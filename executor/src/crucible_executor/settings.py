@@ -41,6 +41,8 @@ class Settings:
         pool_idle: a class of sandbox that nobody asked for during this time is not kept.
         orphan_grace: the longest permit: a run without its worker or storage ends after this.
         shutdown_grace: how long a stopping executor lets runs go on.
+        max_kept_bytes: all runs' output until storage confirms it; running ones count as large as they may become.
+        min_free_bytes: stays free on the disk of `state_dir`; with less, no run is taken.
         max_wall_time: ceiling, and so are the following.
         max_cpu_time: of the whole sandbox.
         max_cpus: 0: all there are.
@@ -75,6 +77,8 @@ class Settings:
     pool_idle: timedelta = timedelta(minutes=10)
     orphan_grace: timedelta = timedelta(seconds=15)
     shutdown_grace: timedelta = timedelta(seconds=10)
+    max_kept_bytes: int = 4 << 30
+    min_free_bytes: int = 256 << 20
     max_wall_time: timedelta = timedelta(hours=1)
     max_cpu_time: timedelta = timedelta(hours=1)
     max_cpus: float = 0.0
@@ -101,6 +105,8 @@ class Settings:
         counts = (ceilings.memory_bytes, ceilings.processes, ceilings.open_files, ceilings.output_bytes)
         if min(*counts, ceilings.disk_bytes, self.max_disk_inodes, ceilings.cpus) <= 0:
             raise ValueError("every MAX_* must be positive")
+        if self.max_kept_bytes < 2 * ceilings.output_bytes or self.min_free_bytes < 0:
+            raise ValueError("MAX_KEPT_BYTES must be at least twice MAX_OUTPUT_BYTES, MIN_FREE_BYTES not negative")
 
     @property
     def slot_count(self) -> int:

@@ -72,7 +72,7 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
     )
     server.add(
         evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
-        EvaluationServicer(evaluations, interruption),
+        EvaluationServicer(evaluations, interruption, own.watcher_patience),
     )
     server.add(platform_service_pb2_grpc.add_PlatformServiceServicer_to_server, PlatformServicer(view))
     server.add(

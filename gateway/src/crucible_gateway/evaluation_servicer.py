@@ -1,6 +1,7 @@
 """`EvaluationService`: checks a request, calls `Evaluations`, converts the answer."""
 
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any
 
 from crucible.gateway.v1 import evaluation_service_pb2 as api
@@ -9,6 +10,7 @@ from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
 from crucible_gateway import caller, validation
 from crucible_gateway.evaluations import Evaluations
 from crucible_gateway.interruption import Interruption
+from crucible_rpc import readers
 
 
 class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
@@ -17,11 +19,13 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
     Args:
         evaluations: the rules.
         interruption: ends waits and streams when the gateway stops.
+        patience: a watcher that reads nothing for this long is ended, and what it holds at monitor with it.
     """
 
-    def __init__(self, evaluations: Evaluations, interruption: Interruption) -> None:
+    def __init__(self, evaluations: Evaluations, interruption: Interruption, patience: timedelta) -> None:
         self._evaluations = evaluations
         self._interruption = interruption
+        self._patience = patience
 
     async def CreateEvaluation(
         self, request: api.CreateEvaluationRequest, _context: Any
@@ -62,11 +66,15 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
     ) -> None:
         """See the contract. Writes by itself, so that a write to a reader that does not read is interrupted too."""
         validation.check_watch(request)
+        reached = request.after_position
         events = self._evaluations.watch(caller.current(), request.name, request.after_position)
         with self._interruption.waiting():
             async with aclosing(events) as answers:
                 async for answer in answers:
-                    await context.write(watch_response(answer))
+                    if not await readers.write(context, watch_response(answer), self._patience):
+                        readers.give_up(context, reached)
+                        return
+                    reached = answer.event.position or reached
 
     async def ReadOutput(  # type: ignore[override]  # as above
         self, request: api.ReadOutputRequest, context: Any

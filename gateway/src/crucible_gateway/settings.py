@@ -29,6 +29,7 @@ class Settings:
         key_ttl: how long a good API key is remembered; at most 5 s, which is promised for revocations.
         executors_ttl: how old the view of the executors may be.
         outage: how long a waiting `RunEvaluation` waits for a storage that went away.
+        watcher_patience: a watcher that reads nothing for this long is ended; it can go on where it was.
         grace: how long calls in flight are waited for at the end.
         default_engine: for specs that name none; empty: what the executors say.
         default_wall_time: default limit; the others likewise. 0 is none.
@@ -48,6 +49,7 @@ class Settings:
     key_ttl: timedelta = timedelta(seconds=5)
     executors_ttl: timedelta = timedelta(seconds=1)
     outage: timedelta = timedelta(seconds=30)
+    watcher_patience: timedelta = timedelta(seconds=60)
     grace: timedelta = timedelta(seconds=10)
     default_engine: str = ""
     default_wall_time: timedelta = timedelta(seconds=30)
@@ -63,6 +65,8 @@ class Settings:
             raise ValueError("public_cert and public_key must be set together")
         if not timedelta(0) <= self.key_ttl <= timedelta(seconds=5):
             raise ValueError("key_ttl must be at most 5s")
+        if self.watcher_patience <= timedelta(0):
+            raise ValueError("watcher_patience must be more than 0")
         if not 4 * MIB <= self.max_message_bytes <= 64 * MIB:
             raise ValueError("max_message_bytes must be from 4 MiB to 64 MiB, or the largest program does not fit")
 

@@ -66,7 +66,8 @@ def build(own: Settings, log: StorageEventLog, registry: CollectorRegistry = REG
         registry=registry,
     )
     server.add(
-        monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server, MonitorServicer(Watches(log, fanout, tail))
+        monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server,
+        MonitorServicer(Watches(log, fanout, tail), own.watcher_patience),
     )
     server.on_drain(fanout.close)
     return server, tail

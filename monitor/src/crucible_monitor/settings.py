@@ -20,6 +20,7 @@ class Settings:
         watcher_events: events that may wait for one watcher; one that has more waiting fell behind.
         watcher_bytes: bytes of such events, likewise.
         total_bytes: bytes that may wait for all watchers; beyond, the one with the most waiting fell behind.
+        watcher_patience: a watcher that reads nothing for this long is ended; it can go on where it was.
         grace: how long calls in flight are waited for at the end.
     """
 
@@ -33,6 +34,7 @@ class Settings:
     watcher_events: int = 1024
     watcher_bytes: int = 4 << 20
     total_bytes: int = 64 << 20
+    watcher_patience: timedelta = timedelta(seconds=60)
     grace: timedelta = timedelta(seconds=5)
 
     def __post_init__(self) -> None:
@@ -40,3 +42,5 @@ class Settings:
             raise ValueError("max_watchers, watcher_events and watcher_bytes must be at least 1")
         if self.total_bytes < self.watcher_bytes:
             raise ValueError("total_bytes must be at least watcher_bytes")
+        if self.watcher_patience <= timedelta(0):
+            raise ValueError("watcher_patience must be more than 0")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NoReturn
 
-from crucible_rpc import logs
+from crucible_rpc import logs, signals
 from crucible_rpc.errors import StartError
 from crucible_rpc.settings import SettingsError
 
@@ -51,7 +51,10 @@ def run(main: Callable[[], Awaitable[None]], process: str, environ: Mapping[str,
 
 
 async def _awaited(main: Callable[[], Awaitable[None]]) -> None:
-    await main()
+    try:
+        await main()
+    finally:
+        signals.ignored()
 
 
 def _os_error(error: OSError) -> str:

@@ -196,7 +196,7 @@ class Record:
         self._finish(FAILED, pb.Evaluation(termination=termination), now)
 
     def refuse(self, reason: str, retry_at: int, now: int, *, permanent: bool) -> None:
-        """The executor did not take the run: this was no attempt."""
+        """The executor had no room for the run, or nobody should take it again: this was no attempt."""
         self._expect(self.state == STARTING)
         self.attempt -= 1
         if self.cancel_wanted:

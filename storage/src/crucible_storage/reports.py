@@ -213,6 +213,10 @@ class _OneReport:
         record = self._record
         if record.state != STARTING:
             raise _invalid("a run that was started cannot be refused; report it as lost")
+        if refused.failed_attempt and not refused.permanent:
+            reason = refused.reason or "the executor refused the run"
+            record.fail_attempt(reason, self._now, self._policy, self._jitter())
+            return
         asked = max(refused.retry_after.ToMicroseconds(), _MIN_RETRY)
         # What is refused again and again waits longer and longer: each time is a lease and two events of the log.
         often = min(max(0, record.epoch - record.attempt - _PATIENT_REFUSALS), 20)

@@ -19,6 +19,8 @@ from crucible_rpc.errors import (
     NotFoundError,
     PermissionDeniedError,
     ResourceExhaustedError,
+    UnauthenticatedError,
+    UnimplementedError,
 )
 from crucible_worker.carried import CarriedRun
 from crucible_worker.peers import ExecutorPeer
@@ -27,7 +29,16 @@ from crucible_worker.reporter import Reporter
 PERMANENT_REASONS = frozenset({"ABOVE_CEILING", "LIMIT_NOT_ENFORCEABLE"})
 """No executor with the same ceilings will ever take such a run."""
 
-_REFUSED_RETRY = timedelta(seconds=5)
+NO_ROOM_REASONS = frozenset({"NO_FREE_SLOT", "STORAGE_FULL"})
+"""The executor may take the very same run later: such a refusal is no attempt."""
+
+_REFUSALS = (
+    FailedPreconditionError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnimplementedError,
+)
 _RETRY_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
@@ -47,12 +58,12 @@ class ExecutorLink(Protocol):
 def refusal(error: CallError) -> work.Refused | None:
     """What a failed `Execute` means for storage; None when it does not say that the run was never accepted."""
     message = work.Refused(reason=f"{error.reason}: {error.message}")
-    if isinstance(error, ResourceExhaustedError):
+    if isinstance(error, ResourceExhaustedError) and error.reason in NO_ROOM_REASONS:
         message.retry_after.FromTimedelta(error.retry_after or timedelta(seconds=1))
     elif isinstance(error, InvalidArgumentError) or error.reason in PERMANENT_REASONS:
         message.permanent = True
-    elif isinstance(error, FailedPreconditionError | PermissionDeniedError):
-        message.retry_after.FromTimedelta(_REFUSED_RETRY)
+    elif isinstance(error, _REFUSALS):
+        message.failed_attempt = True  # refused for good, as far as anybody can tell: it must not wait for ever
     else:
         return None
     return message

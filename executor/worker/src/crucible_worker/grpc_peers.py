@@ -62,11 +62,10 @@ class GrpcExecutor:
     def __init__(self, channel: Any) -> None:
         self._stub: Any = ExecutorServiceStub(channel)
 
-    async def get(self) -> Executor:
+    async def get(self) -> ex.GetExecutorResponse:
         """See `ExecutorPeer`."""
-        answer = await self._stub.GetExecutor(ex.GetExecutorRequest(), timeout=_CALL_SECONDS)
-        executor: Executor = answer.executor
-        return executor
+        answer: ex.GetExecutorResponse = await self._stub.GetExecutor(ex.GetExecutorRequest(), timeout=_CALL_SECONDS)
+        return answer
 
     async def execute(self, assignment: work.Assignment, permit: timedelta) -> AsyncIterator[ex.RunEvent]:
         """See `ExecutorPeer`."""
@@ -95,9 +94,9 @@ class GrpcExecutor:
         answer = await self._stub.ListRuns(ex.ListRunsRequest(), timeout=_CALL_SECONDS)
         return list(answer.runs)
 
-    async def extend(self, run_ids: Sequence[str], permit: timedelta) -> None:
+    async def extend(self, run_ids: Sequence[str], permit: timedelta, since: ex.ExecutorTime) -> None:
         """See `ExecutorPeer`."""
-        request = ex.ExtendPermitsRequest(run_ids=run_ids, permit=_duration(permit))
+        request = ex.ExtendPermitsRequest(run_ids=run_ids, permit=_duration(permit), since=since)
         await self._stub.ExtendPermits(request, timeout=_CALL_SECONDS)
 
 

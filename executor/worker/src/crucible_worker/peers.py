@@ -38,7 +38,7 @@ class StoragePeer(Protocol):
 class ExecutorPeer(Protocol):
     """The executor beside this worker."""
 
-    async def get(self) -> Executor:
+    async def get(self) -> ex.GetExecutorResponse:
         """See `ExecutorService.GetExecutor`."""
         ...
 
@@ -62,6 +62,6 @@ class ExecutorPeer(Protocol):
         """See `ExecutorService.ListRuns`."""
         ...
 
-    async def extend(self, run_ids: Sequence[str], permit: timedelta) -> None:
+    async def extend(self, run_ids: Sequence[str], permit: timedelta, since: ex.ExecutorTime) -> None:
         """See `ExecutorService.ExtendPermits`."""
         ...

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from crucible.executor.v1.executor_service_pb2 import ExecutorTime
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible_worker.peers import ExecutorPeer, StoragePeer
 
@@ -38,25 +39,18 @@ class Renewed:
     stops: tuple[str, ...]
 
 
-def permit_after(terms: Terms, elapsed: timedelta) -> timedelta:
-    """The permit that may be given `elapsed` after a renewal was sent; 0 when it is too late for any.
-
-    Storage counts `orphan_grace` from when it handled the renewal, which is later than when it was sent: the permit
-    ends before storage lets anybody start the next attempt.
-    """
-    return max(timedelta(0), terms.orphan_grace - elapsed)
-
-
 async def renew(
     storage: StoragePeer,
     executor: ExecutorPeer,
     executor_id: str,
     leases: Sequence[work.LeaseRef],
     terms: Terms,
-    clock: Callable[[], float],
-    extend: bool = True,
+    since: ExecutorTime | None,
 ) -> Renewed:
     """Renews leases and then extends the permits of those that storage renewed.
+
+    Permits count from `since`, which was before storage handled the renewal, and by the executor's own clock: they end
+    before storage lets anybody start the next attempt, however long an answer or a call was on its way.
 
     Args:
         storage: renews.
@@ -64,8 +58,7 @@ async def renew(
         executor_id: whose leases they are.
         leases: all that are held.
         terms: see `Terms`.
-        clock: seconds; never goes back.
-        extend: whether the executor can be reached.
+        since: what the executor's clock said before this; None: no permit is extended.
 
     Raises:
         CallError: storage or the executor failed; permits not extended run out by themselves.
@@ -74,13 +67,11 @@ async def renew(
     stops: list[str] = []
     for start in range(0, len(leases), MAX_LEASES):
         part = leases[start : start + MAX_LEASES]
-        sent = clock()
         answer = await storage.renew(executor_id, part)
         lost += answer.lost
         stops += answer.stops
         gone = set(answer.lost)
         renewed = [ref.run_id for ref in part if ref.run_id not in gone]
-        permit = permit_after(terms, timedelta(seconds=clock() - sent))
-        if extend and renewed and permit > timedelta(0):
-            await executor.extend(renewed, permit)
+        if renewed and since is not None:
+            await executor.extend(renewed, terms.orphan_grace, since)
     return Renewed(tuple(lost), tuple(stops))

@@ -24,6 +24,9 @@ from crucible_worker.settings import Settings
 MAX_RESYNCS = 3
 ACKNOWLEDGE_DELAY_SECONDS = 0.1
 
+FIRST_REFUSAL_PAUSE_SECONDS = 0.5
+LONGEST_REFUSAL_PAUSE_SECONDS = 10.0
+
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 1.0
 _FIRST_TERMS = Terms(lease=timedelta(seconds=10), orphan_grace=timedelta(seconds=15))
@@ -65,6 +68,9 @@ class Worker:
         self._slot_free = asyncio.Event()
         self._renew_soon = asyncio.Event()
         self._executor_seen = clock()
+        self._executor_time: ex.ExecutorTime | None = None
+        self._refusal_pause = 0.0
+        self._leases_from = clock()
         self._acknowledgments: set[str] = set()
         self._stopping: set[str] = set()
         self._acknowledge_timer: asyncio.TimerHandle | None = None
@@ -145,12 +151,11 @@ class Worker:
 
     async def _look_once(self) -> bool:
         try:
-            executor = await self._executor.get()
+            executor = await self._ask_executor()
         except CallError as error:
             self._executor_up.clear()
             _log.warning("the executor cannot be asked", extra=logs.fields(error=str(error)))
             return False
-        self._executor_seen = self._clock()
         if executor != self._known:
             self._registered.clear()
         try:
@@ -160,6 +165,12 @@ class Worker:
             _log.warning("cannot register with storage yet", extra=logs.fields(error=str(error)))
         self._executor_up.set()
         return self._registered.is_set()
+
+    async def _ask_executor(self) -> Executor:
+        answer = await self._executor.get()
+        self._executor_seen = self._clock()
+        self._executor_time = answer.time
+        return answer.executor
 
     async def _register(self, executor: Executor) -> None:
         """Tells storage of the executor, and brings its leases and the executor's runs together."""
@@ -216,6 +227,9 @@ class Worker:
             if free <= 0:
                 await self._slot_free.wait()
                 continue
+            if (pause := self._leases_from - self._clock()) > 0:
+                await asyncio.sleep(pause)
+                continue
             self._lease_call = self._spawn(self._lease(free))
             await asyncio.wait([self._lease_call])
             if self._registered.is_set():
@@ -245,8 +259,22 @@ class Worker:
         slots = self._known.slots if self._known is not None else 0
         return slots - sum(1 for run in self._runs.values() if not run.ended)
 
-    def _on_ended(self, run: CarriedRun) -> None:  # noqa: ARG002  # its slot is as good as any
+    def _on_ended(self, run: CarriedRun) -> None:
+        if isinstance(run.outcome, work.Refused):
+            self._hold_back(run.outcome)
+        elif run.outcome is None:
+            self._refusal_pause = 0.0
         self._slot_free.set()
+
+    def _hold_back(self, refused: work.Refused) -> None:
+        """An executor that refuses everything must not get the whole queue to refuse, nor cost it its attempts."""
+        now = self._clock()
+        if not refused.failed_attempt:
+            self._leases_from = max(self._leases_from, now + refused.retry_after.ToTimedelta().total_seconds())
+        elif now >= self._leases_from:  # those of one lease call count once
+            longer = min(2 * self._refusal_pause, LONGEST_REFUSAL_PAUSE_SECONDS)
+            self._refusal_pause = max(longer, FIRST_REFUSAL_PAUSE_SECONDS)
+            self._leases_from = now + self._refusal_pause
 
     def _add(self, run: CarriedRun) -> None:
         self._runs[run.run_id] = run
@@ -282,17 +310,26 @@ class Worker:
                 await self._renew(self._known.id, leases)
 
     async def _renew(self, executor_id: str, leases: Sequence[work.LeaseRef]) -> None:
-        extend = self._executor_up.is_set()
+        since = await self._time_of_executor() if self._executor_up.is_set() else None
         try:
-            renewed = await renew(
-                self._storage, self._executor, executor_id, leases, self._terms, self._clock, extend=extend
-            )
+            renewed = await renew(self._storage, self._executor, executor_id, leases, self._terms, since)
         except CallError as error:
             _log.warning("leases or permits were not renewed", extra=logs.fields(error=str(error)))
             self._metrics.renewal_failures.inc()
             self._look.set()
             return
         self._after_renewal(renewed)
+
+    async def _time_of_executor(self) -> ex.ExecutorTime | None:
+        """What its clock says now, or said when it was last asked: a stalled executor must not hold the renewal up."""
+        try:
+            async with asyncio.timeout(self._terms.interval.total_seconds() / 4):
+                await self._ask_executor()
+        except TimeoutError:
+            _log.warning("the executor is slow to answer")
+        except CallError as error:
+            self.lost(error)
+        return self._executor_time
 
     def _after_renewal(self, renewed: Renewed) -> None:
         for run_id in renewed.lost:

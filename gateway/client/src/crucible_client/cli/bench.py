@@ -1,6 +1,5 @@
 """`crucible bench`: run suites of programs and grade them."""
 
-import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from crucible_client.async_client import AsyncClient
+from crucible_client.cli import interruptible
 from crucible_client.cli.failures import INTERRUPTED, Failure, failures
 from crucible_client.cli.output import print_json, print_rows, printable
 from crucible_client.cli.sizes import DURATION, SIZE
@@ -86,7 +86,7 @@ def humaneval(
         with ResultsFile(path) as kept:
             session = _Session(chosen, kept, limits, engine, quiet=as_json)
             try:
-                asyncio.run(session.run(concurrency))
+                interruptible.run(session.run(concurrency))
             except KeyboardInterrupt:
                 done = len(session.decided())
                 raise Failure(

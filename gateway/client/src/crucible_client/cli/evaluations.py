@@ -1,6 +1,5 @@
 """`crucible list`, `get`, `watch`, `logs`, `cancel`: work with evaluations."""
 
-import asyncio
 import itertools
 import os
 from datetime import timedelta
@@ -10,7 +9,7 @@ import click
 
 from crucible_client import results
 from crucible_client.async_client import AsyncClient
-from crucible_client.cli import exits
+from crucible_client.cli import exits, interruptible
 from crucible_client.cli.failures import Failure, failures
 from crucible_client.cli.output import (
     plain,
@@ -163,7 +162,7 @@ def logs(*, name: str, stderr: bool, following: bool, attempt: int | None) -> No
         raise click.UsageError("--follow and --attempt exclude each other")
     with failures():
         if following:
-            asyncio.run(_follow(name, stream))
+            interruptible.run(_follow(name, stream))
             return
         with Client.from_settings(retry_for=_AT_ONCE) as client:
             for data in client.stream_output(name, stream, attempt=attempt or 0):

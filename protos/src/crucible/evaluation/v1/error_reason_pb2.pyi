@@ -82,6 +82,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Between processes only: the call showed no certificate of this installation."""
     ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 29
     """RESOURCE_EXHAUSTED with RetryInfo: as many watchers as monitor takes are there already."""
+    ERROR_REASON_READER_STALLED: _ErrorReason.ValueType  # 30
+    """UNAVAILABLE: nothing of this stream was read for too long, so it was ended; call again after the last position that
+    was read.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -148,4 +152,8 @@ ERROR_REASON_PEER_UNAUTHENTICATED: ErrorReason.ValueType  # 28
 """Between processes only: the call showed no certificate of this installation."""
 ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 29
 """RESOURCE_EXHAUSTED with RetryInfo: as many watchers as monitor takes are there already."""
+ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 30
+"""UNAVAILABLE: nothing of this stream was read for too long, so it was ended; call again after the last position that
+was read.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -586,22 +586,58 @@ class GetExecutorResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXECUTOR_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def executor(self) -> _platform_pb2.Executor:
         """As it is now."""
+
+    @_builtins.property
+    def time(self) -> Global___ExecutorTime:
+        """When this was answered."""
 
     def __init__(
         self,
         *,
         executor: _platform_pb2.Executor | None = ...,
+        time: Global___ExecutorTime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["executor", b"executor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["executor", b"executor", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor", b"executor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor", b"executor", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetExecutorResponse: _TypeAlias = GetExecutorResponse  # noqa: Y015
+
+@_typing.final
+class ExecutorTime(_message.Message):
+    """A moment by an executor's own clock, which is never set and does not stop while the machine sleeps. To everybody else
+    it only says "not later than when I was told": so it needs no clocks that agree, on one machine or on many.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    UPTIME_FIELD_NUMBER: _builtins.int
+    boot_id: _builtins.str
+    """The start of the executor whose clock it is."""
+    @_builtins.property
+    def uptime(self) -> _duration_pb2.Duration:
+        """Since that start."""
+
+    def __init__(
+        self,
+        *,
+        boot_id: _builtins.str = ...,
+        uptime: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "uptime", b"uptime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecutorTime: _TypeAlias = ExecutorTime  # noqa: Y015
 
 @_typing.final
 class ExecuteRequest(_message.Message):
@@ -875,23 +911,31 @@ class ExtendPermitsRequest(_message.Message):
 
     RUN_IDS_FIELD_NUMBER: _builtins.int
     PERMIT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which runs; at most 1000."""
 
     @_builtins.property
     def permit(self) -> _duration_pb2.Duration:
-        """From now. At most the executor's `orphan_grace`."""
+        """From `since`. At most the executor's `orphan_grace`."""
+
+    @_builtins.property
+    def since(self) -> Global___ExecutorTime:
+        """What `GetExecutor` said before the leases were renewed that these permits rest on. Whoever was stalled since, and
+        for how long, the permits end as they were meant to.
+        """
 
     def __init__(
         self,
         *,
         run_ids: _abc.Iterable[_builtins.str] | None = ...,
         permit: _duration_pb2.Duration | None = ...,
+        since: Global___ExecutorTime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["permit", b"permit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["permit", b"permit", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["permit", b"permit", "run_ids", b"run_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["permit", b"permit", "run_ids", b"run_ids", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -906,7 +950,7 @@ class ExtendPermitsResponse(_message.Message):
     NOT_RUNNING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def not_running(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those that this executor does not know as running."""
+        """Those that this executor does not know as running, or whose permit had ended."""
 
     def __init__(
         self,

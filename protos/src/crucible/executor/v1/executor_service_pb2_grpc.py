@@ -92,9 +92,9 @@ class ExecutorServiceServicer:
     def Execute(self, request, context):
         """Starts a run that was never started before and streams its events; ends after `finished`. The run goes on when the
         call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
-        INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE,
-        RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was not started and may
-        be tried again.
+        INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
+        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
+        not started and may be tried again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,7 +130,9 @@ class ExecutorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExtendPermits(self, request, context):
-        """Lets runs go on until `permit` from now; a run whose permit ends is killed.
+        """Lets runs go on until `permit` after `since`; a run whose permit ends is killed. It never shortens a permit, and
+        never brings one back that has ended. INVALID_ARGUMENT (INVALID_FIELD): `since` is no time that this start of the
+        executor gave.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,9 +42,9 @@ class ExecutorServiceStub:
     Execute: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.ExecuteRequest, _executor_service_pb2.ExecuteResponse]
     """Starts a run that was never started before and streams its events; ends after `finished`. The run goes on when the
     call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
-    INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE,
-    RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was not started and may
-    be tried again.
+    INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
+    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
+    not started and may be tried again.
     """
     Attach: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.AttachRequest, _executor_service_pb2.AttachResponse]
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
@@ -57,7 +57,10 @@ class ExecutorServiceStub:
     ListRuns: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.ListRunsRequest, _executor_service_pb2.ListRunsResponse]
     """Every run that was not acknowledged, those of an earlier start of this executor included."""
     ExtendPermits: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.ExtendPermitsRequest, _executor_service_pb2.ExtendPermitsResponse]
-    """Lets runs go on until `permit` from now; a run whose permit ends is killed."""
+    """Lets runs go on until `permit` after `since`; a run whose permit ends is killed. It never shortens a permit, and
+    never brings one back that has ended. INVALID_ARGUMENT (INVALID_FIELD): `since` is no time that this start of the
+    executor gave.
+    """
 
 @_typing.type_check_only
 class ExecutorServiceAsyncStub(ExecutorServiceStub):
@@ -73,9 +76,9 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     Execute: _aio.UnaryStreamMultiCallable[_executor_service_pb2.ExecuteRequest, _executor_service_pb2.ExecuteResponse]  # type: ignore[assignment]
     """Starts a run that was never started before and streams its events; ends after `finished`. The run goes on when the
     call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
-    INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE,
-    RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was not started and may
-    be tried again.
+    INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
+    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
+    not started and may be tried again.
     """
     Attach: _aio.UnaryStreamMultiCallable[_executor_service_pb2.AttachRequest, _executor_service_pb2.AttachResponse]  # type: ignore[assignment]
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
@@ -88,7 +91,10 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     ListRuns: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.ListRunsRequest, _executor_service_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Every run that was not acknowledged, those of an earlier start of this executor included."""
     ExtendPermits: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.ExtendPermitsRequest, _executor_service_pb2.ExtendPermitsResponse]  # type: ignore[assignment]
-    """Lets runs go on until `permit` from now; a run whose permit ends is killed."""
+    """Lets runs go on until `permit` after `since`; a run whose permit ends is killed. It never shortens a permit, and
+    never brings one back that has ended. INVALID_ARGUMENT (INVALID_FIELD): `since` is no time that this start of the
+    executor gave.
+    """
 
 class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs programs that nobody trusts. Caller: its own worker only.
@@ -113,9 +119,9 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_executor_service_pb2.ExecuteResponse], _abc.AsyncIterator[_executor_service_pb2.ExecuteResponse]]:
         """Starts a run that was never started before and streams its events; ends after `finished`. The run goes on when the
         call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
-        INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE,
-        RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was not started and may
-        be tried again.
+        INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
+        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
+        not started and may be tried again.
         """
 
     @_abc_1.abstractmethod
@@ -158,6 +164,9 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _executor_service_pb2.ExtendPermitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_executor_service_pb2.ExtendPermitsResponse, _abc.Awaitable[_executor_service_pb2.ExtendPermitsResponse]]:
-        """Lets runs go on until `permit` from now; a run whose permit ends is killed."""
+        """Lets runs go on until `permit` after `since`; a run whose permit ends is killed. It never shortens a permit, and
+        never brings one back that has ended. INVALID_ARGUMENT (INVALID_FIELD): `since` is no time that this start of the
+        executor gave.
+        """
 
 def add_ExecutorServiceServicer_to_server(servicer: ExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

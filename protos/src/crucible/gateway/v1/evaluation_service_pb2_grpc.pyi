@@ -57,7 +57,7 @@ class EvaluationServiceStub:
     """
     WatchEvaluation: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _evaluation_service_pb2.WatchEvaluationResponse]
     """The evaluation's events after a position, then those to come; ends after the event of its terminal state.
-    NOT_FOUND: EVALUATION_NOT_FOUND.
+    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
     """
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -91,7 +91,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     WatchEvaluation: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _evaluation_service_pb2.WatchEvaluationResponse]  # type: ignore[assignment]
     """The evaluation's events after a position, then those to come; ends after the event of its terminal state.
-    NOT_FOUND: EVALUATION_NOT_FOUND.
+    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
     """
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -158,7 +158,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.WatchEvaluationResponse], _abc.AsyncIterator[_evaluation_service_pb2.WatchEvaluationResponse]]:
         """The evaluation's events after a position, then those to come; ends after the event of its terminal state.
-        NOT_FOUND: EVALUATION_NOT_FOUND.
+        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
         """
 
     @_abc_1.abstractmethod

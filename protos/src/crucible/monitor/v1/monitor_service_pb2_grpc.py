@@ -48,7 +48,7 @@ class MonitorServiceServicer:
 
     def Watch(self, request, context):
         """One evaluation's events after a position, then those to come; ends after the event of its terminal state.
-        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN.
+        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN, READER_STALLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

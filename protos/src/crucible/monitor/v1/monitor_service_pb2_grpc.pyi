@@ -35,7 +35,7 @@ class MonitorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> MonitorServiceAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_monitor_service_pb2.WatchRequest, _monitor_service_pb2.WatchResponse]
     """One evaluation's events after a position, then those to come; ends after the event of its terminal state.
-    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN.
+    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN, READER_STALLED.
     """
 
 @_typing.type_check_only
@@ -45,7 +45,7 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_monitor_service_pb2.WatchRequest, _monitor_service_pb2.WatchResponse]  # type: ignore[assignment]
     """One evaluation's events after a position, then those to come; ends after the event of its terminal state.
-    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN.
+    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN, READER_STALLED.
     """
 
 class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -58,7 +58,7 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_monitor_service_pb2.WatchResponse], _abc.AsyncIterator[_monitor_service_pb2.WatchResponse]]:
         """One evaluation's events after a position, then those to come; ends after the event of its terminal state.
-        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN.
+        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: PEER_UNAVAILABLE (storage), SHUTTING_DOWN, READER_STALLED.
         """
 
 def add_MonitorServiceServicer_to_server(servicer: MonitorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -353,7 +353,7 @@ class RunReport(_message.Message):
 
     @_builtins.property
     def refused(self) -> Global___Refused:
-        """The executor did not take it: the evaluation is queued again and this was no attempt."""
+        """The executor did not take it, so nothing of it ever started."""
 
     @_builtins.property
     def lost(self) -> Global___RunLost:
@@ -379,20 +379,27 @@ Global___RunReport: _TypeAlias = RunReport  # noqa: Y015
 
 @_typing.final
 class Refused(_message.Message):
-    """The executor did not take the run."""
+    """The executor did not take the run. Without `permanent` and `failed_attempt` it had no room: the evaluation is queued
+    again and this was no attempt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
     PERMANENT_FIELD_NUMBER: _builtins.int
+    FAILED_ATTEMPT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why."""
     permanent: _builtins.bool
     """Whether trying again is useless: the evaluation ends as an infrastructure failure with this reason."""
+    failed_attempt: _builtins.bool
+    """Whether the executor had another reason than want of room, say a ticket whose key it does not know: this was an
+    attempt that the infrastructure failed, with this reason, and after the last one the evaluation ends with it.
+    """
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """Not to be given out again before this much time."""
+        """Not to be given out again before this much time; only of a refusal that was no attempt."""
 
     def __init__(
         self,
@@ -400,10 +407,11 @@ class Refused(_message.Message):
         reason: _builtins.str = ...,
         retry_after: _duration_pb2.Duration | None = ...,
         permanent: _builtins.bool = ...,
+        failed_attempt: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["permanent", b"permanent", "reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_attempt", b"failed_attempt", "permanent", b"permanent", "reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

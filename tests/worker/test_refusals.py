@@ -1,0 +1,135 @@
+"""What an executor refuses: for want of room it waits; for any other reason it comes to an end that tells it."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible_rpc import errors
+from crucible_rpc.interceptors import PeerPermissions
+from crucible_rpc.server import Server
+from crucible_rpc.tls import ServerTls
+from crucible_storage.clock import SystemClock
+from crucible_storage.permissions import PERMISSIONS
+from crucible_storage.policy import Policy
+from crucible_storage.serving import add_services
+from crucible_worker import worker as worker_module
+from crucible_worker.carrier import refusal
+from tests.executor.support import running
+from tests.executor.test_runs import begin
+from tests.storage import world as w
+from tests.worker.support import working
+from tests.worker.test_worker import until
+
+
+async def test_evaluation_whose_ticket_no_executor_takes_ends_with_that_reason(keys, executor, tmp_path):
+    """Storage's own key is not the one that the executor was told: every part is the real one."""
+    policy = Policy(backoff=timedelta(milliseconds=20))
+    own = keys.folder / "storage"
+    tls = ServerTls(own / "tls.crt", own / "tls.key", own / "ca.crt")
+    async with w.storage(tmp_path / "storage", policy, SystemClock()) as world:
+        server = Server(
+            "storage", "127.0.0.1:0", tls, authentication=PeerPermissions(PERMISSIONS), registry=CollectorRegistry()
+        )
+        add_services(server, world.service)
+        await server.start()
+        try:
+            async with working(keys, server.port, executor.service.port):
+                created = await world.create(engine="scripted")
+
+                async def ended():
+                    return (await world.get(created)).HasField("end_time")
+
+                await until(ended, seconds=20)
+                done = await world.get(created)
+        finally:
+            await server.drain(timedelta(0))
+    assert done.state == pb.EVALUATION_STATE_FAILED
+    assert done.attempt == policy.max_attempts
+    why = "INVALID_TICKET: the ticket's signature is not storage's"
+    assert done.termination.infrastructure_failure.reason == why
+    assert [failed.reason for failed in done.failed_attempts] == [why] * (policy.max_attempts - 1)
+    assert executor.engine.created == 0
+
+
+async def test_executor_that_refuses_everything_does_not_use_up_the_attempts_of_the_whole_queue(
+    executor, storage, worker, monkeypatch
+):
+    monkeypatch.setattr(worker_module, "FIRST_REFUSAL_PAUSE_SECONDS", 30.0)
+    storage.ticket_changes = {"executor_id": "another"}
+    runs = [await storage.add({}) for _ in range(40)]
+    await storage.until(lambda: any(run.over for run in runs))
+    await asyncio.sleep(0.5)  # what is looked at is what it does not lease in that time
+    assert sum(run.leased for run in runs) <= 8  # twice the slots: those of the call that was under way as well
+
+
+async def test_executor_without_room_for_output_does_not_get_the_whole_queue_to_refuse(keys, storage, tmp_path):
+    async with (
+        running(keys, tmp_path / "full", min_free_bytes=1 << 60) as executor,
+        working(keys, storage.port, executor.service.port),
+    ):
+        runs = [await storage.add({}) for _ in range(40)]
+        await storage.until(lambda: any(run.over for run in runs))
+        await asyncio.sleep(0.5)  # what is looked at is what it does not lease in that time
+        refused = [run.refused for run in runs if run.refused is not None]
+        assert 0 < len(refused) <= 8
+        assert not any(one.failed_attempt or one.permanent for one in refused)
+        assert all(one.retry_after.seconds == 5 for one in refused)
+
+
+async def test_work_flows_at_once_after_the_executor_takes_it_again(executor, storage, worker):
+    storage.ticket_changes = {"executor_id": "another"}
+    refused = await storage.add({})
+    await storage.until(lambda: refused.over)
+    assert refused.refused.failed_attempt
+    storage.ticket_changes = {}
+    taken = [await storage.add({}) for _ in range(20)]
+    await storage.until(lambda: all(run.record is not None for run in taken), seconds=10)
+
+
+async def test_refusal_for_want_of_room_is_no_attempt(keys, executor, storage):
+    for _ in range(4):
+        await begin(executor)
+    with pytest.raises(errors.ResourceExhaustedError) as caught:
+        await executor.execute({})
+    message = refusal(caught.value)
+    assert "NO_FREE_SLOT" in message.reason
+    assert message.retry_after.ToTimedelta() > timedelta(0)
+    assert not message.failed_attempt
+    assert not message.permanent
+    executor.engine.release.set()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.PermissionDeniedError("INVALID_TICKET", "the ticket's signature is not storage's"),
+        errors.PermissionDeniedError("PEER_NOT_PERMITTED", "this process may not call that"),
+        errors.UnauthenticatedError("PEER_UNAUTHENTICATED", "no certificate of this installation"),
+        errors.FailedPreconditionError("ENGINE_NOT_AVAILABLE", "the engine is not there"),
+        errors.UnimplementedError("UNIMPLEMENTED", "no such RPC"),
+        errors.ResourceExhaustedError("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 4)"),
+    ],
+    ids=lambda error: error.reason,
+)
+def test_refusal_for_any_other_reason_is_an_attempt_that_failed(error):
+    message = refusal(error)
+    assert message.failed_attempt
+    assert not message.permanent
+    assert message.reason == str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UnavailableError("PEER_UNAVAILABLE", "gone"),
+        errors.DeadlineExceededError("DEADLINE_EXCEEDED", "late"),
+        errors.InternalError("INTERNAL", "a fault"),
+        errors.CallCancelledError("CANCELLED", "cancelled"),
+    ],
+    ids=lambda error: error.reason,
+)
+def test_failed_call_that_may_have_been_accepted_is_no_refusal(error):
+    assert refusal(error) is None
