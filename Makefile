@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 # Nothing here reads from the terminal, and new files are readable by the services whatever the caller's umask is.
 RUN := umask 022 && exec </dev/null &&
 
-.PHONY: help setup setup-tests environment demo test test-all test-unit bench proto lint format typecheck images up clean uninstall
+.PHONY: help setup setup-tests setup-peers environment demo test test-all test-unit bench bench-peers bench-full soak proto lint format typecheck images up clean uninstall
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ setup: ## install everything that this machine lacks (root)
 
 setup-tests: setup
 	@deploy/install/setup tests
+
+setup-peers: setup
+	@deploy/install/setup peers
 
 environment:
 	@deploy/install/setup environment
@@ -40,8 +43,17 @@ test-all:
 test-unit: environment ## the tests that need no root
 	@$(RUN) $(PYTHON) -m pytest -m "not root"
 
-bench: setup ## the benchmark table, each row beside its baseline (root)
-	@$(RUN) $(PYTHON) -m crucible_deploy.bench
+# ARGS are passed on: make bench ARGS="--json --only warm", make soak ARGS="--count 1000".
+bench: setup ## the benchmark table, each row beside its baseline; under 15 minutes (root)
+	@$(RUN) $(PYTHON) -m crucible_deploy.bench $(ARGS)
+
+bench-peers: setup-peers ## install what the benchmark compares with: Docker, bubblewrap, two packages of PyPI (root)
+
+bench-full: setup setup-peers ## the same with many more samples, and all that can be compared with; half an hour (root)
+	@$(RUN) $(PYTHON) -m crucible_deploy.bench --full $(ARGS)
+
+soak: setup ## 10,000 runs in a row, and whether anything grows; half an hour (root)
+	@$(RUN) $(PYTHON) -m crucible_deploy.soak $(ARGS)
 
 proto: environment ## generate the Python of the contracts
 	@$(RUN) $(PYTHON) protos/generate.py

@@ -38,6 +38,19 @@ set_up_tests() {
     install_these "$DEBIAN_TEST_PACKAGES " "for the tests" --no-remove
 }
 
+# Each in a place of its own: nothing of Crucible uses them but the benchmarks.
+set_up_peers() {
+    set_up_tests
+    refuse_unfit_machine
+    make_cache
+    exec 9>"$CRUCIBLE_CACHE/.lock"
+    flock 9
+    log=$CRUCIBLE_CACHE/setup.log
+    missing=$(missing_of "$DEBIAN_PEER_PACKAGES")
+    [ -z "$missing" ] || install_these "$missing" "to be compared with"
+    "$top/.venv/bin/python" -m crucible_deploy.bench.peers.libraries 9>&-
+}
+
 set_up_environment() {
     environment_is_current && return
     if [ "$(id -u)" = 0 ]; then

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from crucible_deploy import docker_daemon
+from crucible_deploy.docker_daemon import DockerDaemonError
 from crucible_executor import cgroups
 from crucible_executor.engines.base import Engine
 from crucible_executor.engines.registry import Host
 from crucible_executor.images import ImageStore
-from tests.conformance import docker_daemon, warm
+from tests.conformance import warm
 from tests.conformance.promises import GUISES, NEED_DOCKER, NEED_ROOT, PROMISES
 
 CACHE = Path(os.environ.get("CRUCIBLE_CACHE", "/var/cache/crucible"))
@@ -62,8 +64,11 @@ def images() -> Path:
 @pytest.fixture(scope="session")
 def docker_address() -> Iterator[str]:
     """A Docker daemon for all tests, with gVisor as its runtime `runsc`."""
-    with docker_daemon.running(newest_runsc()) as address:
-        yield address
+    try:
+        with docker_daemon.running(newest_runsc()) as address:
+            yield address
+    except DockerDaemonError as error:
+        pytest.fail(f"{error}; `make test` installs it where there is none")
 
 
 def newest_runsc() -> Path:

@@ -14,6 +14,8 @@ DEBIAN_PACKAGES="python3 python3-venv gcc libc6-dev make debootstrap debian-arch
 # What only the tests need: a dockerd, which they start themselves, apart from any other. `make test` installs it where
 # there is none at all; nothing else does.
 DEBIAN_TEST_PACKAGES="docker.io"
+# What only the benchmarks compare with, beside a dockerd. `make bench-peers` and `make bench-full` install it.
+DEBIAN_PEER_PACKAGES="bubblewrap"
 MOST_DISK_MB=4096  # for set-up from nothing: the sources and objects of runsc are most of it
 LEAST_DISK_MB=512  # for a machine that has everything
 
@@ -65,7 +67,7 @@ check_folders() {
     for entry in "$CRUCIBLE_CACHE"/* "$CRUCIBLE_CACHE"/.*; do
         [ -e "$CRUCIBLE_CACHE/.crucible" ] && break
         case "${entry##*/}" in
-            '*' | . | .. | '.*' | .lock | uv | uv-cache | runsc | images | init | python | setup.log) ;;
+            '*' | . | .. | '.*' | .lock | uv | uv-cache | runsc | images | init | python | peers | setup.log) ;;
             *) say fail folders "$CRUCIBLE_CACHE holds ${entry##*/}, which is not Crucible's" \
                 "set CRUCIBLE_CACHE to a folder of its own"; return ;;
         esac
@@ -94,8 +96,10 @@ check_disk() {
     say ok disk "$(df -Pm "$(existing_parent "$CRUCIBLE_CACHE")" | awk 'NR == 2 { print $4 }') MB free" ""
 }
 
-missing_packages() {
-    for package in $DEBIAN_PACKAGES; do
+missing_packages() { missing_of "$DEBIAN_PACKAGES"; }
+
+missing_of() {
+    for package in $1; do
         # dpkg-query fails for a package it never heard of, and prints another state for one that was removed.
         state=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null) || state=missing
         [ "$state" = installed ] || printf '%s ' "$package"

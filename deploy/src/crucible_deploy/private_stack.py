@@ -47,13 +47,16 @@ class PrivateStack:
 
 
 @asynccontextmanager
-async def private_stack(common: Layout, options: Options, say: Callable[[str], None]) -> AsyncIterator[PrivateStack]:
+async def private_stack(
+    common: Layout, options: Options, say: Callable[[str], None], *, like: PrivateStack | None = None
+) -> AsyncIterator[PrivateStack]:
     """A stack that is ready inside and gone without a trace after, however the block ends.
 
     Args:
         common: the user's own layout; its cache is used, its home is not touched.
         options: what to start.
         say: told what is being done.
+        like: another one whose Python environments this one uses; it must outlive this one.
 
     Raises:
         PrepareError and its like (`prepare.EXPECTED_ERRORS`): it cannot be started here.
@@ -63,12 +66,19 @@ async def private_stack(common: Layout, options: Options, say: Callable[[str], N
     try:
         lock = prepare.take_lock(layout)
         with open(lock, "rb", closefd=True):  # noqa: PTH123, ASYNC230  # a descriptor, to be closed at the end
+            if like is not None:
+                _share_environments(layout, like.layout)
             specs = await _to_its_end(asyncio.to_thread(prepare.prepare, layout, options, say=say))
             say("starting " + ", ".join(PROCESSES))
             async with Supervisor(layout, specs, own=own_identity()) as supervisor:
                 yield PrivateStack(layout, supervisor)
     finally:
         private_homes.remove(layout, common)
+
+
+def _share_environments(layout: Layout, other: Layout) -> None:
+    for process in PROCESSES:
+        layout.environment(process).symlink_to(other.environment(process))
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:

@@ -21,11 +21,15 @@ class Options:
         unsafe: also offer the engine `subprocess`.
         slots: programs at once; None: one per CPU.
         pool: sandboxes that wait for a program; None: the executor's default.
+        trace: whether what programs try is watched, where an engine can be.
+        docker_host: the Docker daemon to use; None: the executor's default.
     """
 
     unsafe: bool = False
     slots: int | None = None
     pool: int | None = None
+    trace: bool = True
+    docker_host: str | None = None
 
 
 def specs(
@@ -110,6 +114,10 @@ def _executor(layout: Layout, options: Options) -> dict[str, object]:
         settings["slots"] = options.slots
     if options.pool is not None:
         settings["pool_size"] = options.pool
+    if not options.trace:
+        settings["trace"] = False
+    if options.docker_host is not None:
+        settings["docker_host"] = options.docker_host
     return settings
 
 

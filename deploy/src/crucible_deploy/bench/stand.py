@@ -1,0 +1,146 @@
+"""What the subjects share: running stacks, the baselines, and how much to measure."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crucible_client import AsyncClient
+from crucible_deploy.bench import bare, pool, processes
+from crucible_deploy.bench.bare import BareRunsc
+from crucible_deploy.layout import Layout
+from crucible_deploy.private_stack import PrivateStack, private_stack
+from crucible_deploy.stack import Options
+
+Say = Callable[[str], None]
+
+WIDE = 4
+"""How many programs run at once where several do, on every side."""
+
+POOL = 20
+"""How many sandboxes wait in the stack with a pool."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How often each thing is measured.
+
+    Attributes:
+        singles: single runs, warm and over a hand-made sandbox; a p99 wants at least 100.
+        cold_every: after how many of these a cold one and a bare one follow.
+        throughput: programs on each side, together.
+        rounds: in how many interleaved rounds.
+        burst: programs of one burst.
+        bursts: how many bursts.
+        at_once: programs that are submitted at the same moment.
+        idle_s: how long waiting sandboxes are looked at.
+        compared: single runs of each peer.
+        compared_wide: runs of each peer, four at once.
+        traced: HumanEval programs with and without a trace.
+        control: evaluations through the control plane alone.
+        memory_step: evaluations between two looks at memory.
+    """
+
+    singles: int = 110
+    cold_every: int = 4
+    throughput: int = 400
+    rounds: int = 4
+    burst: int = 16
+    bursts: int = 3
+    at_once: int = 100
+    idle_s: float = 20.0
+    compared: int = 12
+    compared_wide: int = 16
+    traced: int = 60
+    control: int = 400
+    memory_step: int = 1000
+
+
+FULL = Sizes(
+    singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, compared=40, compared_wide=60, traced=164,
+    control=1000, memory_step=2000,
+)  # fmt: skip
+TINY = Sizes(
+    singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, compared=1,
+    compared_wide=4, traced=2, control=20, memory_step=40,
+)  # fmt: skip
+"""Shows that everything can be measured, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose.
+
+    Attributes:
+        sizes: how much.
+        go_judge: the binary of a go-judge to compare with.
+    """
+
+    sizes: Sizes = field(default_factory=Sizes)
+    go_judge: Path | None = None
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Everything that subjects measure on.
+
+    Attributes:
+        common: the user's own layout; its cache is used, its home is not touched.
+        say: told what is being done.
+        choice: the user's.
+        stack: with a pool of `POOL` and the engine `subprocess`.
+        client: of it.
+        cold_stack: the same without a pool.
+        cold: its client.
+        bare: runsc alone.
+        resident_mib: what each process of `stack` held before anything ran.
+    """
+
+    common: Layout
+    say: Say
+    choice: Choice
+    stack: PrivateStack
+    client: AsyncClient
+    cold_stack: PrivateStack
+    cold: AsyncClient
+    bare: BareRunsc
+    resident_mib: dict[str, float]
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much to measure."""
+        return self.choice.sizes
+
+    async def full(self) -> None:
+        """Waits until the pool is full."""
+        await pool.until_full(self.stack, POOL)
+
+    @asynccontextmanager
+    async def another(self, options: Options) -> AsyncIterator[AsyncClient]:
+        """The client of one more stack with these options, gone afterwards."""
+        async with (
+            private_stack(self.common, options, self.say, like=self.stack) as stack,
+            stack.client() as client,
+        ):
+            yield client
+
+
+@asynccontextmanager
+async def stand(common: Layout, say: Say, choice: Choice) -> AsyncIterator[Stand]:
+    """Everything ready, and gone without a trace after.
+
+    Raises:
+        BenchError: a baseline cannot be made.
+        PrepareError and its like (`prepare.EXPECTED_ERRORS`): a stack cannot be started.
+    """
+    options = Options(unsafe=True, slots=WIDE, pool=POOL)
+    async with private_stack(common, options, say) as stack, stack.client() as client:
+        # Before anything ran: what a process holds then is its own.
+        resident = {name: processes.resident_mib(pid) for name, pid in processes.of_stack(stack).items()}
+        say("the same without sandboxes booted ahead, for comparison")
+        without = Options(unsafe=True, slots=WIDE, pool=0)
+        async with private_stack(common, without, say, like=stack) as cold_stack, cold_stack.client() as cold:
+            made = await bare.capture(stack.layout, client)
+            say(f"filling the pool of {POOL}")
+            await pool.fill(stack, client, POOL)
+            yield Stand(common, say, choice, stack, client, cold_stack, cold, made, resident)

@@ -1,0 +1,304 @@
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from crucible_deploy.bench import __main__ as command
+from crucible_deploy.bench import burst, commands, idle, load, machine, memory, pool, samples, throughput, trace, warm
+from crucible_deploy.bench.bare import flags
+from crucible_deploy.bench.errors import BenchError
+from crucible_deploy.bench.machine import Machine
+from crucible_deploy.bench.peers.model import Compared
+from crucible_deploy.bench.report import Measured, Report, Row, Section, print_report
+from crucible_deploy.paths import Paths
+
+MACHINE = Machine("A CPU", 2, "6.1", 4096, "v2", {"runsc": "20260527"}, 0.1, 2.5)
+
+
+def done(ms, *, warm=True, ended=0.0):
+    return load.Done(ms, warm, None, ended)
+
+
+def many(count, seconds, *, warm=0, ms=100.0):
+    return load.Many(seconds, tuple(done(ms, warm=number < warm) for number in range(count)))
+
+
+def by_name(rows):
+    return {row.name: row for row in rows}
+
+
+def report_of(*rows, compared=()):
+    return Report(MACHINE, (Section("one", Measured(tuple(rows), tuple(compared)), 1.5),))
+
+
+# --- arithmetic ---
+
+
+@pytest.mark.parametrize(("percent", "value"), [(0, 1), (50, 3), (95, 4.8), (99, 4.96), (100, 5)])
+def test_percentiles_are_interpolated_between_the_nearest_values(percent, value):
+    assert samples.percentile([5, 1, 4, 2, 3], percent) == pytest.approx(value)
+
+
+def test_percentile_of_one_value_is_that_value():
+    assert samples.p50([7.0]) == samples.p99([7.0]) == 7.0
+
+
+@pytest.mark.parametrize(("values", "percent"), [([], 50), ([1.0], 101), ([1.0], -1)])
+def test_percentile_of_nothing_is_refused(values, percent):
+    with pytest.raises(ValueError, match="percentile"):
+        samples.percentile(values, percent)
+
+
+def test_rate_counts_what_came_after_the_lead():
+    both = load.combined([many(10, 2.0, warm=3), many(20, 4.0, warm=1)])
+    assert both.per_second == pytest.approx(5.0)
+    assert both.warm == 4
+    assert len(both.ms) == 30
+
+
+# --- verdicts ---
+
+
+def test_warm_latency_meets_its_targets_at_their_bounds_and_not_beyond():
+    hand = [15.0] * 100
+    met = by_name(warm.rows([done(30.0)] * 100, hand, [250.0], [200.0]))
+    assert [row.met for row in met.values()] == [True, True, True, True, True, None]
+    assert met["p50 over a warm sandbox by hand"].value == pytest.approx(15.0)
+    missed = by_name(warm.rows([done(30.1)] * 95 + [done(101.0)] * 5, hand, [261.0], [200.0]))
+    assert [row.met for row in missed.values()] == [False, False, False, True, False, None]
+
+
+def test_runs_that_were_not_warm_are_counted_shown_and_fail_their_row():
+    rows = by_name(warm.rows([done(20.0)] * 98 + [done(20.0, warm=False)] * 2, [10.0], [1.0], [1.0]))
+    row = rows["of these, not warm"]
+    assert (row.value, row.unit, row.met) == (2, "of 100", False)
+
+
+def test_few_runs_are_said_to_be_too_few_for_a_p99():
+    rows = by_name(warm.rows([done(20.0)] * 5, [10.0], [1.0], [1.0]))
+    assert "too few" in rows["p99 of one RunEvaluation, warm"].note
+
+
+def test_throughput_is_held_against_bare_runsc_and_the_cpu_time_against_its_bound():
+    cpu = {"storage": 4000.0, "executor": 6000.0}
+    rows = by_name(throughput.rows(throughput.Rates(many(400, 44.0), many(100, 11.0), 10.0, 400, cpu)))
+    assert rows["CPU per run of storage"].value == pytest.approx(10.0)
+    together = rows["CPU per run of all our processes"]
+    assert (together.value, together.met) == (pytest.approx(25.0), True)
+    against_bare, against_none = throughput.rows(throughput.Rates(many(400, 44.0), many(100, 11.0), 10.2, 400, cpu))[:2]
+    assert (against_bare.met, against_none.met) == (False, True)
+
+
+def test_burst_rates_and_percentiles_are_of_all_bursts():
+    at_once = load.Many(10.0, tuple(done(float(ms), warm=False) for ms in range(1, 101)))
+    rows = by_name(burst.rows([many(16, 1.0, warm=16), many(16, 3.0, warm=15)], 16, 9.0, at_once, 10.0))
+    burst_row = rows["burst of 16 from a pool of 20, 4-wide"]
+    assert burst_row.value == pytest.approx(8.0)
+    assert "31 of 32 warm" in burst_row.note
+    assert rows["100 submitted at once: worst"].value == 100.0
+    assert rows["100 submitted at once: p50"].value == pytest.approx(50.5)
+
+
+def test_idle_cpu_is_judged_on_average_and_for_the_busiest():
+    rows = by_name(idle.rows(idle.Waiting((16.0, 18.0), (0.1, 0.4), 20.0)))
+    assert rows["memory of an idle warm sandbox, PSS"].value == 17.0
+    assert rows["CPU of an idle warm sandbox"].met
+    assert not rows["CPU of the busiest"].met
+
+
+def test_trace_may_cost_a_tenth():
+    assert trace.rows([110.0], [100.0])[0].met
+    assert not trace.rows([110.2], [100.0])[0].met
+
+
+def test_memory_growth_between_two_steps_is_judged():
+    rows = by_name(memory.rows(1000, {"storage": 50.0}, [{"storage": 60.0}, {"storage": 63.1}]))
+    assert not rows["memory of storage, after 2000"].met
+    assert rows["memory of storage, idle"].value == 50.0
+
+
+# --- report ---
+
+
+def test_targets_and_failures_are_counted_and_only_failures_and_strictness_fail_the_command():
+    met, missed = Row("a", 1.0, "ms", met=True), Row("b", 2.0, "ms", met=False)
+    assert report_of(met).exit_code(strict=True) == 0
+    assert report_of(met, missed).exit_code(strict=False) == 0
+    assert report_of(met, missed).exit_code(strict=True) == 1
+    assert report_of(met, Row.failure("c", "it burnt")).exit_code(strict=False) == 1
+    assert report_of(met, compared=[Compared("peer", "it burnt", failed=True)]).exit_code(strict=False) == 1
+    assert report_of(met, compared=[Compared("peer", "not installed")]).exit_code(strict=False) == 0
+
+
+def test_json_holds_machine_figures_ratios_and_counts():
+    figure = Row("a", 3.0, "ms", 2.0, "by hand", "<= 1 x", met=False)
+    absent = Compared("peer", "not installed")
+    found = json.loads(report_of(figure, Row.failure("b", "why"), compared=[absent]).as_json())
+    assert (found["met"], found["missed"], found["failed"]) == (0, 1, 1)
+    assert found["machine"]["cpu"] == "A CPU"
+    assert found["sections"][0]["rows"][0]["ratio"] == 1.5
+    assert found["sections"][0]["rows"][1]["value"] is None
+    assert found["sections"][0]["compared"] == [{"name": "peer", "reason": "not installed", "failed": False}]
+
+
+def test_tables_show_misses_failures_absent_peers_and_the_machine(capsys):
+    inside = {"kernel": "the host's", "uid": "0"}
+    ran = Compared("native python3", median_ms=20.0, p95_ms=30.0, per_second=99.0, runs=5, inside=inside)
+    rows = [Row("a", 3.0, "ms", 2.0, "by hand", "<= 1 x", met=False), Row.failure("b", "it burnt")]
+    print_report(report_of(*rows, compared=[ran, Compared("bubblewrap", "not installed: make bench-peers")]))
+    shown = capsys.readouterr().out
+    for words in ("NO", "FAILED", "it burnt", "1.50 x", "not run", "make bench-peers", "the host's", "A CPU, 2 cores"):
+        assert words in shown
+    assert "0 targets met, 1 missed, 1 could not be measured" in shown
+
+
+def test_machine_that_was_busy_before_the_bench_is_told_of():
+    busy = Machine("A CPU", 2, "6.1", 4096, "v2", {}, 3.0)
+    assert any("WARNING" in line for line in busy.lines())
+    assert not any("WARNING" in line for line in MACHINE.lines())
+
+
+def test_this_machine_can_be_named(tmp_path):
+    seen = machine.look(Paths(home=tmp_path, cache=tmp_path))
+    assert seen.cpu
+    assert seen.cores == len(os.sched_getaffinity(0))
+    assert seen.memory_mib > 100
+    assert {"crucible", "Python", "grpcio", "runsc"} <= set(seen.versions)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def subjects(monkeypatch):
+    """The command with a stand of nothing; `subjects[name] = measure` replaces a subject."""
+    ended = []
+
+    @asynccontextmanager
+    async def stand(common, say, choice):
+        try:
+            yield SimpleNamespace(say=say)
+        finally:
+            ended.append(True)
+
+    async def well(_):
+        return Measured((Row("a", 1.0, "ms", met=True),))
+
+    measures = dict.fromkeys(command.SUBJECTS, well)
+    monkeypatch.setattr(command, "stand", stand)
+    monkeypatch.setattr(command, "SUBJECTS", measures)
+    yield measures
+    assert ended
+
+
+def test_subject_that_fails_is_a_row_and_fails_the_command_and_the_others_go_on(subjects, capsys):
+    async def fails(_):
+        raise BenchError("it burnt")
+
+    subjects["warm"] = fails
+    assert command.main(["--json"]) == 1
+    sections = {one["name"]: one for one in json.loads(capsys.readouterr().out)["sections"]}
+    assert sections["warm"]["rows"][0] | {"failed": True, "note": "it burnt"} == sections["warm"]["rows"][0]
+    assert sections["memory"]["rows"][0]["met"] is True
+
+
+def test_all_subjects_are_measured_and_only_those_that_are_named(subjects, capsys):
+    assert command.main(["--json"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["sections"]] == ["set-up", *subjects]
+    assert command.main(["--json", "--only", "idle"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["sections"]] == ["set-up", "idle"]
+
+
+def test_interruption_ends_the_stand_and_says_130(subjects, capsys):
+    async def interrupts(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(30)
+
+    subjects["warm"] = interrupts
+    assert command.main([]) == 130
+    assert "nothing of it is left" in capsys.readouterr().err
+
+
+# --- parts ---
+
+
+def test_pool_size_is_read_from_a_page_of_metrics():
+    page = '# HELP x y\ncrucible_executor_pool_size{engine="gvisor"} 4.0\n'
+    assert pool.sample(page, 'crucible_executor_pool_size{engine="gvisor"}') == 4.0
+    assert pool.sample(page, 'crucible_executor_pool_size{engine="docker"}') == 0.0
+
+
+def test_bare_runsc_gets_the_flags_of_the_sandbox_but_not_its_folder_or_trace():
+    argv = ["/x/runsc", "--root=/run/a", "--network=none", "--pod-init-config=/run/a/t.json", "run", "--bundle=/run/a"]
+    assert flags(argv) == ["--network=none"]
+
+
+async def test_command_that_is_cancelled_is_ended_with_its_children():
+    script = "import subprocess, sys; subprocess.run(['/bin/sh', '-c', 'sleep 300; echo ' + sys.argv[1]])"
+    token = "crucible-bench-cancelled"
+    running = asyncio.create_task(commands.run([sys.executable, "-c", script, token]))
+    async with asyncio.timeout(20):
+        while not _alive(f"echo {token}") and not _alive("sys.argv[1]"):  # noqa: ASYNC110  # no event of ours
+            await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    async with asyncio.timeout(20):
+        while _alive(token):  # noqa: ASYNC110  # no event of ours
+            await asyncio.sleep(0.01)
+
+
+def _alive(text):
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if text in line]
+
+
+async def test_command_that_takes_too_long_or_fails_says_so():
+    with pytest.raises(BenchError, match="did not end within"):
+        await commands.run(["sleep", "60"], timeout_s=0.2)
+    with pytest.raises(BenchError, match="does not start"):
+        await commands.run(["/nonexistent/program"])
+    failed = await commands.run(["/bin/sh", "-c", "echo why >&2; exit 3"])
+    with pytest.raises(BenchError, match="exit code 3: why"):
+        commands.expect(failed, "it", b"")
+
+
+async def test_command_is_given_its_input_and_timed():
+    ended = await commands.run(["cat"], b"hello")
+    assert (ended.stdout, ended.returncode) == (b"hello", 0)
+    assert 0 < ended.seconds < 20
+
+
+async def test_lead_of_a_load_is_not_counted():
+    calls = []
+
+    class Client:
+        async def run(self, spec):
+            calls.append(time.monotonic())
+            await asyncio.sleep(0.01)
+            kind = load.StartKind.WARM if len(calls) <= 4 else load.StartKind.COLD
+            provenance = SimpleNamespace(start_kind=kind)
+            return SimpleNamespace(state=load.State.SUCCEEDED, provenance=provenance)
+
+    counted = []
+    ran = await load.many(Client(), [load.trivial()] * 10, 2, lead=4, on_counting=lambda: counted.append(len(calls)))
+    assert len(ran.done) == 6
+    assert ran.warm == 0
+    assert len(counted) == 1
+    assert ran.seconds < 0.01 * 10
+
+
+async def test_load_ends_with_the_first_program_that_does_not_succeed():
+    class Client:
+        async def run(self, spec):
+            return SimpleNamespace(state=load.State.FAILED, provenance=None, name="evaluations/1", termination="why")
+
+    with pytest.raises(BenchError, match="why"):
+        await load.many(Client(), [load.trivial()] * 10, 3)
