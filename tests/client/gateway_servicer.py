@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 from google.protobuf import json_format
 
-from crucible.evaluation.v1 import evaluation_pb2, event_pb2, platform_pb2
+from crucible.evaluation.v1 import behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
 from crucible.gateway.v1 import admin_service_pb2_grpc as admin_grpc
 from crucible.gateway.v1 import evaluation_service_pb2 as api
@@ -34,6 +34,7 @@ KEY = "crucible_test-key"
 def script(*, out=(), end=None, hang=False, **more) -> str:
     """A program for this server: `out` of (stream 1|2, bytes), `end` a Termination as JSON, `hang` until cancelled.
 
+    `tried` = BehaviourUpdates as JSON.
     `meet` = n waits until n run at once; `lost_attempt` = why a first attempt was lost; `dropped` bytes were not kept.
     """
     chunks = [(stream, data.hex()) for stream, data in out]
@@ -130,6 +131,9 @@ class Gateway:
             record.evaluation.attempt, record.outputs[1] = 2, b""
         for stream, data in plan["out"]:
             await self._output(record, stream, bytes.fromhex(data))
+        for update in plan.get("tried", ()):
+            told = json_format.ParseDict(update, behaviour_update_pb2.BehaviourUpdate())
+            await self._tell(record, behaviour=told)
         end = json_format.ParseDict(plan["end"], evaluation_pb2.Termination())
         if plan.get("hang"):
             await record.cancelled.wait()

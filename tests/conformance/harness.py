@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from crucible_executor import ahead
+from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.engines.base import Engine, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
 
@@ -60,6 +61,7 @@ class Recorder:
     stdout: bytes = b""
     stderr: bytes = b""
     starts: int = 0
+    updates: list[Update] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def started(self) -> None:
@@ -72,6 +74,28 @@ class Recorder:
         else:
             self.stderr += data
         self._changed.set()
+
+    def tried(self, update: Update) -> None:
+        self.updates.append(update)
+        self._changed.set()
+
+    async def until_told(self, action: Action, example: str) -> Sight:
+        """Waits until an update tells of it."""
+        async with asyncio.timeout(BOOT_AND_SLACK_S):
+            while True:
+                for sight in (one for update in self.updates for one in update.sights):
+                    if (sight.action, sight.example) == (action, example):
+                        return sight
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_not_all_is_seen(self) -> Update:
+        """Waits until an update says so."""
+        async with asyncio.timeout(BOOT_AND_SLACK_S):
+            while not self.updates or self.updates[-1].observation is Observation.OBSERVED:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.updates[-1]
 
     async def until_printed(self, text: bytes) -> None:
         """Waits until stdout holds `text`."""

@@ -15,11 +15,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible.evaluation.v1.evaluation_pb2 import File, Limits, Program
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from crucible_executor import model
+from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.engines.base import Capabilities, Engine, Sandbox, Sink
 from crucible_executor.service import ExecutorService
 from crucible_executor.settings import Settings
@@ -64,7 +66,9 @@ class Keys:
 
 
 class ScriptedSandbox(Sandbox):
-    """Does what the first file's JSON says: `out`, `err` (text), `times`, `block`, `exit`, `raise`."""
+    """Does what the first file's JSON says: `out`, `err` (text), `tried` (kinds and examples), `times`, `block`,
+    `exit`, `raise`.
+    """
 
     def __init__(self, engine: ScriptedEngine) -> None:
         self._engine = engine
@@ -86,6 +90,9 @@ class ScriptedSandbox(Sandbox):
                 sink.output(model.Stream.STDERR, script["err"].encode())
             if script.get("times", 1) > 1:
                 await asyncio.sleep(0)
+        for count, (kind, example) in enumerate(script.get("tried", ()), 1):
+            sight = Sight(Action[kind], example, count, datetime.now(UTC))
+            sink.tried(Update(Observation.OBSERVED, sights=(sight,)))
         if "raise" in script:
             raise RuntimeError(script["raise"])
         termination: Any = model.Exited(script.get("exit", 0))
@@ -118,13 +125,14 @@ class ScriptedEngine(Engine):
     def __init__(self, starts: Path, on_start: Callable[[str], None] = lambda name: None) -> None:
         self.release = asyncio.Event()
         self.undestroyable = False
+        self.traced = True
         self.created = self.destroyed = self.swept = 0
         self._starts = starts
         self._on_start = on_start
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("scripted", "1", model.Isolation.NONE, frozenset(model.Limit))
+        return Capabilities("scripted", "1", model.Isolation.NONE, frozenset(model.Limit), traced=self.traced)
 
     def note_start(self, name: str) -> None:
         self._on_start(name)
@@ -251,10 +259,14 @@ class Collected:
     stderr: bytes
     started: int
     record: ex.FinalRecord
+    updates: list[BehaviourUpdate]
 
 
-async def collect(events: AsyncIterator[Any], keys: Keys, stdout: int = 0, stderr: int = 0) -> Collected:
-    """Reads to the end; fails when an output chunk does not begin where the last one ended."""
+async def collect(
+    events: AsyncIterator[Any], keys: Keys, stdout: int = 0, stderr: int = 0, behaviour: int = 0
+) -> Collected:
+    """Reads to the end; fails when an output chunk or an update does not begin where the last one ended."""
+    updates: list[BehaviourUpdate] = []
     parts: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
     begin = {1: stdout, 2: stderr}
     started = 0
@@ -266,8 +278,12 @@ async def collect(events: AsyncIterator[Any], keys: Keys, stdout: int = 0, stder
             chunk = event.output
             assert chunk.offset == begin[chunk.stream] + len(parts[chunk.stream])
             parts[chunk.stream] += chunk.data
+        elif event.HasField("behaviour"):
+            assert started
+            updates.append(event.behaviour)
+            assert event.behaviour.sequence == behaviour + len(updates)
         else:
-            return Collected(bytes(parts[1]), bytes(parts[2]), started, keys.record(event.finished))
+            return Collected(bytes(parts[1]), bytes(parts[2]), started, keys.record(event.finished), updates)
     raise AssertionError("the stream ended without an end of the run")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from crucible_executor import cgroups
+from crucible_executor.behaviour import Update
 from crucible_executor.engines import gvisor
 from crucible_executor.engines.base import EngineUnavailableError
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSandbox
@@ -55,6 +56,9 @@ class Output:
 
     def output(self, stream: Stream, data: bytes) -> None:
         self.data[stream] += data
+
+    def tried(self, update: Update) -> None:
+        pass
 
 
 @pytest.fixture

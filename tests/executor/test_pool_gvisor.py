@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from crucible_executor import ahead, cgroups, leftovers
+from crucible_executor.behaviour import Update
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSandbox
 from crucible_executor.engines.pooled import PooledEngine, PoolSettings
 from crucible_executor.images import ImageStore
@@ -41,6 +42,9 @@ class Output:
 
     def output(self, stream: Stream, data: bytes) -> None:
         self.data += data
+
+    def tried(self, update: Update) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+from crucible_executor.behaviour import Update
 from crucible_executor.model import Limits, Stream
 from crucible_executor.supervision import Supervision
 
@@ -16,6 +17,9 @@ class Nowhere:
         pass
 
     def output(self, stream: Stream, data: bytes) -> None:
+        pass
+
+    def tried(self, update: Update) -> None:
         pass
 
 

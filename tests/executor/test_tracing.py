@@ -12,23 +12,27 @@ import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from crucible_executor import cgroups, composition
-from crucible_executor.behaviour import MAX_EXAMPLES, Action, Behaviour, Observation
+from crucible_executor.behaviour import MAX_EXAMPLES, MAX_TOLD, Action, Behaviour, Observation, Update
 from crucible_executor.engines.base import EngineUnavailableError
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSandbox
 from crucible_executor.images import ImageStore
 from crucible_executor.metrics import PoolMetrics
-from crucible_executor.model import Exited, Interpreter, Killed, StartKind
+from crucible_executor.model import Exited, Interpreter, Killed, Outcome, SandboxClass, StartKind
 from crucible_executor.settings import Settings
+from crucible_executor.tracing import trace as traces
 from crucible_executor.tracing import tracer as tracing
-from crucible_executor.tracing.tracer import Trace, Tracer, TracerPaths
+from crucible_executor.tracing.reader import NUMBER_BYTES
+from crucible_executor.tracing.trace import Trace
+from crucible_executor.tracing.tracer import Tracer, TracerPaths
 from tests.conformance import harness, warm
 from tests.conformance.harness import eventually
 from tests.executor import trace_messages as tm
@@ -189,7 +193,7 @@ async def test_run_whose_reader_is_killed_says_so_and_the_next_is_observed(host:
 
 
 async def test_reader_that_hangs_is_ended_and_replaced(host: Host, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tracing, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(traces, "PATIENCE_S", 0.5)
     await host.tried(QUIET)
     hung = host.tracer.reader_pid
     os.kill(hung, signal.SIGSTOP)
@@ -247,6 +251,144 @@ async def test_reader_that_keeps_dying_is_let_be(host: Host, tmp_path: Path):
     assert "keeps dying" in reasons[-1]
 
 
+# While the program runs.
+
+
+@dataclass
+class Running:
+    """A program under way in a sandbox of its own."""
+
+    sandbox: GvisorSandbox
+    sink: harness.Recorder
+    outcome: asyncio.Future[Outcome]
+
+
+@asynccontextmanager
+async def under_way(host: Host, code: str, *, ahead: bool = False) -> AsyncIterator[Running]:
+    """Starts it; it has not ended when the block is entered, and is killed at the latest when it is left."""
+    sandbox = await (held(host, waits_for(code)) if ahead else host.engine.create(class_of()))
+    if ahead:
+        sandbox.take(class_of())
+    sink = harness.Recorder()
+    running = asyncio.ensure_future(sandbox.start(harness.python(code), harness.LIMITS, sink))
+    try:
+        yield Running(sandbox, sink, running)
+    finally:
+        await sandbox.kill()
+        await running
+        await sandbox.destroy()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_what_a_program_tries_is_told_before_it_ends(host: Host, ahead: bool):
+    code = """
+import socket, sys
+for path in ("/etc/shadow", "/tmp/\\x1b[2J"):
+    try:
+        open(path, "w" if path.startswith("/tmp") else "r")
+    except OSError:
+        pass
+try:
+    socket.create_connection(("10.9.8.7", 80))
+except OSError:
+    pass
+sys.stdin.read()
+import time
+time.sleep(60)
+"""
+    async with under_way(host, code, ahead=ahead) as program:
+        shadow = await program.sink.until_told(Action.PROBES, "/etc/shadow")
+        await program.sink.until_told(Action.CONNECTIONS, "10.9.8.7:80")
+        await program.sink.until_told(Action.FILES_WRITTEN, r"/tmp/\x1b[2J")
+        assert not program.outcome.done()
+        assert shadow.count == 1
+        assert timedelta(0) <= datetime.now(UTC) - shadow.time < timedelta(seconds=20)
+        assert len(program.sink.updates) <= 3
+        assert {one.observation for one in program.sink.updates} == {Observation.OBSERVED}
+
+
+async def test_quiet_program_is_told_of_in_no_update(host: Host):
+    result = await harness.run(host.engine, harness.python(QUIET), harness.LIMITS)
+    assert (result.termination, result.sink.updates) == (Exited(0), [])
+
+
+async def test_short_program_is_told_of_at_its_end(host: Host):
+    result = await harness.run(host.engine, harness.python("open('/tmp/x', 'w')"), harness.LIMITS)
+    assert [one.example for update in result.sink.updates for one in update.sights] == ["/tmp/x"]
+
+
+async def test_flood_is_told_in_few_updates_and_hides_no_other_kind(host: Host):
+    code = """
+import os
+for n in range(100_000):
+    try:
+        os.open(f'/tmp/{n}/x', os.O_WRONLY)
+    except OSError:
+        pass
+try:
+    open('/etc/shadow')
+except OSError:
+    pass
+"""
+    limits = harness.limits(wall_time=harness.LIMITS.wall_time * 4)
+    result = await harness.run(host.engine, harness.python(code), limits)
+    assert result.termination == Exited(0)
+    updates, told = result.sink.updates, result.outcome.behaviour
+    sights = [one for update in updates for one in update.sights]
+    assert told.actions[Action.FILES_WRITTEN].count + told.dropped >= 100_000
+    assert sum(one.action is Action.FILES_WRITTEN for one in sights) == MAX_TOLD
+    assert [update.exhausted for update in updates if update.exhausted] == [(Action.FILES_WRITTEN,)]
+    assert told.actions[Action.PROBES].count == sum(one.example == "/etc/shadow" for one in sights)
+    assert len(updates) <= 10
+
+
+async def test_death_of_the_reader_is_told_before_the_program_ends(host: Host):
+    async with under_way(host, WAITS) as program:
+        await program.sink.until_printed(b"up")
+        os.kill(host.tracer.reader_pid, signal.SIGKILL)
+        assert (await program.sink.until_not_all_is_seen()).observation is Observation.NOT_OBSERVED
+        assert not program.outcome.done()
+
+
+async def test_reader_that_hangs_is_told_before_the_program_ends(host: Host, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tracing, "_QUESTION_S", 0.1)
+    monkeypatch.setattr(tracing, "_HUNG_S", 0.5)
+    async with under_way(host, WAITS) as program:
+        await program.sink.until_printed(b"up")
+        await asyncio.sleep(1)  # it is asked some times, and answers
+        assert program.sink.updates == []
+        os.kill(host.tracer.reader_pid, signal.SIGSTOP)
+        assert (await program.sink.until_not_all_is_seen()).observation is Observation.NOT_OBSERVED
+        assert not program.outcome.done()
+
+
+async def test_run_that_nobody_traces_is_told_so_at_its_start(host: Host):
+    host.tracer._paths = TracerPaths(host.tracer._paths.launcher, "crucible-nobody-of-that-name")
+    async with under_way(host, WAITS) as program:
+        last = await program.sink.until_not_all_is_seen()
+        assert (last.observation, len(program.sink.updates)) == (Observation.NOT_OBSERVED, 1)
+        assert not program.outcome.done()
+
+
+async def test_reader_that_says_more_than_it_may_is_ended(host: Host, tmp_path: Path):
+    trace = host.tracer.open(tmp_path)
+    told: list[Update] = []
+    with await connected(trace, tmp_path):
+        trace.begin(told.append)
+        host.tracer._may_say = 3
+        for _ in range(3):  # as one would that was taken over
+            host.tracer._control.send(bytes(NUMBER_BYTES))
+        host.tracer._control.send(bytes(NUMBER_BYTES))
+        await eventually(lambda: host.tracer.reader_pid is None)
+    assert [one.observation for one in told] == [Observation.NOT_OBSERVED]
+    assert (await trace.behaviour()).observation is Observation.NOT_OBSERVED
+    trace.close()
+
+
+def class_of() -> SandboxClass:
+    return harness.sandbox_class(harness.LIMITS)
+
+
 # Sandboxes booted ahead.
 
 
@@ -297,7 +439,7 @@ def without_ids(examples: tuple[str, ...]) -> list[str]:
 async def test_sandbox_that_waits_longer_than_the_patience_with_the_reader_is_observed(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tracing, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(traces, "PATIENCE_S", 0.5)
     sandbox = await held(host, waits_for(QUIET))
     before = host.tracer.reader_pid
     await host.tried(QUIET)

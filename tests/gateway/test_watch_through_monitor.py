@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from crucible.evaluation.v1 import evaluation_pb2 as ev
+from crucible.evaluation.v1.behaviour_update_pb2 import ACTION_KIND_PROBES, BehaviourUpdate
 from crucible.gateway.v1 import evaluation_service_pb2 as api
 from crucible_monitor.__main__ import build
 from crucible_monitor.event_log import StorageEventLog
@@ -71,6 +73,19 @@ async def test_slow_public_reader_is_told_and_gets_every_event_once_after_resumi
             call = watch(client, name(1), last)
     assert resumes >= 1
     assert seen == [event.position for event in log.events]
+
+
+async def test_what_a_program_tries_reaches_a_public_watcher_before_the_end_and_again_in_a_replay(client, monitor, log):
+    log.output(name(1))
+    live = watch(client, name(1))
+    await anext(live)
+    told = BehaviourUpdate(sequence=1, observation=ev.OBSERVATION_OBSERVED)
+    told.actions.add(kind=ACTION_KIND_PROBES, example=r"/etc/\x1b[2J", count=1).since_start.FromMilliseconds(7)
+    log.append(name(1), behaviour=told)
+    assert (await anext(live)).event.behaviour == told
+    log.end(name(1))
+    assert (await anext(watch(client, name(1), 1))).event.behaviour == told
+    assert monitor.registry.get_sample_value("crucible_events_total", {"kind": "behaviour"}) == 1
 
 
 async def test_another_tenants_evaluation_is_not_found(gateway, dial, log):

@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import work_service_pb2 as work
@@ -41,6 +42,7 @@ class Stored:
     epoch: int = 1
     boot_id: str = ""
     out: dict[int, bytes] = field(default_factory=lambda: {1: b"", 2: b""})
+    behaviour: list[BehaviourUpdate] = field(default_factory=list)
     started: int = 0
     record: ex.FinalRecord | None = None
     refused: work.Refused | None = None
@@ -114,6 +116,7 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
                     boot_id=run.boot_id,
                     stdout_offset=len(run.out[1]),
                     stderr_offset=len(run.out[2]),
+                    behaviour_sequence=len(run.behaviour),
                 )
                 for run in self.runs.values()
                 if run.leased and not run.over
@@ -187,6 +190,11 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
                 if chunk.offset > len(have):
                     return "OFFSET_GAP"
                 run.out[chunk.stream] = have + chunk.data[len(have) - chunk.offset :]
+            elif event.HasField("behaviour"):
+                if event.behaviour.sequence > len(run.behaviour) + 1:
+                    return "OFFSET_GAP"
+                if event.behaviour.sequence == len(run.behaviour) + 1:
+                    run.behaviour.append(event.behaviour)
             elif not self.takes_records:
                 return "INVALID_RECORD"
             else:

@@ -123,6 +123,39 @@ async def test_killed_worker_loses_nothing(keys, executor, storage):
         await all_acknowledged(executor)
 
 
+TRIED = [["PROBES", "/etc/shadow"], ["CONNECTIONS", "10.0.0.1:80"]]
+
+
+async def test_what_a_program_tries_reaches_storage_while_it_runs(executor, storage, worker):
+    run = await storage.add({"tried": TRIED, **BLOCKS})
+    await storage.until(lambda: len(run.behaviour) == 2)
+    assert run.record is None
+    assert [action.example for update in run.behaviour for action in update.actions] == ["/etc/shadow", "10.0.0.1:80"]
+    executor.engine.release.set()
+    await storage.until(lambda: run.over)
+    assert len(run.behaviour) == 2
+
+
+async def test_short_run_that_tried_something_travels_in_one_report(executor, storage, worker):
+    await storage.until(lambda: storage.registrations)
+    run = await storage.add({"tried": TRIED})
+    await storage.until(lambda: run.over)
+    assert (storage.calls, len(run.behaviour)) == (1, 2)
+
+
+async def test_restarted_worker_tells_no_behaviour_update_twice(keys, executor, storage):
+    async with working(keys, storage.port, executor.service.port) as first:
+        run = await storage.add({"tried": TRIED, **BLOCKS})
+        await storage.until(lambda: len(run.behaviour) == 2)
+        await first.crash()
+    del run.behaviour[1:]  # as if storage had lost the answer, and the rest, with it
+    async with working(keys, storage.port, executor.service.port):
+        await storage.until(lambda: len(run.behaviour) == 2)
+        executor.engine.release.set()
+        await storage.until(lambda: run.over)
+    assert [update.sequence for update in run.behaviour] == [1, 2]
+
+
 async def test_storage_away_for_a_while_loses_nothing(executor, storage, worker):
     runs = [await storage.add({"out": "a", **BLOCKS, "last": "b"}) for _ in range(4)]
     await storage.until(lambda: all(run.started for run in runs))

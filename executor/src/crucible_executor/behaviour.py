@@ -13,6 +13,12 @@ MAX_EXAMPLES = 10
 MAX_EXAMPLE_CHARACTERS = 160
 """Of one example, escaped: printable ASCII."""
 
+MAX_TOLD = 32
+"""Different actions of each kind that are told of one run while it goes on."""
+
+MAX_UPDATES = 256
+"""Of one run; each tells an action, a kind that is exhausted, or once that something is missing or not seen."""
+
 
 class Observation(enum.Enum):
     """How far what a program tried is known."""
@@ -59,3 +65,42 @@ class Behaviour:
     def not_observed(cls, reason: str) -> Behaviour:
         """Nobody watched, so nothing can be said."""
         return cls(Observation.NOT_OBSERVED, reason, {})
+
+    @classmethod
+    def no_trace(cls, engine: str) -> Behaviour:
+        """What every run of an engine without a trace says."""
+        return cls.not_observed(f"the engine {engine} has no trace")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """An action that was seen for the first time in its run.
+
+    Attributes:
+        action: its kind.
+        example: which, as in `Actions.examples`.
+        count: of its kind until then, with this one.
+        time: by this host's clock.
+    """
+
+    action: Action
+    example: str
+    count: int
+    time: datetime
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is told of a run's behaviour while it goes on; after one with NOT_OBSERVED there is no other.
+
+    Attributes:
+        observation: how far what happened until now was seen.
+        reason: why not all of it; empty with OBSERVED.
+        sights: in their order.
+        exhausted: kinds of which no more is told.
+    """
+
+    observation: Observation
+    reason: str = ""
+    sights: tuple[Sight, ...] = ()
+    exhausted: tuple[Action, ...] = ()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
+from crucible.evaluation.v1 import behaviour_update_pb2 as bu
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import platform_pb2
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import init_protocol
-from crucible_executor.behaviour import Action, Behaviour, Observation
+from crucible_executor.behaviour import Action, Behaviour, Observation, Update
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import AskedLimits
 from crucible_executor.engines.base import ProgramRefusedError
 from crucible_executor.model import File, Isolation, Limit, Limits, Program, StartKind, Stream, Usage
-from crucible_executor.run import Chunk, Event, Finished, Started
+from crucible_executor.run import Chunk, Event, Finished, Started, Tried
 from crucible_executor.runtimes import BASE_ENV, Runtime
 from crucible_rpc.errors import FieldViolation, InvalidArgumentError
 
@@ -52,6 +53,7 @@ OBSERVATIONS = {
     Observation.OBSERVED: ev.OBSERVATION_OBSERVED,
     Observation.PARTIAL: ev.OBSERVATION_PARTIAL,
 }
+ACTION_KINDS = {action: bu.ActionKind.Value(f"ACTION_KIND_{action.name}") for action in Action}
 _STREAMS = {Stream.STDOUT: ev.OUTPUT_STREAM_STDOUT, Stream.STDERR: ev.OUTPUT_STREAM_STDERR}
 _COUNTS = ("memory_bytes", "processes", "open_files", "output_bytes", "disk_bytes", "disk_inodes")
 
@@ -204,6 +206,20 @@ def behaviour(value: Behaviour) -> ev.Behaviour:
     return message
 
 
+def behaviour_update(sequence: int, value: Update, started: datetime) -> bu.BehaviourUpdate:
+    """The message; what was seen before the program's start was told of counts as seen then."""
+    message = bu.BehaviourUpdate(
+        sequence=sequence,
+        observation=OBSERVATIONS[value.observation],
+        reason=_cut(value.reason),
+        exhausted=[ACTION_KINDS[action] for action in value.exhausted],
+    )
+    for sight in value.sights:
+        seen = message.actions.add(kind=ACTION_KINDS[sight.action], example=sight.example, count=sight.count)
+        seen.since_start.FromTimedelta(max(timedelta(0), sight.time - started))
+    return message
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_REASON_CHARACTERS else text[: MAX_REASON_CHARACTERS - 1] + "…"
 
@@ -215,6 +231,8 @@ def event(value: Event) -> ex.RunEvent:
             return ex.RunEvent(output=ex.RunOutputChunk(stream=_STREAMS[stream], offset=offset, data=data))
         case Finished(record):
             return ex.RunEvent(finished=record)
+        case Tried(sequence, update, started):
+            return ex.RunEvent(behaviour=behaviour_update(sequence, update, started))
         case Started(time):
             message = ex.RunEvent()
             message.started.time.FromDatetime(time)

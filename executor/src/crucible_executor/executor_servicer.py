@@ -65,11 +65,12 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def Attach(self, request: ex.AttachRequest, context: Any) -> AsyncIterator[ex.AttachResponse]:
         """See the contract."""
-        if request.stdout_offset < 0 or request.stderr_offset < 0:
-            violation = FieldViolation("stdout_offset, stderr_offset", "must not be negative")
+        if min(request.stdout_offset, request.stderr_offset, request.behaviour_sequence) < 0:
+            violation = FieldViolation("stdout_offset, stderr_offset, behaviour_sequence", "must not be negative")
             raise InvalidArgumentError("INVALID_FIELD", "an offset is negative", [violation])
         run = self._runs.get(request.run_id)
-        async with aclosing(run.events(request.stdout_offset, request.stderr_offset)) as events:
+        have = (request.stdout_offset, request.stderr_offset, request.behaviour_sequence)
+        async with aclosing(run.events(*have)) as events:
             async for event in events:
                 yield ex.AttachResponse(event=convert.event(event))
 

@@ -184,7 +184,7 @@ def termination(outcome: Outcome, cause: KillCause | None, *, started: bool) -> 
 def _behaviour(outcome: Outcome, engine: str, *, started: bool) -> Behaviour:
     if not started:
         return Behaviour.not_observed("the program was never started")
-    return outcome.behaviour or Behaviour.not_observed(f"the engine {engine} has no trace")
+    return outcome.behaviour or Behaviour.no_trace(engine)
 
 
 def _limit_hit(hit: LimitHit) -> ev.LimitHit:

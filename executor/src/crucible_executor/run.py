@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible_executor.behaviour import MAX_UPDATES, Update
 from crucible_executor.engines.base import Sandbox
 from crucible_executor.model import Stream
 from crucible_executor.output import KeptOutput
@@ -53,13 +54,22 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """The run's update number `sequence` (from 1) of what its program tries; the program was started at `started`."""
+
+    sequence: int
+    update: Update
+    started: datetime
+
+
+@dataclass(frozen=True)
 class Finished:
     """The run ended; `record` is a signed, serialized `FinalRecord`. The last event."""
 
     record: SignedBytes
 
 
-Event = Started | Chunk | Finished
+Event = Started | Chunk | Tried | Finished
 
 
 class Run:
@@ -108,6 +118,7 @@ class Run:
         self.fault = ""
         self.accepted_at = asyncio.get_running_loop().time()
         self._on_fault = on_fault
+        self._updates: list[Update] = []
         self._news = 0
         self._unannounced = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -140,6 +151,12 @@ class Run:
         elif kept:
             self._announce_soon()
 
+    def tried(self, update: Update) -> None:
+        """See `Sink`."""
+        if self.record is None and len(self._updates) < MAX_UPDATES:
+            self._updates.append(update)
+            self._announce_soon()
+
     def finish(self, record: SignedBytes) -> None:
         """The run is over, and that is on disk."""
         self.record = record
@@ -151,8 +168,10 @@ class Run:
             await self._next(self._news)
         return self.record
 
-    async def events(self, stdout_offset: int = 0, stderr_offset: int = 0) -> AsyncGenerator[Event, None]:
-        """What happened and happens, from these offsets on; ends after `Finished`."""
+    async def events(
+        self, stdout_offset: int = 0, stderr_offset: int = 0, behaviour_sequence: int = 0
+    ) -> AsyncGenerator[Event, None]:
+        """What happened and happens, from these offsets and after this update on; ends after `Finished`."""
         at = {Stream.STDOUT: stdout_offset, Stream.STDERR: stderr_offset}
         told_start = False
         while True:
@@ -164,6 +183,10 @@ class Run:
             if self.started_at is not None and not told_start:
                 told_start = True
                 yield Started(self.started_at)
+            if self.started_at is not None:  # nothing is told of a program that never was
+                for sequence in range(behaviour_sequence + 1, len(self._updates) + 1):
+                    behaviour_sequence = sequence
+                    yield Tried(sequence, self._updates[sequence - 1], self.started_at)
             # Only what was there when the news came: a writer of single bytes must not make events of single bytes.
             for stream, kept, end in ends:
                 while data := kept.read(at[stream], min(MAX_CHUNK_BYTES, max(0, end - at[stream]))):

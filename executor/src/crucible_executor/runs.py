@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import ahead, convert, records
+from crucible_executor.behaviour import Behaviour, Update
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine, EngineUnavailableError
@@ -149,6 +150,9 @@ class Runs:
             self._metrics.refused.labels(error.reason).inc()
             raise
         run = job.run
+        if not job.engine.capabilities.traced:
+            unseen = Behaviour.no_trace(job.draft.engine)
+            run.tried(Update(unseen.observation, unseen.reason))
         self._busy += 1
         self._runs[run.id] = run
         lasts = min(permit, job.longest_permit, self._settings.orphan_grace)
@@ -469,7 +473,8 @@ def _sandbox_class(image_digest: str, limits: Limits, interpreter: Interpreter |
 
 def _without_start(termination: Killed | SandboxFailed) -> Outcome:
     usage = Usage(wall_time=timedelta(0), program_cpu=None, sandbox_cpu=None, peak_memory_bytes=None)
-    return Outcome(termination, (), usage)
+    unseen = Behaviour.not_observed("the engine did not see the run to its end in order")
+    return Outcome(termination, (), usage, unseen)
 
 
 def _no_room(error: JournalFullError) -> ResourceExhaustedError:

@@ -51,8 +51,8 @@ def connect(
 ) -> grpc.aio.Channel:
     """A channel to another process of this installation, over mutual TLS; make one per peer and keep it.
 
-    UNAVAILABLE alone is retried, 5 attempts in about two seconds: what changes state must be idempotent. A peer that was
-    restarted is found again within about a second.
+    UNAVAILABLE alone is retried, 5 attempts in about two seconds: what changes state must be idempotent. A peer
+    that was restarted is found again within about a second.
 
     Args:
         target: `host:port`.

@@ -24,13 +24,14 @@ def api_key(row: ApiKeyRow) -> keys.StoredApiKey:
 
 
 def lease(held: Held) -> work.Lease:
-    """A lease and how much output of its run is stored."""
+    """A lease, and how much output and how many behaviour updates of its run are stored."""
     return work.Lease(
         run_id=held.run_id,
         epoch=held.epoch,
         boot_id=held.boot_id,
         stdout_offset=held.stdout_bytes,
         stderr_offset=held.stderr_bytes,
+        behaviour_sequence=held.behaviour_updates,
     )
 
 

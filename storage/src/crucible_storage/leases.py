@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 _PROGRAM = select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq"))
 _HELD = text(
     """
-    SELECT seq, id, attempt, epoch, boot_id, stdout_bytes, stderr_bytes, cancel_time FROM evaluation
+    SELECT seq, id, attempt, epoch, boot_id, stdout_bytes, stderr_bytes, behaviour_updates, cancel_time FROM evaluation
     WHERE executor = :executor AND state IN (2, 3) AND lost_reason IS NULL ORDER BY seq
     """
 )
@@ -63,6 +63,7 @@ class Held:
     boot_id: str
     stdout_bytes: int
     stderr_bytes: int
+    behaviour_updates: int
     cancel_time: int | None
 
     @property

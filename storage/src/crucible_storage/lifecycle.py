@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1 import event_pb2
+from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible_rpc.errors import AbortedError
 from crucible_storage.clock import micros
 from crucible_storage.names import run_id
@@ -36,7 +37,7 @@ class Changes:
 
 @dataclass(slots=True)
 class Record:
-    """One evaluation. The fields up to `end_time` are the columns of its table, in their order and with their units."""
+    """One evaluation. All fields but `changes` are the columns of its table, in their order and with their units."""
 
     seq: int
     id: str
@@ -72,6 +73,7 @@ class Record:
     stderr_bytes: int = 0
     start_time: int | None = None
     end_time: int | None = None
+    behaviour_updates: int = 0
     changes: Changes = field(default_factory=Changes)
 
     @property
@@ -114,7 +116,7 @@ class Record:
         self.epoch += 1
         self.executor, self.boot_id = executor, boot_id
         self.not_before, self.start_time = None, None
-        self.stdout_bytes = self.stderr_bytes = 0
+        self.stdout_bytes = self.stderr_bytes = self.behaviour_updates = 0
         self.renew(now, policy)
         self._enter(STARTING)
 
@@ -139,6 +141,13 @@ class Record:
             self.stderr_bytes += len(chunk.data)
         self.version += 1
         self.changes.events.append(event_pb2.Event(output=chunk))
+
+    def add_behaviour(self, update: BehaviourUpdate) -> None:
+        """Notes the update that comes after the stored ones; the caller has checked that."""
+        self._expect(self.state in HELD)
+        self.behaviour_updates += 1
+        self.version += 1
+        self.changes.events.append(event_pb2.Event(behaviour=update))
 
     def want_cancel(self, by: str, reason: str, now: int) -> None:
         """Stores the wish to end it: a queued one ends at once; a held one when its executor says that it is gone."""

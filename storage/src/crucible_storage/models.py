@@ -83,6 +83,7 @@ class EvaluationRow(SQLModel, table=True):
     stderr_bytes: int = Field(sa_column=_number())
     start_time: int | None = Field(sa_column=_number(nullable=True))
     end_time: int | None = Field(sa_column=_number(nullable=True))
+    behaviour_updates: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class ProgramRow(SQLModel, table=True):

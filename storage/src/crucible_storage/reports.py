@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible.evaluation.v1.event_pb2 import OutputChunk
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
@@ -15,7 +16,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
 from crucible_rpc.errors import AbortedError, CallError, InvalidArgumentError
 from crucible_rpc.signing import Verifier
-from crucible_storage import faults, final_records, outputs, store
+from crucible_storage import behaviour_updates, faults, final_records, outputs, store
 from crucible_storage.clock import Clock, from_timestamp
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import STARTING, Record
@@ -91,6 +92,8 @@ class Reports:
                     checked.final = final_records.verified(event.finished, self._verifier)
                 elif kind == "output":
                     _check_chunk(event.output)
+                elif kind == "behaviour":
+                    behaviour_updates.check(event.behaviour)
                 elif kind is None:
                     raise _invalid("an event must say what happened")
         except CallError as error:
@@ -153,6 +156,8 @@ class _OneReport:
                 self._record.start(_time(event.started.time))
             elif kind == "output":
                 self._output(event.output)
+            elif kind == "behaviour":
+                self._behaviour(event.behaviour)
             elif final is not None:
                 self._finish(final, event.finished)
         outcome = report.WhichOneof("outcome")
@@ -175,6 +180,16 @@ class _OneReport:
             raise _invalid(f"more output than the {record.output_limit} bytes that the spec keeps of a stream")
         record.add_output(OutputChunk(stream=chunk.stream, offset=stored, data=fresh))
         self._new[int(chunk.stream)].append(fresh)
+
+    def _behaviour(self, update: BehaviourUpdate) -> None:
+        """Adds an update that is not stored yet; a gap is refused."""
+        record = self._record
+        record.start(self._now)  # as with output
+        stored = record.behaviour_updates
+        if update.sequence > stored + 1:
+            raise _invalid(f"behaviour updates are missing: {stored} are stored, this is number {update.sequence}")
+        if update.sequence > stored:
+            record.add_behaviour(update)
 
     def _finish(self, final: ex.FinalRecord, signed: SignedBytes) -> None:
         record = self._record

@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
+from crucible_executor.behaviour import Update
 from crucible_executor.model import (
     Interpreter,
     Isolation,
@@ -30,15 +31,22 @@ class Sink(Protocol):
     def output(self, stream: Stream, data: bytes) -> None:
         """The program wrote `data`. Every byte that was read is passed on, in order; the caller bounds what is kept."""
 
+    def tried(self, update: Update) -> None:
+        """The program tried something, or nobody sees any more what it tries; at most `MAX_UPDATES` times."""
+
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine promises. A request that needs a limit which is not in `enforces` is refused."""
+    """What an engine promises. A request that needs a limit which is not in `enforces` is refused.
+
+    With `traced`, its sandboxes tell their sink what a program tries, or that this is not observed.
+    """
 
     name: str
     version: str
     isolation: Isolation
     enforces: frozenset[Limit]
+    traced: bool = False
 
 
 class EngineUnavailableError(Exception):

@@ -112,7 +112,7 @@ class GvisorEngine(HoldableEngine):
     @property
     def capabilities(self) -> Capabilities:
         """What this engine promises; its version is known after `check`."""
-        return Capabilities("gvisor", self._version, Isolation.USER_KERNEL, _ENFORCED)
+        return Capabilities("gvisor", self._version, Isolation.USER_KERNEL, _ENFORCED, traced=True)
 
     async def check(self) -> None:
         """Prepares folder, cgroups and images, and runs `/bin/true` of the first image."""
@@ -350,6 +350,7 @@ class GvisorSandbox(HoldableSandbox):
             self._ready.set_result(None)
         elif kind is ReportKind.STARTED and self._sink is not None:
             self._sink.started()
+            self._trace.expected()
         elif kind in (ReportKind.GONE, ReportKind.REFUSED) and self._run is not None:
             self._run.end(None)
 
@@ -363,7 +364,7 @@ class GvisorSandbox(HoldableSandbox):
         frame = init_protocol.encode(program, _counted(limits))
         run = self._run = Supervision(limits, sink)
         self._sink = sink
-        self._trace.begin()
+        self._trace.begin(sink.tried)
         for stream in list(self._output_fds):
             run.read_output(self._output_fds.pop(stream), stream)
         assert self._process is not None  # noqa: S101

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from crucible_executor.behaviour import Update
 from crucible_executor.engines.base import Engine, EngineUnavailableError
 from crucible_executor.model import Exited, Limits, Program, SandboxClass, Stream
 
@@ -51,4 +52,7 @@ class _Nowhere:
         """Ignored."""
 
     def output(self, stream: Stream, data: bytes) -> None:
+        """Ignored."""
+
+    def tried(self, update: Update) -> None:
         """Ignored."""

@@ -1,9 +1,9 @@
 """`python -m crucible_executor.tracing.reader FD UID GID`: reads the traces of all sandboxes, without any privilege.
 
-Over the socket FD the executor hands it one connection per sandbox, each with a number. When a connection ends, it
-answers with that number and the run's tally. It opens nothing, starts nothing and dials nobody, and ends with the
-executor. It starts as root so that it can be run from an environment that only root reads, and gives everything up
-before it takes its first byte.
+Over the socket FD the executor hands it one connection per sandbox, each with a number. With that number it tells what
+is new (`live`), and when the connection ends, the run's tally. A number without a connection asks whether it still
+reads, and comes back. It opens nothing, starts nothing and dials nobody, and ends with the executor. It starts as root
+so that it can be run from an environment that only root reads, and gives everything up before it takes its first byte.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
-from crucible_executor.tracing import wire
+from crucible_executor.tracing import live, wire
 from crucible_executor.tracing.tally import Tally
 
 BATCH = 64
 """Messages read of one sandbox before the others have their turn."""
 
 NUMBER_BYTES = 8
+TELLS, ENDS = b"t", b"e"
+"""What follows the number of a run: a frame of `live`, or the tally."""
+
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 24, 4, 38
 _LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
 
@@ -42,22 +46,28 @@ class Reader:
         self._selector = selectors.DefaultSelector()
         self._buffer = memoryview(bytearray(wire.MAX_MESSAGE))
         self._tallies: dict[socket.socket, tuple[bytes, Tally]] = {}
+        self._due: dict[socket.socket, float] = {}
 
     def serve(self) -> None:
         """Returns when the executor hangs up."""
         self._control.setblocking(True)
         self._selector.register(self._control, selectors.EVENT_READ)
         while True:
-            for key, _ in self._selector.select():
+            first = min(self._due.values(), default=None)
+            for key, _ in self._selector.select(None if first is None else max(0.0, first - time.monotonic())):
                 if key.fileobj is not self._control:
                     self._read(key.fileobj)  # type: ignore[arg-type]
                 elif not self._take():
                     return
+            if self._due:
+                self._tell(time.monotonic())
 
     def _take(self) -> bool:
         data, descriptors, _, _ = socket.recv_fds(self._control, NUMBER_BYTES, 1)
         if not data:
             return False
+        if not descriptors:
+            self._control.send(data)
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
             connection.setblocking(False)
@@ -67,6 +77,11 @@ class Reader:
 
     def _read(self, connection: socket.socket) -> None:
         number, tally = self._tallies[connection]
+        self._read_some(connection, number, tally)
+        if tally.telling.is_due and connection in self._tallies:
+            self._due.setdefault(connection, time.monotonic() + live.INTERVAL_S)
+
+    def _read_some(self, connection: socket.socket, number: bytes, tally: Tally) -> None:
         for _ in range(BATCH):
             try:
                 # With MSG_TRUNC the kernel tells how long the message was, not how much of it fitted.
@@ -80,11 +95,27 @@ class Reader:
                 return
             tally.add(self._buffer[: min(length, len(self._buffer))], whole=length <= len(self._buffer))
 
+    def _tell(self, now: float) -> None:
+        """Sends a frame of each run whose time has come. An executor that is busy is asked again, not waited for."""
+        for connection in [one for one, due in self._due.items() if due <= now]:
+            number, tally = self._tallies[connection]
+            with contextlib.suppress(BlockingIOError):
+                self._control.send(number + TELLS + tally.telling.frame(), socket.MSG_DONTWAIT)
+                tally.telling.sent()
+            if tally.telling.is_due:
+                self._due[connection] = now + live.INTERVAL_S
+            else:
+                del self._due[connection]
+
     def _end(self, connection: socket.socket, number: bytes, tally: Tally) -> None:
         self._selector.unregister(connection)
         del self._tallies[connection]
+        self._due.pop(connection, None)
         connection.close()
-        self._control.send(number + tally.report())
+        while tally.telling.is_due:
+            self._control.send(number + TELLS + tally.telling.frame())
+            tally.telling.sent()
+        self._control.send(number + ENDS + tally.report())
 
 
 def give_up_everything(uid: int, gid: int, parent: int) -> None:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crucible_executor.behaviour import (
-    MAX_EXAMPLE_CHARACTERS,
     MAX_EXAMPLES,
     Action,
     Actions,
@@ -18,14 +17,13 @@ from crucible_executor.behaviour import (
     Observation,
 )
 from crucible_executor.tracing import actions, wire
+from crucible_executor.tracing.live import Telling, checked_count, is_shown, missing
 
 MAX_MESSAGES = 250_000
 """Looked at of one run, about 4 s of CPU time; more are counted as dropped."""
 
 MAX_REPORT = 64 << 10
 """Bytes of a tally on its way."""
-
-_MAX_COUNT = 1 << 53
 
 
 @dataclass
@@ -40,9 +38,13 @@ class Tally:
 
     Args:
         now: the host's clock, in seconds since 1970.
+
+    Attributes:
+        telling: what is told of it while the run goes on.
     """
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self.telling = Telling()
         self._now = now
         self._actions = actions.Actions()
         self._kinds = {action: _Kind() for action in Action}
@@ -55,12 +57,17 @@ class Tally:
         """Takes one datagram, whatever it is; `whole` is False when it was longer than `data`."""
         self._messages += 1
         if self._messages > MAX_MESSAGES or not whole:
-            self._unread += 1
+            self._lose()
             return
         try:
             self._read(data)
         except wire.MalformedError:
-            self._unread += 1
+            self._lose()
+
+    def _lose(self) -> None:
+        self._unread += 1
+        if self._greeted:
+            self.telling.lost(self._dropped, self._unread)
 
     def _read(self, data: memoryview) -> None:
         if not self._greeted:
@@ -70,7 +77,9 @@ class Tally:
             return
         message = wire.message(data)
         # Only ever more: a kernel that takes its own count back is not believed.
-        self._dropped = max(self._dropped, message.dropped)
+        if message.dropped > self._dropped:
+            self._dropped = message.dropped
+            self.telling.lost(self._dropped, self._unread)
         for action, example in self._actions.of(message):
             kind = self._kinds[action]
             kind.count += 1
@@ -78,6 +87,7 @@ class Tally:
                 kind.first = self._now()
             if len(kind.examples) < MAX_EXAMPLES and example not in kind.examples:
                 kind.examples.append(example)
+            self.telling.saw(action, example, kind.count, self._now)
 
     def report(self) -> bytes:
         """What `behaviour` reads; at most `MAX_REPORT` bytes."""
@@ -97,36 +107,22 @@ def behaviour(report: bytes, since: datetime, until: datetime) -> Behaviour:
     try:
         document = json.loads(report[:MAX_REPORT])
         kinds = {action: _actions(document["kinds"][action.value], since, until) for action in Action}
-        dropped, unread = _count(document["dropped"]), _count(document["unread"])
+        dropped, unread = checked_count(document["dropped"]), checked_count(document["unread"])
         greeted = document["greeted"] is True
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError):
         return Behaviour.not_observed("what the reader of the trace said makes no sense")
     if not greeted:
         return Behaviour.not_observed("the sandbox's kernel opened no trace")
-    lost = []
-    if dropped:
-        lost.append(f"the sandbox's kernel dropped {dropped} message(s) of the trace")
-    if unread:
-        lost.append(f"{unread} message(s) were beyond the budget of {MAX_MESSAGES} or could not be read")
+    lost = missing(dropped, unread)
     observation = Observation.PARTIAL if lost else Observation.OBSERVED
-    return Behaviour(observation, "; ".join(lost), kinds, dropped + unread)
+    return Behaviour(observation, lost, kinds, dropped + unread)
 
 
 def _actions(said: Any, since: datetime, until: datetime) -> Actions:
     count, first, examples = said
     if not isinstance(examples, list) or len(examples) > MAX_EXAMPLES:
         raise ValueError("not a list of examples")
-    if not all(isinstance(one, str) and _is_shown(one) for one in examples):
+    if not all(isinstance(one, str) and is_shown(one) for one in examples):
         raise ValueError("an example is not bounded text")
     time = None if first is None else min(max(datetime.fromtimestamp(float(first), UTC), since), until)
-    return Actions(_count(count), time, tuple(examples))
-
-
-def _is_shown(text: str) -> bool:
-    return len(text) <= MAX_EXAMPLE_CHARACTERS and text.isascii() and text.isprintable()
-
-
-def _count(said: Any) -> int:
-    if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said <= _MAX_COUNT:
-        raise ValueError("not a count")
-    return said
+    return Actions(checked_count(count), time, tuple(examples))

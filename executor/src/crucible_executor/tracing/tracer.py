@@ -13,14 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from crucible_executor.behaviour import Behaviour
 from crucible_executor.cgroups import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree, ProcessesLeftError
 from crucible_executor.host_process import HostProcess
-from crucible_executor.tracing import points, tally, wire
-from crucible_executor.tracing.reader import NUMBER_BYTES
+from crucible_executor.tracing import live, points, tally, wire
+from crucible_executor.tracing.reader import ENDS, NUMBER_BYTES, TELLS
+from crucible_executor.tracing.trace import PATIENCE_S, Trace
 from crucible_rpc import logs
 
 READER = "reader"
@@ -28,7 +28,11 @@ READER = "reader"
 
 _READER_BOUNDS = Bounds(memory_bytes=128 << 20, tasks=4)
 _READER_CPUS = 0.5
-_PATIENCE_S = 3.0
+
+# While a run is told of, the reader is asked so often whether it reads; its silence would look like a quiet program's.
+_QUESTION_S = 1.0
+_HUNG_S = 5.0
+
 _QUICK_DEATH_S = 10.0
 _QUICK_DEATHS = 3
 _log = logging.getLogger(__name__)
@@ -44,73 +48,6 @@ class TracerPaths:
 
     launcher: Path
     user: str
-
-
-class Trace:
-    """The trace of one sandbox, from before its start until its processes are gone.
-
-    Attributes:
-        flags: what runsc is given for it.
-    """
-
-    def __init__(
-        self,
-        flags: tuple[str, ...] = (),
-        *,
-        close: Callable[[], None] = lambda: None,
-        on_silence: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.flags = flags
-        self._began = datetime.now(UTC)
-        self._close = close
-        self._on_silence = on_silence
-        self._ended: asyncio.Future[bytes | Behaviour] = asyncio.get_running_loop().create_future()
-        self._connected = False
-
-    @classmethod
-    def none(cls, reason: str) -> Trace:
-        """The trace of a sandbox that has none."""
-        trace = cls()
-        trace.end(Behaviour.not_observed(reason))
-        return trace
-
-    def connected(self) -> None:
-        """The sandbox's kernel has its connection."""
-        self._connected = True
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the sandbox's kernel has, or had, its connection."""
-        return self._connected
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more will be known."""
-        return self._ended.done()
-
-    def begin(self) -> None:
-        """The run begins: a sandbox that was booted ahead may have waited, and no action is told as of before."""
-        self._began = datetime.now(UTC)
-
-    def end(self, said: bytes | Behaviour) -> None:
-        """The reader's report, or why there will be none. Only the first counts."""
-        if not self._ended.done():
-            self._ended.set_result(said)
-
-    async def behaviour(self) -> Behaviour:
-        """What the program tried. To be called when the sandbox's processes are gone; returns within seconds."""
-        if not self._connected:
-            self.end(Behaviour.not_observed("the sandbox's kernel opened no trace"))
-        await asyncio.wait([self._ended], timeout=_PATIENCE_S)
-        if not self._ended.done():
-            self.end(Behaviour.not_observed(f"the reader of the trace said nothing within {_PATIENCE_S:g} s"))
-            self._on_silence()
-        said = self._ended.result()
-        return said if isinstance(said, Behaviour) else tally.behaviour(said, self._began, datetime.now(UTC))
-
-    def close(self) -> None:
-        """Forgets it. Idempotent."""
-        self._close()
 
 
 class Untraced:
@@ -162,6 +99,9 @@ class Tracer:
         self._next = 1
         self._started_at = 0.0
         self._quick_deaths = 0
+        self._may_say = 0
+        self._question: asyncio.TimerHandle | None = None
+        self._asked_at: float | None = None
 
     @property
     def reader_pid(self) -> int | None:
@@ -192,9 +132,11 @@ class Tracer:
 
     async def close(self) -> None:
         """Ends the reader and removes its cgroup. Idempotent."""
+        if self._question is not None:
+            self._question.cancel()
         self._hang_up("the executor stops")
         if self._process is not None:
-            await asyncio.wait([self._process.exited], timeout=_PATIENCE_S)
+            await asyncio.wait([self._process.exited], timeout=PATIENCE_S)
         if self._cgroup is not None:
             with contextlib.suppress(ProcessesLeftError, OSError):  # the next start sweeps it
                 await self._cgroup.kill()
@@ -228,7 +170,7 @@ class Tracer:
             listener.close()
             raise
         flags = (f"--pod-init-config={configuration}",)
-        trace = self._traces[number] = Trace(flags, close=close, on_silence=self._end_reader)
+        trace = self._traces[number] = Trace(flags, close=close, on_begin=self._ask_soon, on_silence=self._end_reader)
         loop.add_reader(listener, self._accept, listener, stop_listening, number, trace)
         return trace
 
@@ -249,6 +191,7 @@ class Tracer:
                 if self._control is None:
                     raise BrokenPipeError
                 socket.send_fds(self._control, [number.to_bytes(NUMBER_BYTES, "little")], [connection.fileno()])
+                self._may_say += live.MAX_FRAMES + 1
             except OSError:
                 trace.end(Behaviour.not_observed("the reader of the trace takes no more"))
             trace.connected()
@@ -295,6 +238,7 @@ class Tracer:
             theirs.close()
             os.close(null)
         self._control = ours
+        self._may_say, self._asked_at = 0, None
         asyncio.get_running_loop().add_reader(ours, self._heard, ours)
         self._process.exited.add_done_callback(lambda _: self._died(ours))
 
@@ -303,9 +247,31 @@ class Tracer:
         if self._process is not None:
             self._process.signal(signal.SIGKILL)
 
+    def _ask_soon(self) -> None:
+        if self._question is None:
+            self._question = asyncio.get_running_loop().call_later(_QUESTION_S, self._ask)
+
+    def _ask(self) -> None:
+        """Finds out, while somebody is told of a run, whether the reader reads: its silence says that all is quiet."""
+        self._question = None
+        if self._control is None or not any(trace.is_told for trace in self._traces.values()):
+            self._asked_at = None
+            return
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            self._may_say += 1
+            with contextlib.suppress(OSError):  # no room: it does not read, which is found out
+                self._control.send(bytes(NUMBER_BYTES))
+        elif now - self._asked_at > _HUNG_S:
+            _log.error("the reader of traces hangs and is ended")
+            self._end_reader()
+            return
+        self._ask_soon()
+
     def _heard(self, control: socket.socket) -> None:
         try:
-            data = control.recv(NUMBER_BYTES + tally.MAX_REPORT)
+            data = control.recv(NUMBER_BYTES + len(ENDS) + tally.MAX_REPORT)
         except BlockingIOError:
             return
         except OSError:
@@ -313,9 +279,25 @@ class Tracer:
         if not data:
             self._died(control)
             return
-        trace = self._traces.get(int.from_bytes(data[:NUMBER_BYTES], "little"))
-        if trace is not None:
-            trace.end(data[NUMBER_BYTES:])
+        self._may_say -= 1
+        if self._may_say < 0:
+            _log.error("the reader of traces says more than it may and is ended")
+            self._end_reader()
+            self._died(control)
+            return
+        self._said(int.from_bytes(data[:NUMBER_BYTES], "little"), data[NUMBER_BYTES:])
+
+    def _said(self, number: int, what: bytes) -> None:
+        if not number:
+            self._asked_at = None
+            return
+        trace = self._traces.get(number)
+        if trace is None:
+            return
+        if what[: len(TELLS)] == TELLS:
+            trace.tells(what[len(TELLS) :])
+        else:
+            trace.end(what[len(ENDS) :])
 
     def _died(self, control: socket.socket) -> None:
         if control is not self._control:

@@ -21,6 +21,7 @@ class CarriedRun:
         epoch: its lease's.
         stdout_offset: bytes of stdout received.
         stderr_offset: bytes of stderr received.
+        behaviour_sequence: number of the last behaviour update received.
         ended: the executor said how it ended, or never will: its slot is free.
         outcome: what is reported instead of an end.
         resync: its reports do not fit to what storage has: to be attached again where storage says.
@@ -29,11 +30,14 @@ class CarriedRun:
         task: carries its events.
     """
 
-    def __init__(self, run_id: str, epoch: int, stdout_offset: int = 0, stderr_offset: int = 0) -> None:
+    def __init__(
+        self, run_id: str, epoch: int, stdout_offset: int = 0, stderr_offset: int = 0, behaviour_sequence: int = 0
+    ) -> None:
         self.run_id = run_id
         self.epoch = epoch
         self.stdout_offset = stdout_offset
         self.stderr_offset = stderr_offset
+        self.behaviour_sequence = behaviour_sequence
         self.ended = False
         self.outcome: work.Refused | work.RunLost | None = None
         self.resync = False
@@ -58,6 +62,8 @@ class CarriedRun:
                 self.stdout_offset = max(self.stdout_offset, end)
             else:
                 self.stderr_offset = max(self.stderr_offset, end)
+        elif kind == "behaviour":
+            self.behaviour_sequence = max(self.behaviour_sequence, event.behaviour.sequence)
         elif kind == "finished":
             self.ended = True
         size = event.ByteSize()
@@ -71,11 +77,12 @@ class CarriedRun:
         if count:
             self.generation += 1
 
-    def restart(self, stdout_offset: int, stderr_offset: int) -> None:
-        """Throws away what is pending, to begin again at these offsets."""
+    def restart(self, stdout_offset: int, stderr_offset: int, behaviour_sequence: int) -> None:
+        """Throws away what is pending, to begin again at these offsets and after this update."""
         self.pending.clear()
         self._count(-self._pending_bytes)
         self.stdout_offset, self.stderr_offset = stdout_offset, stderr_offset
+        self.behaviour_sequence = behaviour_sequence
         self.ended = self.resync = False
         self.generation += 1
 

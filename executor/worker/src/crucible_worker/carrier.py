@@ -113,7 +113,8 @@ class Carrier:
         while not run.ended:
             await self._link.back()
             try:
-                await self._carry(run, self._executor.attach(run.run_id, run.stdout_offset, run.stderr_offset))
+                have = (run.stdout_offset, run.stderr_offset, run.behaviour_sequence)
+                await self._carry(run, self._executor.attach(run.run_id, *have))
             except NotFoundError:
                 await self._unknown(run)
             except CallError as error:

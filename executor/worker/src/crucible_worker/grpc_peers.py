@@ -73,9 +73,16 @@ class GrpcExecutor:
         async for response in self._stub.Execute(request):
             yield response.event
 
-    async def attach(self, run_id: str, stdout_offset: int, stderr_offset: int) -> AsyncIterator[ex.RunEvent]:
+    async def attach(
+        self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int
+    ) -> AsyncIterator[ex.RunEvent]:
         """See `ExecutorPeer`."""
-        request = ex.AttachRequest(run_id=run_id, stdout_offset=stdout_offset, stderr_offset=stderr_offset)
+        request = ex.AttachRequest(
+            run_id=run_id,
+            stdout_offset=stdout_offset,
+            stderr_offset=stderr_offset,
+            behaviour_sequence=behaviour_sequence,
+        )
         async for response in self._stub.Attach(request):
             yield response.event
 

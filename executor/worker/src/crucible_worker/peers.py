@@ -46,7 +46,9 @@ class ExecutorPeer(Protocol):
         """See `ExecutorService.Execute`."""
         ...
 
-    def attach(self, run_id: str, stdout_offset: int, stderr_offset: int) -> AsyncIterator[ex.RunEvent]:
+    def attach(
+        self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int
+    ) -> AsyncIterator[ex.RunEvent]:
         """See `ExecutorService.Attach`."""
         ...
 

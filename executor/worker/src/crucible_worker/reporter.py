@@ -19,6 +19,8 @@ MAX_REPORTS = 1000
 MAX_BATCH_BYTES = (3 << 20) - (64 << 10)
 STARTED_DELAY = timedelta(milliseconds=50)
 """A start without output hardly hurries: of a short program it travels with the end."""
+BEHAVIOUR_DELAY = timedelta(milliseconds=50)
+"""The executor collected it for longer than that already; of a short program it travels with the end."""
 
 _REPORT_OVERHEAD_BYTES = 128
 _FIRST_BACKOFF_SECONDS = 0.05
@@ -64,7 +66,11 @@ class Reporter:
 
     def __init__(self, target: ReportTarget, delay: timedelta) -> None:
         self._target = target
-        self._delays = {"started": STARTED_DELAY.total_seconds(), "output": delay.total_seconds()}
+        self._delays = {
+            "started": STARTED_DELAY.total_seconds(),
+            "output": delay.total_seconds(),
+            "behaviour": BEHAVIOUR_DELAY.total_seconds(),
+        }
         self._dirty: dict[str, CarriedRun] = {}
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None

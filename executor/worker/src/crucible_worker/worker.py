@@ -199,12 +199,12 @@ class Worker:
         run = self._runs.get(lease.run_id)
         if run is not None and run.epoch == lease.epoch:
             if run.resync:
-                run.restart(lease.stdout_offset, lease.stderr_offset)
+                run.restart(*_stored(lease))
                 run.task = self._spawn(self._carrier.attach(run))
             return
         if run is not None:
             self._forget(run)
-        run = CarriedRun(lease.run_id, lease.epoch, lease.stdout_offset, lease.stderr_offset)
+        run = CarriedRun(lease.run_id, lease.epoch, *_stored(lease))
         self._add(run)
         run.task = self._spawn(self._carrier.attach(run))
 
@@ -412,7 +412,7 @@ class Worker:
             self._drop(run)  # even that it is lost was not taken: storage lets the lease end
             return
         await kill_at_last(self._executor, self, run.run_id)
-        run.restart(run.stdout_offset, run.stderr_offset)
+        run.restart(run.stdout_offset, run.stderr_offset, run.behaviour_sequence)
         reason = f"storage did not accept what the executor reported ({why})"
         self._reporter.conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
         self._slot_free.set()
@@ -453,6 +453,11 @@ class Worker:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.critical("a task of the worker failed", exc_info=task.exception())
+
+
+def _stored(lease: work.Lease) -> tuple[int, int, int]:
+    """How far a run's events are stored."""
+    return lease.stdout_offset, lease.stderr_offset, lease.behaviour_sequence
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

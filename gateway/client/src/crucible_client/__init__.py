@@ -12,7 +12,9 @@ from crucible_client.async_client import AsyncClient
 from crucible_client.errors import CallError
 from crucible_client.many import Outcome
 from crucible_client.results import (
+    ActionKind,
     Behaviour,
+    BehaviourSeen,
     Cancelled,
     Evaluation,
     Event,
@@ -21,6 +23,7 @@ from crucible_client.results import (
     Limit,
     LimitExceeded,
     Role,
+    SeenAction,
     Signalled,
     State,
     Stream,
@@ -32,8 +35,10 @@ from crucible_client.specs import EvaluationSpec, File, Limits, Program, Program
 from crucible_client.sync_client import Client
 
 __all__ = [
+    "ActionKind",
     "AsyncClient",
     "Behaviour",
+    "BehaviourSeen",
     "CallError",
     "Cancelled",
     "Client",
@@ -52,6 +57,7 @@ __all__ = [
     "Program",
     "ProgramError",
     "Role",
+    "SeenAction",
     "Signalled",
     "State",
     "Stream",

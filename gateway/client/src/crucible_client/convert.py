@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from crucible.evaluation.v1 import evaluation_pb2, event_pb2, platform_pb2
+from crucible.evaluation.v1 import behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2
 from crucible.gateway.v1 import admin_service_pb2, platform_service_pb2
 from crucible_client import results, specs
 
@@ -140,6 +140,8 @@ def event(message: event_pb2.Event) -> results.Event:
             return results.CancelRequested(*base, message.cancel_requested.by, message.cancel_requested.reason)
         case "limit_hit":
             return results.LimitWasHit(*base, _limit_hit(message.limit_hit))
+        case "behaviour":
+            return _behaviour_seen(base, message.behaviour)
     return results.UnknownEvent(*base)
 
 
@@ -256,6 +258,26 @@ def _behaviour(message: evaluation_pb2.Behaviour) -> results.Behaviour:
 
 def _actions(message: evaluation_pb2.ObservedActions) -> results.ObservedActions:
     return results.ObservedActions(message.count, _time(message, "first_time"), tuple(message.examples))
+
+
+def _behaviour_seen(
+    base: tuple[int, str, datetime | None, int], message: behaviour_update_pb2.BehaviourUpdate
+) -> results.BehaviourSeen:
+    return results.BehaviourSeen(
+        *base,
+        sequence=message.sequence,
+        observation=_member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
+        reason=message.reason,
+        actions=tuple(
+            results.SeenAction(_action_kind(one.kind), one.example, one.count, _duration(one, "since_start"))
+            for one in message.actions
+        ),
+        exhausted=tuple(_action_kind(number) for number in message.exhausted),
+    )
+
+
+def _action_kind(number: int) -> results.ActionKind:
+    return _member(results.ActionKind, behaviour_update_pb2.ActionKind, number, "ACTION_KIND_")
 
 
 def _failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:

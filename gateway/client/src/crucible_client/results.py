@@ -257,6 +257,36 @@ class Behaviour:
     dropped: int
 
 
+class ActionKind(StrEnum):
+    """The kinds of actions that `Behaviour` counts, each in its field of the same name."""
+
+    UNKNOWN = "UNKNOWN"
+    PROGRAMS = "PROGRAMS"
+    FILES_WRITTEN = "FILES_WRITTEN"
+    PROBES = "PROBES"
+    SOCKETS = "SOCKETS"
+    CONNECTIONS = "CONNECTIONS"
+    PROCESSES = "PROCESSES"
+    PRIVILEGE = "PRIVILEGE"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenAction:
+    """An action that was seen for the first time in its attempt.
+
+    Attributes:
+        kind: what.
+        example: which, escaped by the server.
+        count: of its kind until then, with this one.
+        since_start: from the program's start.
+    """
+
+    kind: ActionKind
+    example: str
+    count: int
+    since_start: timedelta | None
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """What ran the program, from the executor's signed record."""
@@ -373,6 +403,25 @@ class LimitWasHit(Event):
     """A limit refused the program something."""
 
     hit: LimitHit
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourSeen(Event):
+    """What the program tries, while it runs: a kind and an example when they are seen first, within a budget.
+
+    Attributes:
+        sequence: the number of this update in its attempt, from 1 without gaps.
+        observation: NOT_OBSERVED: from here on nobody sees what the program tries, and nothing more is told.
+        reason: why not everything is seen.
+        actions: in the order they were seen.
+        exhausted: kinds of which no more is told until the end, for so many different ones were.
+    """
+
+    sequence: int
+    observation: Observation
+    reason: str
+    actions: tuple[SeenAction, ...]
+    exhausted: tuple[ActionKind, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,8 +120,9 @@ def watch(*, name: str, after_position: int, as_json: bool) -> None:
             if as_json:
                 print_json({"kind": _kind(event), **plain(event)}, indent=None)
             else:
-                cells = (str(event.position), show_time(event.time), str(event.attempt), _kind(event), _words(event))
-                click.echo("\t".join(printable(cell) for cell in cells))
+                for words in _lines(event):
+                    cells = (str(event.position), show_time(event.time), str(event.attempt), _kind(event), words)
+                    click.echo("\t".join(printable(cell) for cell in cells))
 
 
 def _kind(event: results.Event) -> str:
@@ -131,8 +132,16 @@ def _kind(event: results.Event) -> str:
         results.AttemptFailed: "ATTEMPT_FAILED",
         results.CancelRequested: "CANCEL_REQUESTED",
         results.LimitWasHit: "LIMIT_HIT",
+        results.BehaviourSeen: "BEHAVIOUR",
     }
     return kinds.get(type(event), "UNKNOWN")
+
+
+def _lines(event: results.Event) -> list[str]:
+    """One for each event, but one for each action that a program tried."""
+    if isinstance(event, results.BehaviourSeen):
+        return [f"{title} {value}" for title, value in exits.told(event)]
+    return [_words(event)]
 
 
 def _words(event: results.Event) -> str:

@@ -1,6 +1,7 @@
 """How an evaluation's end becomes an exit code and a line for people."""
 
 import signal
+from datetime import timedelta
 
 from crucible_client import results
 from crucible_client.cli.sizes import show_size
@@ -82,6 +83,23 @@ def tried(behaviour: results.Behaviour) -> list[tuple[str, str]]:
             more = ", …" if seen.count > len(seen.examples) else ""
             pairs.append((title, f"{seen.count} ({', '.join(seen.examples)}{more})"))
     return pairs
+
+
+def told(seen: results.BehaviourSeen) -> list[tuple[str, str]]:
+    """What an update of a running program says, as names and values, one for each action; what is missing is last."""
+    pairs = [(_title(one.kind), f"{_since(one.since_start)} no. {one.count}: {one.example}") for one in seen.actions]
+    pairs += [(_title(kind), "no more of these are told until the end: so many were") for kind in seen.exhausted]
+    if seen.observation is not results.Observation.OBSERVED:
+        pairs.append(("behaviour", str(seen.observation) + (f": {seen.reason}" if seen.reason else "")))
+    return pairs
+
+
+def _title(kind: results.ActionKind) -> str:
+    return _ACTIONS.get(kind.value.lower(), "something else")
+
+
+def _since(start: timedelta | None) -> str:
+    return "at ?" if start is None else f"at {start.total_seconds():.3f} s"
 
 
 def _hit(hit: results.LimitHit) -> str:

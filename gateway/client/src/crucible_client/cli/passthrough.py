@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 
 from crucible_client import results
 from crucible_client.async_client import AsyncClient
+from crucible_client.cli import exits
 
 STDOUT, STDERR = 1, 2
 
@@ -55,14 +56,21 @@ class Passthrough:
     Args:
         descriptors: where each stream goes; a stream that is not named is left out.
         notice: told what the reader should know, one line each.
+        tried: told what the program tries, one line for each action; None: nobody wants to know.
 
     Attributes:
         position: of the last event that came.
     """
 
-    def __init__(self, descriptors: Mapping[results.Stream, int], notice: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        descriptors: Mapping[results.Stream, int],
+        notice: Callable[[str], None],
+        tried: Callable[[str], None] | None = None,
+    ) -> None:
         self._descriptors = descriptors
         self._notice = notice
+        self._tried = tried
         self._attempt = 0
         self.position = 0
         self._next: dict[results.Stream, int] = {}
@@ -74,6 +82,9 @@ class Passthrough:
             self._notice(f"attempt {event.failure.attempt} was lost: {event.failure.reason}")
         elif isinstance(event, results.OutputChunk):
             await self._write(event)
+        elif isinstance(event, results.BehaviourSeen) and self._tried is not None:
+            for title, value in exits.told(event):
+                self._tried(f"{title} {value}")
 
     async def _write(self, chunk: results.OutputChunk) -> None:
         if chunk.attempt != self._attempt:

@@ -31,7 +31,8 @@ _BROKEN_PIPE = 141
 @click.command()
 @spec_options
 @click.option("--json", "as_json", is_flag=True, help="Prints the record instead of the program's output.")
-def run(*, as_json: bool, **options: Any) -> int:
+@click.option("--tried", is_flag=True, help="Tells on stderr what the program tries, as it tries it.")
+def run(*, as_json: bool, tried: bool, **options: Any) -> int:
     """Runs one program; its output passes through, and its exit code is this command's.
 
     Exit codes: the program's own when it exited; 128+n for signal n; 124 for its wall or CPU time; 137 for memory or
@@ -39,15 +40,15 @@ def run(*, as_json: bool, **options: Any) -> int:
     coincide: --json tells them apart.
     """
     with failures(call=exits.INFRASTRUCTURE, invalid=USAGE):
-        return asyncio.run(_run(spec_of(**options), as_json=as_json))
+        return asyncio.run(_run(spec_of(**options), as_json=as_json, tried=tried))
 
 
-async def _run(spec: EvaluationSpec, *, as_json: bool) -> int:
+async def _run(spec: EvaluationSpec, *, as_json: bool, tried: bool) -> int:
     interrupts = _Interrupts()
     async with AsyncClient.from_settings(retry_for=_PATIENCE) as client:
         # A server that is not there is told at once; one that leaves after the evaluation exists is waited for.
         evaluation = await interrupts.finish_first(client.submit(spec, retry_for=timedelta(0)))
-        return await _Session(client, evaluation.name, interrupts, as_json=as_json).run()
+        return await _Session(client, evaluation.name, interrupts, as_json=as_json, tried=tried).run()
 
 
 class _Interrupts:
@@ -88,12 +89,12 @@ class _Interrupts:
 class _Session:
     """One evaluation from its creation to this command's exit code."""
 
-    def __init__(self, client: AsyncClient, name: str, interrupts: _Interrupts, *, as_json: bool) -> None:
+    def __init__(self, client: AsyncClient, name: str, interrupts: _Interrupts, *, as_json: bool, tried: bool) -> None:
         self._client = client
         self._name = name
         self._interrupts = interrupts
         both = {} if as_json else {results.Stream.STDOUT: STDOUT, results.Stream.STDERR: STDERR}
-        self._sink = Passthrough(both, _tell)
+        self._sink = Passthrough(both, _tell, _tell if tried else None)
         self._as_json = as_json
 
     async def run(self) -> int:

@@ -586,7 +586,9 @@ class Evaluation(_message.Message):
 
     @_builtins.property
     def behaviour(self) -> Global___Behaviour:
-        """What the program tried, beside what it printed. Unset until its end, and when nothing ran."""
+        """What the program tried, beside what it printed. Unset until its end (`BehaviourUpdate` tells of it before), and when
+        nothing ran.
+        """
 
     def __init__(
         self,

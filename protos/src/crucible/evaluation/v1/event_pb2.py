@@ -22,23 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from crucible.evaluation.v1 import behaviour_update_pb2 as crucible_dot_evaluation_dot_v1_dot_behaviour__update__pb2
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"crucible/evaluation/v1/event.proto\x12\x16\x63rucible.evaluation.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x03\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12=\n\rstate_changed\x18\n \x01(\x0b\x32$.crucible.evaluation.v1.StateChangedH\x00\x12\x35\n\x06output\x18\x0b \x01(\x0b\x32#.crucible.evaluation.v1.OutputChunkH\x00\x12?\n\x0e\x61ttempt_failed\x18\x0c \x01(\x0b\x32%.crucible.evaluation.v1.FailedAttemptH\x00\x12\x43\n\x10\x63\x61ncel_requested\x18\r \x01(\x0b\x32\'.crucible.evaluation.v1.CancelRequestedH\x00\x12\x35\n\tlimit_hit\x18\x0e \x01(\x0b\x32 .crucible.evaluation.v1.LimitHitH\x00\x42\x06\n\x04kind\"\x91\x01\n\x0cStateChanged\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x38\n\x0btermination\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\"a\n\x0bOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x0f\x43\x61ncelRequested\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"crucible/evaluation/v1/event.proto\x12\x16\x63rucible.evaluation.v1\x1a-crucible/evaluation/v1/behaviour_update.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x03\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12=\n\rstate_changed\x18\n \x01(\x0b\x32$.crucible.evaluation.v1.StateChangedH\x00\x12\x35\n\x06output\x18\x0b \x01(\x0b\x32#.crucible.evaluation.v1.OutputChunkH\x00\x12?\n\x0e\x61ttempt_failed\x18\x0c \x01(\x0b\x32%.crucible.evaluation.v1.FailedAttemptH\x00\x12\x43\n\x10\x63\x61ncel_requested\x18\r \x01(\x0b\x32\'.crucible.evaluation.v1.CancelRequestedH\x00\x12\x35\n\tlimit_hit\x18\x0e \x01(\x0b\x32 .crucible.evaluation.v1.LimitHitH\x00\x12<\n\tbehaviour\x18\x0f \x01(\x0b\x32\'.crucible.evaluation.v1.BehaviourUpdateH\x00\x42\x06\n\x04kind\"\x91\x01\n\x0cStateChanged\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x38\n\x0btermination\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\"a\n\x0bOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x0f\x43\x61ncelRequested\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.evaluation.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENT']._serialized_start=137
-  _globals['_EVENT']._serialized_end=572
-  _globals['_STATECHANGED']._serialized_start=575
-  _globals['_STATECHANGED']._serialized_end=720
-  _globals['_OUTPUTCHUNK']._serialized_start=722
-  _globals['_OUTPUTCHUNK']._serialized_end=819
-  _globals['_CANCELREQUESTED']._serialized_start=821
-  _globals['_CANCELREQUESTED']._serialized_end=866
+  _globals['_EVENT']._serialized_start=184
+  _globals['_EVENT']._serialized_end=681
+  _globals['_STATECHANGED']._serialized_start=684
+  _globals['_STATECHANGED']._serialized_end=829
+  _globals['_OUTPUTCHUNK']._serialized_start=831
+  _globals['_OUTPUTCHUNK']._serialized_end=928
+  _globals['_CANCELREQUESTED']._serialized_start=930
+  _globals['_CANCELREQUESTED']._serialized_end=975
 # @@protoc_insertion_point(module_scope)

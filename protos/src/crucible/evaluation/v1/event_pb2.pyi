@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from crucible.evaluation.v1 import behaviour_update_pb2 as _behaviour_update_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -36,6 +37,7 @@ class Event(_message.Message):
     ATTEMPT_FAILED_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     LIMIT_HIT_FIELD_NUMBER: _builtins.int
+    BEHAVIOUR_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """From 1, without gaps."""
     evaluation: _builtins.str
@@ -68,6 +70,10 @@ class Event(_message.Message):
     def limit_hit(self) -> _evaluation_pb2.LimitHit:
         """A limit refused the program something."""
 
+    @_builtins.property
+    def behaviour(self) -> _behaviour_update_pb2.BehaviourUpdate:
+        """The program tried something, or it cannot be seen any more what it tries."""
+
     def __init__(
         self,
         *,
@@ -81,12 +87,13 @@ class Event(_message.Message):
         attempt_failed: _evaluation_pb2.FailedAttempt | None = ...,
         cancel_requested: Global___CancelRequested | None = ...,
         limit_hit: _evaluation_pb2.LimitHit | None = ...,
+        behaviour: _behaviour_update_pb2.BehaviourUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "cancel_requested", b"cancel_requested", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "behaviour", b"behaviour", "cancel_requested", b"cancel_requested", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_failed", b"attempt_failed", "cancel_requested", b"cancel_requested", "evaluation", b"evaluation", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "position", b"position", "state_changed", b"state_changed", "tenant", b"tenant", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_failed", b"attempt_failed", "behaviour", b"behaviour", "cancel_requested", b"cancel_requested", "evaluation", b"evaluation", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "position", b"position", "state_changed", b"state_changed", "tenant", b"tenant", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "output", "attempt_failed", "cancel_requested", "limit_hit"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "output", "attempt_failed", "cancel_requested", "limit_hit", "behaviour"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from crucible.evaluation.v1 import behaviour_update_pb2 as _behaviour_update_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
 from crucible.evaluation.v1 import platform_pb2 as _platform_pb2
 from crucible.evaluation.v1 import signed_pb2 as _signed_pb2
@@ -479,6 +480,7 @@ class RunEvent(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    BEHAVIOUR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___ProgramStarted:
         """The program was started."""
@@ -491,18 +493,23 @@ class RunEvent(_message.Message):
     def finished(self) -> _signed_pb2.SignedBytes:
         """The run ended and its sandbox is gone: a serialized `FinalRecord`, signed. The last event."""
 
+    @_builtins.property
+    def behaviour(self) -> _behaviour_update_pb2.BehaviourUpdate:
+        """It tried something, or it cannot be seen any more what it tries."""
+
     def __init__(
         self,
         *,
         started: Global___ProgramStarted | None = ...,
         output: Global___RunOutputChunk | None = ...,
         finished: _signed_pb2.SignedBytes | None = ...,
+        behaviour: _behaviour_update_pb2.BehaviourUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["started", "output", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["started", "output", "finished", "behaviour"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -706,22 +713,28 @@ class AttachRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     STDOUT_OFFSET_FIELD_NUMBER: _builtins.int
     STDERR_OFFSET_FIELD_NUMBER: _builtins.int
+    BEHAVIOUR_SEQUENCE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Which run."""
     stdout_offset: _builtins.int
     """Bytes of stdout that the caller has."""
     stderr_offset: _builtins.int
     """Bytes of stderr that the caller has."""
+    behaviour_sequence: _builtins.int
+    """`sequence` of the last behaviour update that the caller has; 0: none. The updates are not on disk: of a run that
+    ended in an earlier start of the executor there are none, and its record has the summary.
+    """
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         stdout_offset: _builtins.int = ...,
         stderr_offset: _builtins.int = ...,
+        behaviour_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "stderr_offset", b"stderr_offset", "stdout_offset", b"stdout_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behaviour_sequence", b"behaviour_sequence", "run_id", b"run_id", "stderr_offset", b"stderr_offset", "stdout_offset", b"stdout_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

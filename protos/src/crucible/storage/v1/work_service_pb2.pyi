@@ -94,6 +94,7 @@ class Lease(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     STDOUT_OFFSET_FIELD_NUMBER: _builtins.int
     STDERR_OFFSET_FIELD_NUMBER: _builtins.int
+    BEHAVIOUR_SEQUENCE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """`{evaluation uuid}.{attempt}`."""
     epoch: _builtins.int
@@ -104,6 +105,8 @@ class Lease(_message.Message):
     """Bytes of stdout stored so far."""
     stderr_offset: _builtins.int
     """Bytes of stderr stored so far."""
+    behaviour_sequence: _builtins.int
+    """`sequence` of the last behaviour update stored so far; 0: none."""
     def __init__(
         self,
         *,
@@ -112,10 +115,11 @@ class Lease(_message.Message):
         boot_id: _builtins.str = ...,
         stdout_offset: _builtins.int = ...,
         stderr_offset: _builtins.int = ...,
+        behaviour_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "epoch", b"epoch", "run_id", b"run_id", "stderr_offset", b"stderr_offset", "stdout_offset", b"stdout_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behaviour_sequence", b"behaviour_sequence", "boot_id", b"boot_id", "epoch", b"epoch", "run_id", b"run_id", "stderr_offset", b"stderr_offset", "stdout_offset", b"stdout_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,7 +353,9 @@ class RunReport(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_executor_service_pb2.RunEvent]:
-        """What the executor sent. Output that is stored already is ignored; a gap in it is refused."""
+        """What the executor sent. Output and behaviour updates that are stored already are ignored; a gap in either is
+        refused.
+        """
 
     @_builtins.property
     def refused(self) -> Global___Refused:
