@@ -98,6 +98,15 @@ async def test_submit_wait_output_and_cancel(calls):
         await calls("output", submitted.name, max_bytes=99_999)
 
 
+async def test_message_that_is_too_large_is_told_with_the_limit_and_not_sent_again(calls, gateway):
+    with pytest.raises(sdk_errors.ResourceExhaustedError) as caught:
+        await calls("submit", spec(out=[(1, b"x" * (5 << 20))]))
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+    assert caught.value.metadata["limit"] == str(4 << 20)
+    assert str(4 << 20) in caught.value.message
+    assert gateway.records == {}
+
+
 async def test_wait_within_a_time_that_passes(calls):
     submitted = await calls("submit", spec(hang=True))
     with pytest.raises(sdk_errors.DeadlineExceededError):

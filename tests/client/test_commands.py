@@ -40,6 +40,15 @@ async def test_submit_prints_the_name_and_get_and_list_show_it(crucible, name):
     assert json.loads((await crucible("list", "--json")).out)["state"] == "FAILED"
 
 
+async def test_program_that_is_too_large_is_told_with_the_limit(crucible, tmp_path, config):
+    path = tmp_path / "program.py"
+    path.write_bytes(b"#" * (5 << 20))
+    ran = await crucible("submit", str(path))
+    assert ran.code == 1
+    assert ran.err.startswith(b"crucible: the message has 52")
+    assert ran.err.endswith(f", and {config.address} takes at most {4 << 20}\n".encode())
+
+
 async def test_watch_prints_one_line_per_event(crucible, name):
     lines = (await crucible("watch", name)).lines
     assert [line.split("\t")[3] for line in lines] == ["STATE"] * 3 + ["OUTPUT"] * 2 + ["STATE"]

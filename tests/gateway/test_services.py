@@ -242,7 +242,8 @@ async def test_too_large_a_message_is_refused_with_the_limit_in_the_text(client,
     spec = a_spec(b"x" * (4 * MIB + 1))
     with pytest.raises(ResourceExhaustedError) as caught:
         await client.evaluations.RunEvaluation(api.RunEvaluationRequest(spec=spec))
-    assert str(4 * MIB) in caught.value.message
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+    assert caught.value.message.endswith(f"takes at most {4 * MIB}")
     assert store.requests == []
 
 

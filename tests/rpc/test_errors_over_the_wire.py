@@ -130,8 +130,20 @@ async def test_a_method_that_its_servicer_lacks_is_unimplemented(stub):
 async def test_a_message_beyond_the_limit_is_refused_with_the_limit(serve, dial):
     stub = EchoStub(await dial(await serve(max_message_bytes=1000)))
     assert (await within(stub.unary(say("x" * 900)))).value
-    with pytest.raises(errors.ResourceExhaustedError, match="1000"):
+    with pytest.raises(errors.ResourceExhaustedError) as caught:
         await within(stub.unary(say("x" * 1100)))
+    size, error = str(say("x" * 1100).ByteSize()), caught.value
+    assert (error.reason, error.metadata) == ("MESSAGE_TOO_LARGE", {"size": size, "limit": "1000"})
+    assert error.message == f"the message has {size} bytes, and storage takes at most 1000"
+    assert error.retry_after is None  # nobody may send it again
+
+
+async def test_an_answer_beyond_the_limit_is_refused_with_the_limit(server, dial):
+    stub = EchoStub(await dial(server, max_message_bytes=1000))
+    with pytest.raises(errors.ResourceExhaustedError) as caught:
+        await within(stub.unary(say("x" * 1100)))
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+    assert "this client takes at most 1000" in caught.value.message
 
 
 async def test_a_cancelled_wait_inside_a_handler_still_answers(stub, servicer):

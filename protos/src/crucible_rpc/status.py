@@ -1,5 +1,6 @@
 """`CallError` to a gRPC status with `google.rpc` details, and back: the one table of codes."""
 
+import re
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ MAX_MESSAGE_BYTES = 1024
 MAX_INFO_BYTES = 1024
 MAX_VALUE_BYTES = 256
 MAX_ENTRIES = 64
+
+# gRPC refuses such a message before any code of ours sees the call: its sizes are in the text alone.
+_TOO_LARGE = re.compile(r"(SERVER|CLIENT): Received message larger than max \((\d{1,20}) vs\. (\d{1,20})\)")
 
 _CODES: dict[type[errors.CallError], grpc.StatusCode] = {
     errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -139,9 +143,18 @@ def _without_details(code: grpc.StatusCode, details: str, peer: str) -> errors.C
         return errors.DeadlineExceededError(reason, f"{peer} did not answer within the call's deadline")
     if code is grpc.StatusCode.CANCELLED:
         return errors.CallCancelledError(reason, f"{peer} cancelled the call")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (sizes := _TOO_LARGE.search(details)):
+        return _too_large(peer, *sizes.groups())
     if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL) or code not in _ERRORS:
         return errors.InternalError("INTERNAL", f"{peer} failed; its log says why")
     return _ERRORS[code](reason, _cut(details, MAX_MESSAGE_BYTES) or f"{peer} answered {code.name}")
+
+
+def _too_large(peer: str, side: str, size: str, limit: str) -> errors.ResourceExhaustedError:
+    whose = "the message" if side == "SERVER" else f"the answer of {peer}"
+    taken = f"{peer} takes" if side == "SERVER" else "this client takes"
+    text = f"{whose} has {size} bytes, and {taken} at most {limit}"
+    return errors.ResourceExhaustedError("MESSAGE_TOO_LARGE", text, metadata={"size": size, "limit": limit})
 
 
 def _rich_status(metadata: Any, code: grpc.StatusCode) -> status_pb2.Status | None:

@@ -26,8 +26,8 @@ from crucible_worker.carried import CarriedRun
 from crucible_worker.peers import ExecutorPeer
 from crucible_worker.reporter import Reporter
 
-PERMANENT_REASONS = frozenset({"ABOVE_CEILING", "LIMIT_NOT_ENFORCEABLE"})
-"""No executor with the same ceilings will ever take such a run."""
+PERMANENT_REASONS = frozenset({"ABOVE_CEILING", "LIMIT_NOT_ENFORCEABLE", "MESSAGE_TOO_LARGE"})
+"""No executor with the same settings will ever take such a run."""
 
 NO_ROOM_REASONS = frozenset({"NO_FREE_SLOT", "STORAGE_FULL"})
 """The executor may take the very same run later: such a refusal is no attempt."""

@@ -86,6 +86,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: nothing of this stream was read for too long, so it was ended; call again after the last position that
     was read.
     """
+    ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 31
+    """RESOURCE_EXHAUSTED: a message is larger than its receiver takes. gRPC itself refuses it, without ErrorInfo but with
+    both sizes in the text; Crucible's clients give it this reason, with `size` and `limit` as metadata.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -155,5 +159,9 @@ ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 29
 ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 30
 """UNAVAILABLE: nothing of this stream was read for too long, so it was ended; call again after the last position that
 was read.
+"""
+ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 31
+"""RESOURCE_EXHAUSTED: a message is larger than its receiver takes. gRPC itself refuses it, without ErrorInfo but with
+both sizes in the text; Crucible's clients give it this reason, with `size` and `limit` as metadata.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -29,7 +29,7 @@ class EvaluationServiceStub:
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
 
     Errors of every RPC: UNAUTHENTICATED (INVALID_API_KEY), INVALID_ARGUMENT (INVALID_FIELD, with the field;
-    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
+    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
     RetryInfo), INTERNAL. `crucible.evaluation.v1.ErrorReason` lists the reasons.
     """
 
@@ -80,7 +80,7 @@ class EvaluationServiceServicer:
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
 
     Errors of every RPC: UNAUTHENTICATED (INVALID_API_KEY), INVALID_ARGUMENT (INVALID_FIELD, with the field;
-    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
+    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
     RetryInfo), INTERNAL. `crucible.evaluation.v1.ErrorReason` lists the reasons.
     """
 
@@ -188,7 +188,7 @@ class EvaluationService:
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
 
     Errors of every RPC: UNAUTHENTICATED (INVALID_API_KEY), INVALID_ARGUMENT (INVALID_FIELD, with the field;
-    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
+    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
     RetryInfo), INTERNAL. `crucible.evaluation.v1.ErrorReason` lists the reasons.
     """
 

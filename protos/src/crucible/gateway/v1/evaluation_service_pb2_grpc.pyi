@@ -30,7 +30,7 @@ class EvaluationServiceStub:
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
 
     Errors of every RPC: UNAUTHENTICATED (INVALID_API_KEY), INVALID_ARGUMENT (INVALID_FIELD, with the field;
-    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
+    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
     RetryInfo), INTERNAL. `crucible.evaluation.v1.ErrorReason` lists the reasons.
     """
 
@@ -67,7 +67,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
 
     Errors of every RPC: UNAUTHENTICATED (INVALID_API_KEY), INVALID_ARGUMENT (INVALID_FIELD, with the field;
-    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
+    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
     RetryInfo), INTERNAL. `crucible.evaluation.v1.ErrorReason` lists the reasons.
     """
 
@@ -100,7 +100,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
 
     Errors of every RPC: UNAUTHENTICATED (INVALID_API_KEY), INVALID_ARGUMENT (INVALID_FIELD, with the field;
-    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
+    MALFORMED_MESSAGE), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) when a message is above 4 MiB, UNAVAILABLE (PEER_UNAVAILABLE, with
     RetryInfo), INTERNAL. `crucible.evaluation.v1.ErrorReason` lists the reasons.
     """
 
