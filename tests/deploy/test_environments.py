@@ -4,12 +4,15 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from crucible_deploy import environments
 from crucible_deploy.environments import EnvironmentsError, source_digest
+from crucible_deploy.identity import ProcessIdentity
 from crucible_deploy.layout import make_home
 from crucible_deploy.users import Account
 
@@ -82,3 +85,28 @@ def test_an_environment_is_roots_readable_by_all_and_not_built_twice(layout, mon
     (target / ".crucible-digest").unlink()
     shutil.rmtree(target / "lib")
     assert environments.ensure(layout, CHECKOUT, {"monitor": NOBODY}) == ["monitor"]
+
+
+def test_build_whose_command_was_killed_does_not_go_on(layout, tmp_path):
+    uv = layout.paths.uv
+    uv.parent.mkdir(parents=True)
+    uv.write_text('#!/bin/sh\necho $$ > "$UV_PROJECT_ENVIRONMENT.pid"\nexec sleep 600\n')
+    uv.chmod(0o755)
+    target = tmp_path / "environment"
+    code = f"""
+from pathlib import Path
+from crucible_deploy import environments
+from crucible_deploy.paths import Paths
+paths = Paths(home=Path({str(layout.home)!r}), cache=Path({str(layout.paths.cache)!r}))
+environments._build(paths, Path({str(target)!r}), Path("/"), "storage", Path({sys.executable!r}))
+"""
+    told = Path(f"{target}.pid")
+    with subprocess.Popen([sys.executable, "-c", code]) as building:
+        deadline = time.monotonic() + 30
+        while not (told.exists() and told.read_text().strip()):
+            assert building.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        child = ProcessIdentity.of(int(told.read_text()))
+        building.kill()
+    assert child.wait_gone(10)

@@ -135,7 +135,8 @@ def test_what_is_found_says_whose_it_is(maker, parent):
         record.write(maker.layout, record.Record(ProcessIdentity.of(supervisor.pid), "127.0.0.1:1", True, {}))
         [found] = private_homes.found(parent)
         assert found.in_use
-        assert f"kill {supervisor.pid}" in str(found)
+        assert f"supervisor {supervisor.pid}" in str(found)
+        assert f"CRUCIBLE_HOME={maker.layout.home} make uninstall" in str(found)
     finally:
         supervisor.kill()
         supervisor.wait()

@@ -1,7 +1,9 @@
 import dataclasses
 import fcntl
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,26 @@ def test_what_a_killed_private_stack_left_goes_too_and_one_in_use_stays(uninstal
     [named] = map(str, private_homes.found(parent))
     assert str(in_use) in named
     assert f"process {os.getpid()}" in named
+
+
+@pytest.mark.root
+def test_where_nothing_is_installed_there_is_nothing_to_remove_and_doctor_says_what_to_do(tmp_path):
+    package = Path(__file__).resolve().parents[2] / "deploy" / "src"
+    env = {"PATH": "/usr/bin:/bin", "CRUCIBLE_HOME": str(tmp_path / "home"), "CRUCIBLE_CACHE": str(tmp_path / "cache")}
+    command = ["/usr/bin/python3", "-B", "-m", "crucible_deploy.uninstall"]
+    alone = env | {"PYTHONPATH": str(package)}
+    done = subprocess.run(command, env=alone, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("There was nothing to remove.\n")
+    assert all(line.startswith("still there: ") for line in done.stdout.splitlines()[1:])
+    doctor = [sys.executable, "-m", "crucible_client", "doctor", "--json"]
+    asked = subprocess.run(doctor, env=env, capture_output=True, text=True, timeout=60, check=False)
+    said = json.loads(asked.stdout)
+    assert (asked.returncode, said["fit"]) == (1, False)
+    todo = {check["name"]: check["mend"] for check in said["checks"] if check["status"] != "ok"}
+    assert {"uv", "runsc", "init", "image", "sandbox"} <= set(todo)
+    assert all(mend.startswith("make setup") for name, mend in todo.items() if name in ("uv", "runsc", "init", "image"))
+    assert not list(tmp_path.iterdir())  # neither of them made anything
 
 
 def test_the_command_works_without_an_environment_and_refuses_without_root(tmp_path):

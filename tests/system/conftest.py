@@ -2,6 +2,9 @@ import os
 
 import pytest
 
+from crucible_deploy import private_homes
+from crucible_deploy.layout import Layout
+from crucible_deploy.paths import Paths
 from tests.system.local import LocalStack
 
 
@@ -17,6 +20,7 @@ def stack():
     """The real stack, shared by the tests that leave it as they found it."""
     if os.geteuid() != 0:
         pytest.skip("needs root: starts each process as its own user")
+    private_homes.remove_stale(Layout(Paths()))  # of a run that was killed before its stack came up
     local = LocalStack()
     try:
         local.up("--slots", "4")

@@ -120,7 +120,9 @@ def _build(paths: Paths, target: Path, source: Path, process: str, python: Path)
     if target.exists():
         shutil.rmtree(target)
     package = f"crucible-{process}"
-    command = [uv, "sync", "--frozen", "--no-dev", "--no-editable", "--compile-bytecode", "--package", package]
+    # Killed with the thread that waits for it: what outlives it would make a home again that was removed meanwhile.
+    command = ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", uv, "sync", "--frozen", "--no-dev", "--no-editable"]
+    command += ["--compile-bytecode", "--package", package]
     command += ["--refresh-package", package, "--refresh-package", "crucible-protos", "--quiet"]
     ours = ("VIRTUAL_ENV", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_NO_SYNC", "PYTHONPATH", "PYTHONHOME")
     environ = {name: value for name, value in os.environ.items() if name not in ours}

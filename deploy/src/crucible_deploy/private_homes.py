@@ -47,12 +47,11 @@ class PrivateHome:
         return self.running is not None or (self.maker is not None and self.maker.alive)
 
     def __str__(self) -> str:
+        home = self.layout.home
+        stack = "" if self.running is None else f", whose stack runs (supervisor {self.running.pid})"
         if self.maker is not None and self.maker.alive:
-            return f"the private stack in {self.layout.home}; it goes with process {self.maker.pid}, which made it"
-        if self.running is not None:
-            pid = self.running.pid
-            return f"the private stack in {self.layout.home}; nobody owns its supervisor, process {pid}: kill {pid}"
-        return f"the folder of a private stack, {self.layout.home}; nobody says that it is still wanted: remove it"
+            return f"the private home {home}{stack}; it goes with process {self.maker.pid}, which made it"
+        return f"the home {home}{stack}; CRUCIBLE_HOME={home} make uninstall removes it"
 
 
 def make(cache: Path, prefix: str = PREFIX, parent: Path = PARENT) -> Paths:
