@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +25,7 @@ from crucible_executor.tracing import live, tally
 from crucible_executor.tracing.live import Heard, MalformedFrameError, Telling
 from crucible_executor.tracing.tally import Tally
 from crucible_executor.tracing.trace import Trace
+from crucible_executor.tracing.tracer import Tracer, TracerPaths
 from tests.executor import trace_messages as tm
 
 SINCE = datetime(2030, 1, 1, tzinfo=UTC)
@@ -212,6 +215,34 @@ def test_whatever_a_kernel_sends_the_reader_tells_what_the_executor_takes(messag
     for action in Action:
         assert len({example for kind, example, _ in examples(updates) if kind is action}) <= counts[action].count
     assert len(updates) <= live.MAX_FRAMES
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(max_size=40) | st.builds(lambda tail: b"\x01" + bytes(7) + tail, _frame), max_size=25))
+def test_executor_survives_every_datagram_of_its_reader_and_is_told_no_more_than_the_budget(said: list[bytes]):
+    asyncio.run(_said_by_the_reader(said))
+
+
+async def _said_by_the_reader(said: list[bytes]) -> None:
+    """A tracer whose reader is this test."""
+    told: list[Update] = []
+    trace, tracer = Trace(), Tracer(TracerPaths(Path("/nowhere"), "nobody"), cgroups=None)
+    trace.connected()
+    trace.begin(told.append)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    tracer._control, tracer._traces, tracer._may_say = ours, {1: trace}, 10
+    with theirs:
+        for one in said:
+            theirs.send(one)
+    for _ in range(len(said) + 1):
+        if tracer._control is not None:
+            tracer._heard(ours)
+    assert tracer._control is None  # it hung up, or said too much
+    assert trace.has_ended
+    assert sum(len(one.sights) for one in told) <= 10 * live.MAX_SIGHTS
+    assert [one.observation for one in told].count(Observation.NOT_OBSERVED) <= 1
+    trace.close()
 
 
 # What a run's sink hears.

@@ -370,6 +370,25 @@ async def test_run_that_nobody_traces_is_told_so_at_its_start(host: Host):
         assert not program.outcome.done()
 
 
+async def test_kernel_that_only_closes_its_trace_is_told_of_and_its_run_is_not_called_observed(
+    host: Host, tmp_path: Path
+):
+    trace = host.tracer.open(tmp_path)
+    told: list[Update] = []
+    with await connected(trace, tmp_path) as peer:
+        trace.begin(told.append)
+        peer.send(tm.execve())
+        peer.send(tm.opened(b"/etc/shadow"))
+    await eventually(lambda: len(told) == 2)
+    assert told[0].sights[0].example == "/etc/shadow"
+    assert (told[1].observation, "before its run" in told[1].reason) == (Observation.PARTIAL, True)
+    summary = await trace.behaviour()
+    assert (summary.observation, summary.reason) == (Observation.PARTIAL, told[1].reason)
+    assert counts(summary) == {"probes": 1}
+    assert len(told) == 2
+    trace.close()
+
+
 async def test_reader_that_says_more_than_it_may_is_ended(host: Host, tmp_path: Path):
     trace = host.tracer.open(tmp_path)
     told: list[Update] = []

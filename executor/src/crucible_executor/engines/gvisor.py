@@ -380,6 +380,7 @@ class GvisorSandbox(HoldableSandbox):
         self._control.write(frame)
         try:
             cause = await run.over
+            self._trace.over()
             await self._end_processes()
             drained = await run.drain()
             behaviour = await self._trace.behaviour()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -12,6 +13,10 @@ from crucible_executor.tracing.live import Heard, MalformedFrameError
 
 PATIENCE_S = 3.0
 """How long the reader may take for its report when a sandbox's processes are gone."""
+
+
+_GRACE_S = 1.0
+_EARLY = "the sandbox's kernel ended its trace before its run"
 
 
 def _nothing() -> None:
@@ -50,6 +55,8 @@ class Trace:
         self._tell: Callable[[Update], None] | None = None
         self._untold: list[Update] = []
         self._told_last = False
+        self._is_over = self._ended_early = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
     def none(cls, reason: str) -> Trace:
@@ -89,6 +96,7 @@ class Trace:
             tell(update)
         self._untold.clear()
         self._on_begin()
+        self._expect_the_end()
 
     def expected(self) -> None:
         """The program runs, and the sandbox's kernel made its connection before that or never will."""
@@ -113,9 +121,17 @@ class Trace:
         self._ended.set_result(said)
         if isinstance(said, Behaviour):
             self._pass_on_end(said)
+        self._expect_the_end()
+
+    def over(self) -> None:
+        """The run is over: from now on the sandbox's kernel may end its trace."""
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def behaviour(self) -> Behaviour:
         """What the program tried. To be called when the sandbox's processes are gone; returns within seconds."""
+        self.over()
         self.expected()
         await asyncio.wait([self._ended], timeout=PATIENCE_S)
         if not self._ended.done():
@@ -125,12 +141,26 @@ class Trace:
         if isinstance(said, Behaviour):
             return said
         behaviour = tally.behaviour(said, self._began, datetime.now(UTC))
+        if self._ended_early and behaviour.observation is not Observation.NOT_OBSERVED:
+            reason = "; ".join(filter(None, (behaviour.reason, _EARLY)))
+            behaviour = dataclasses.replace(behaviour, observation=Observation.PARTIAL, reason=reason)
         self._pass_on_end(behaviour)
         return behaviour
 
     def close(self) -> None:
         """Forgets it. Idempotent."""
+        self.over()
         self._close()
+
+    def _expect_the_end(self) -> None:
+        """A kernel whose trace ends has ended, and its run with it; one that only closed it was taken over."""
+        if self._tell is not None and not self._is_over and self.has_ended and isinstance(self._ended.result(), bytes):
+            self._timer = asyncio.get_running_loop().call_later(_GRACE_S, self._early)
+
+    def _early(self) -> None:
+        self._ended_early = True
+        self._pass_on(Update(Observation.PARTIAL, _EARLY))
+        self._told_last = True
 
     def _pass_on_end(self, behaviour: Behaviour) -> None:
         """Tells what is not known yet: that nobody watched, or that something is missing."""
