@@ -15,10 +15,10 @@ import os
 import secrets
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from crucible_executor import init_protocol, leftovers
-from crucible_executor.engines import trial
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
 from crucible_executor.host_pipes import PipeReader, pipe_from_child
 from crucible_executor.host_process import HostProcess
@@ -38,6 +38,8 @@ from crucible_executor.model import (
     Termination,
     Usage,
 )
+from crucible_executor.selftest import engine as engine_test
+from crucible_executor.selftest.model import Check
 from crucible_executor.supervision import Supervision
 
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -64,11 +66,14 @@ class SubprocessEngine(Engine):
         return Capabilities("subprocess", os.uname().release, Isolation.NONE, _ENFORCED)
 
     async def check(self) -> None:
-        """Makes the folder and runs `/bin/true`."""
+        """Makes the folder and looks for its tender."""
         self._prepare()
         if not os.access(self._tend, os.X_OK):
             raise EngineUnavailableError(f"{self._tend} is missing or not executable: run `make setup`.")
-        await trial.run(self, "none")
+
+    def self_test(self) -> Sequence[Check]:
+        """See `Engine.self_test`."""
+        return engine_test.checks(self)
 
     def _prepare(self) -> None:
         try:

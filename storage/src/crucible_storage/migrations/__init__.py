@@ -3,7 +3,7 @@
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
-HEAD = "0001"
+HEAD = "0002"
 """The latest revision in `versions`."""
 
 
