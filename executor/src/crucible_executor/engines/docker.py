@@ -22,7 +22,7 @@ import dataclasses
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,6 @@ from crucible_executor.model import (
     Termination,
     Usage,
 )
-from crucible_executor.selftest import engine as engine_test
-from crucible_executor.selftest.model import Check
 from crucible_executor.supervision import Supervision
 
 _log = logging.getLogger(__name__)
@@ -138,10 +136,6 @@ class _Engine(Engine):
         self._version = f"{info.get('ServerVersion', 'of no version')} ({self._kind.runtime})"
         if not self._images.names():
             raise EngineUnavailableError("There is no image to run a container on: run `make images`.")
-
-    def self_test(self) -> Sequence[Check]:
-        """See `Engine.self_test`."""
-        return engine_test.checks(self)
 
     async def create(self, sandbox_class: SandboxClass) -> Sandbox:
         """Boots a container up to its init, which then waits for its program."""

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 
 from crucible_executor import init_protocol, leftovers
@@ -38,8 +37,6 @@ from crucible_executor.model import (
     Termination,
     Usage,
 )
-from crucible_executor.selftest import engine as engine_test
-from crucible_executor.selftest.model import Check
 from crucible_executor.supervision import Supervision
 
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -70,10 +67,6 @@ class SubprocessEngine(Engine):
         self._prepare()
         if not os.access(self._tend, os.X_OK):
             raise EngineUnavailableError(f"{self._tend} is missing or not executable: run `make setup`.")
-
-    def self_test(self) -> Sequence[Check]:
-        """See `Engine.self_test`."""
-        return engine_test.checks(self)
 
     def _prepare(self) -> None:
         try:

@@ -114,6 +114,15 @@ async def ensure(engine: Engine) -> None:
         raise EngineUnavailableError(f"its self-test failed: {'; '.join(failed)}")
 
 
+@contextlib.contextmanager
+def refusals_fail() -> Iterator[None]:
+    """Inside, an engine that refuses fails the check with its reason."""
+    try:
+        yield
+    except EngineUnavailableError as error:
+        raise CheckFailedError(str(error)) from error
+
+
 def sandbox_class() -> SandboxClass:
     """What the programs of a self-test run in."""
     return SandboxClass(
@@ -219,7 +228,8 @@ class _Trial:
         """A program that takes all memory is ended by the limit, with the host's evidence."""
         if Limit.MEMORY not in self._engine.capabilities.enforces:
             raise CheckNotRunError("the engine does not enforce a memory limit, and says so")
-        sandbox = await self._engine.create(sandbox_class())
+        with refusals_fail():
+            sandbox = await self._engine.create(sandbox_class())
         try:
             outcome = await sandbox.start(_program(_HOG), _LIMITS, _Sink())
         finally:
@@ -246,7 +256,8 @@ class _Trial:
 
     async def _look(self, token: str) -> _Seen:
         with _listener() as (port, calls):
-            sandbox = await self._engine.create(sandbox_class())
+            with refusals_fail():
+                sandbox = await self._engine.create(sandbox_class())
             sink = _Sink()
             running = asyncio.ensure_future(sandbox.start(_program(_LOOK, token, str(port)), _LIMITS, sink))
             try:

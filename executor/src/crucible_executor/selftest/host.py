@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_DOCKERS_HELPERS = (b"containerd-shim-runc-v2", b"runc")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -30,8 +31,9 @@ def _belongs(pid: int, name: bytes) -> bool:
         return False
     if name in _read(f"/proc/{pid}/cgroup") or name in _working_folder(pid):
         return True
-    # Docker's shim names a container too, and outlives it by a moment.
-    return name in arguments and b"containerd-shim" not in arguments.partition(b"\0")[0]
+    # Docker's own helpers name a container too, and outlive it by a moment.
+    program = arguments.partition(b"\0")[0].rpartition(b"/")[2]
+    return name in arguments and program not in _DOCKERS_HELPERS and b"/runtime-runc/" not in arguments
 
 
 def _working_folder(pid: int) -> bytes:

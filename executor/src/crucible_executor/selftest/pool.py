@@ -47,9 +47,11 @@ def checks(inner: HoldableEngine, health: Callable[[], Health]) -> tuple[Check, 
         return f"{now.waiting} of at most {now.size} wait and hold {now.memory_bytes >> 20} MiB"
 
     async def waits_and_runs() -> str:
-        sandbox = await inner.create(engine_test.sandbox_class())
+        with engine_test.refusals_fail():
+            sandbox = await inner.create(engine_test.sandbox_class())
         try:
-            await sandbox.hold(None)
+            with engine_test.refusals_fail():
+                await sandbox.hold(None)
             await asyncio.sleep(_FREEZE_SECONDS)  # the kernel stops them one after the other
             pids = await asyncio.to_thread(host.processes_of, sandbox.id)
             expect(bool(pids), "the host shows no process of the waiting sandbox")
@@ -57,7 +59,8 @@ def checks(inner: HoldableEngine, health: Callable[[], Health]) -> tuple[Check, 
             await asyncio.sleep(_WATCH_SECONDS)
             used = host.cpu_seconds_of(pids) - before
             expect(used == 0, f"{len(pids)} waiting processes used {used:.2f} s of CPU time in {_WATCH_SECONDS:g} s")
-            sandbox.take(engine_test.sandbox_class())
+            with engine_test.refusals_fail():
+                sandbox.take(engine_test.sandbox_class())
             await engine_test.echo(sandbox)
         finally:
             await asyncio.shield(sandbox.destroy())
