@@ -81,6 +81,10 @@ class Gateway:
         self.most_running = 0
         self.crowd: dict[int, asyncio.Event] = defaultdict(asyncio.Event)  # set when so many have run at once
         self.arrived: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.checks: list = []
+        self.attempts: list = []
+        self.self_test = self.verification = None
+        self.asked: list[tuple] = []
 
     async def enter(self, rpc: str, context) -> None:
         self.calls[rpc] += 1
@@ -301,6 +305,23 @@ class Platform(platform_grpc.PlatformServiceServicer):
     async def ListRuntimes(self, request, context):
         await self._gateway.enter("ListRuntimes", context)
         return platform.ListRuntimesResponse(runtimes=[platform_pb2.Runtime(name="python", command=["python3"])])
+
+    async def RunSelfTest(self, request, context):
+        await context.send_initial_metadata(())  # as the gateway does: from here on no transport repeats the call
+        await self._gateway.enter("RunSelfTest", context)
+        self._gateway.asked.append(("self_test", request.engine, []))
+        for check in self._gateway.checks:
+            yield platform.RunSelfTestResponse(check=check)
+        if self._gateway.self_test is not None:
+            yield platform.RunSelfTestResponse(summary=self._gateway.self_test)
+
+    async def VerifyIsolation(self, request, context):
+        await self._gateway.enter("VerifyIsolation", context)
+        self._gateway.asked.append(("verify", request.engine, list(request.attempts)))
+        for attempt in self._gateway.attempts:
+            yield platform.VerifyIsolationResponse(attempt=attempt)
+        if self._gateway.verification is not None:
+            yield platform.VerifyIsolationResponse(summary=self._gateway.verification)
 
 
 class Admin(admin_grpc.AdminServiceServicer):

@@ -11,7 +11,8 @@ import signal
 import pytest
 
 from crucible_executor.engines.base import Engine, ProgramRefusedError
-from crucible_executor.model import Exited, File, Isolation, Program, SandboxFailed, Signalled
+from crucible_executor.model import Exited, File, Isolation, Limit, Program, SandboxFailed, Signalled
+from crucible_executor.selftest import model
 from tests.conformance.harness import ENVIRONMENT, LIMITS, PYTHON, Recorder, limits, python, run, sandbox_class
 from tests.conformance.promises import GUISES, NEED_ROOT, PROMISES, Promise, needs
 
@@ -25,9 +26,17 @@ async def test_engine_claims_exactly_what_is_tested_here(engine: Engine, engine_
     assert engine_name in NEED_ROOT or claimed.isolation is Isolation.NONE
 
 
-async def test_check_runs_a_real_program_and_then_knows_its_version(engine: Engine):
+async def test_engine_knows_its_version_after_its_check_and_passes_its_self_test(engine: Engine):
     await engine.check()
     assert engine.capabilities.version not in ("", "unknown")
+    results = {one.name: one async for one in model.run(engine.self_test())}
+    assert [one for one in results.values() if one.status is model.Status.FAILED] == []
+    assert results["a program runs and prints its token"].status is model.Status.PASSED
+    assert results["killed, it is gone from the host"].status is model.Status.PASSED
+    isolated = engine.capabilities.isolation is not Isolation.NONE
+    assert (results["it has no network"].status is model.Status.PASSED) == isolated
+    bounded = Limit.MEMORY in engine.capabilities.enforces
+    assert (results["the memory limit ends a program"].status is model.Status.PASSED) == bounded
 
 
 @pytest.mark.parametrize("code", [0, 1, 255])

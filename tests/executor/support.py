@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from crucible_executor import model
 from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.engines.base import Capabilities, Engine, Sandbox, Sink
+from crucible_executor.selftest.model import Check, CheckFailedError
 from crucible_executor.service import ExecutorService
 from crucible_executor.settings import Settings
 from crucible_rpc import pki, signing
@@ -126,6 +127,8 @@ class ScriptedEngine(Engine):
         self.release = asyncio.Event()
         self.undestroyable = False
         self.traced = True
+        self.broken = ""
+        self.tests = 0
         self.created = self.destroyed = self.swept = 0
         self._starts = starts
         self._on_start = on_start
@@ -144,6 +147,15 @@ class ScriptedEngine(Engine):
 
     async def check(self) -> None:
         return None
+
+    def self_test(self) -> Sequence[Check]:
+        async def works() -> str:
+            self.tests += 1
+            if self.broken:
+                raise CheckFailedError(self.broken)
+            return "said so"
+
+        return (Check("engine scripted", "it works", works),)
 
     async def create(self, sandbox_class: model.SandboxClass) -> Sandbox:
         self.created += 1
@@ -164,6 +176,8 @@ def settings(keys: Keys, state: Path, **changes: Any) -> Settings:
         "listen": "127.0.0.1:0",
         "admin_listen": "127.0.0.1:0",
         "state_dir": state,
+        "run_dir": state.with_name(f"{state.name}.run"),
+        "cgroup": f"crucible-test-{hashlib.sha256(str(state).encode()).hexdigest()[:12]}",
         "tls_cert": keys.folder / "executor/tls.crt",
         "tls_key": keys.folder / "executor/tls.key",
         "tls_ca": keys.folder / "executor/ca.crt",

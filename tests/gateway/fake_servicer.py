@@ -18,10 +18,14 @@ from crucible.storage.v1 import (
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
+    inspection_service_pb2_grpc,
     status_service_pb2_grpc,
 )
 from crucible.storage.v1 import (
     evaluation_store_service_pb2 as store_api,
+)
+from crucible.storage.v1 import (
+    inspection_service_pb2 as inspection_api,
 )
 from crucible.storage.v1 import (
     status_service_pb2 as status_api,
@@ -97,6 +101,7 @@ class FakeStore(
     evaluation_store_service_pb2_grpc.EvaluationStoreServiceServicer,
     api_key_service_pb2_grpc.ApiKeyServiceServicer,
     status_service_pb2_grpc.StatusServiceServicer,
+    inspection_service_pb2_grpc.InspectionStoreServiceServicer,
 ):
     """What the gateway needs of storage. With `finish` set an evaluation succeeds when it is waited for."""
 
@@ -112,6 +117,23 @@ class FakeStore(
         self.lose_answers = 0
         self.waiting = asyncio.Event()
         self.cancelled_waits = 0
+        self.inspections = []
+        self.found = []
+        self.inspection_error = None
+        self.inspection_endless = False
+        self.inspection_left = asyncio.Event()
+
+    async def RunInspection(self, request, context):
+        self.inspections.append(request)
+        if self.inspection_error is not None:
+            raise self.inspection_error
+        try:
+            for answer in self.found:
+                yield answer
+            if self.inspection_endless:
+                await asyncio.Event().wait()
+        finally:
+            self.inspection_left.set()
 
     def add_key(self, text, tenant, *, admin=False):
         key = keys_api.StoredApiKey(id=f"key-{len(self.keys)}", tenant=tenant, admin=admin)
@@ -294,6 +316,11 @@ def fake_storage(keys, store):
         (
             status_api.DESCRIPTOR.services_by_name["StatusService"],
             status_service_pb2_grpc.add_StatusServiceServicer_to_server,
+            store,
+        ),
+        (
+            inspection_api.DESCRIPTOR.services_by_name["InspectionStoreService"],
+            inspection_service_pb2_grpc.add_InspectionStoreServiceServicer_to_server,
             store,
         ),
     )

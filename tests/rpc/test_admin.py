@@ -48,6 +48,15 @@ async def test_readiness_follows_its_callable(admin):
     assert (await get(admin, "/healthz"))[0] == 200
 
 
+async def test_what_keeps_a_process_from_its_work_is_said():
+    server = AdminServer(
+        "127.0.0.1:0", ready=lambda: False, why_not=lambda: "the engine failed", registry=CollectorRegistry()
+    )
+    async with server:
+        code, _, body = await get(server, "/readyz")
+    assert (code, body) == (503, "not ready: the engine failed\n")
+
+
 async def test_a_readiness_that_fails_ends_the_request_only(admin):
     del admin.is_ready
     reader, writer = await asyncio.open_connection("127.0.0.1", admin.port)

@@ -136,3 +136,18 @@ async def _values(stream):
 
 async def _awaited(call):
     return await call
+
+
+async def test_health_says_that_a_process_cannot_do_its_work_and_again_that_it_can(server, dial, stub):
+    health = health_pb2_grpc.HealthStub(await dial(server))
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="test.Echo"))
+    statuses = aiter(watch)
+    assert (await within(anext(statuses))).status == health_pb2.HealthCheckResponse.SERVING
+    await server.set_serving("its engine failed")
+    assert (await within(anext(statuses))).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (server.serving, server.not_serving) == (False, "its engine failed")
+    await within(stub.unary(say("still answered")))
+    await server.set_serving("")
+    assert (await within(anext(statuses))).status == health_pb2.HealthCheckResponse.SERVING
+    assert server.serving
+    watch.cancel()

@@ -67,3 +67,11 @@ def test_other_kinds_of_keys_are_refused():
         Signer(ca.key_pem)
     with pytest.raises(ValueError):
         Verifier({"x": b"nonsense"})
+
+
+def test_a_signer_knows_the_verifier_of_its_own_signatures_and_of_no_others():
+    signer = Signer(KEYS.private_pem)
+    made = signer.sign("ticket", b"x")
+    signer.verifier().verify("ticket", b"x", made.key_id, made.signature)
+    with pytest.raises(BadSignatureError):
+        Signer(signing.generate().private_pem).verifier().verify("ticket", b"x", made.key_id, made.signature)

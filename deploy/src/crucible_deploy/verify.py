@@ -1,6 +1,7 @@
-"""`crucible verify`: the attack suite of the executor, judged from outside the sandbox, on this machine.
+"""`crucible verify`: the attack suite of the executor, judged from outside the sandbox.
 
-The suite is the executor's code and runs in the executor's environment, as a child process: nothing here imports it.
+Without `--stack` on this machine, as root: the suite is the executor's code and runs in the executor's environment, as
+a child process; nothing here imports it. With `--stack` a running Crucible is asked to do it (`verify_stack.py`).
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from crucible_deploy import environments
+from crucible_deploy import environments, verify_stack
 from crucible_deploy.layout import Layout, LayoutError
 from crucible_deploy.spec import module_command
 
@@ -23,12 +24,19 @@ _MODULE = "crucible_executor.verify"
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the scorecard to this file.")
 @click.option("--controls", is_flag=True, help="Also prove that each judge can say VULNERABLE.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this attempt; may be repeated.")
-def verify(*, engine: str, as_json: bool, markdown: Path | None, controls: bool, only: tuple[str, ...]) -> None:
+@click.option("--stack", is_flag=True, help="Have a running Crucible do it: needs an administrator's key, not root.")
+def verify(
+    *, engine: str, as_json: bool, markdown: Path | None, controls: bool, only: tuple[str, ...], stack: bool
+) -> int:
     """Attack the sandbox, and judge from outside whether it held. As root, on the executor's machine.
 
     The attempts aim only at what the suite made itself, in a network of its own without a way out. The exit code is 0
     only when every verdict is what the engine promises.
     """
+    if stack:
+        if controls or markdown:
+            raise click.UsageError("--controls and --markdown are for the machine itself: leave --stack out")
+        return verify_stack.run(engine, only, as_json=as_json)
     try:
         layout = Layout.of(os.environ)
     except LayoutError as error:
@@ -41,7 +49,7 @@ def verify(*, engine: str, as_json: bool, markdown: Path | None, controls: bool,
     arguments += ["--markdown", str(markdown.resolve())] if markdown else []
     for name in only:
         arguments += ["--only", name]
-    sys.exit(_run([*module_command(interpreter(layout), _MODULE), *arguments], environment(layout)))
+    return _run([*module_command(interpreter(layout), _MODULE), *arguments], environment(layout))
 
 
 def interpreter(layout: Layout) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError
 from crucible_executor.model import Isolation
 from crucible_executor.runtimes import Runtime
+from crucible_executor.selftest import engine as engine_test
 from crucible_rpc import logs
 from crucible_rpc.errors import FailedPreconditionError
 
@@ -61,6 +62,23 @@ class Catalog:
         self.runtimes = {one.runtime.name: one for one in runtimes}
         self.default_engine = default_engine
 
+    @property
+    def not_serving(self) -> str:
+        """Why this executor takes no work: its default engine cannot be used. Empty when it does."""
+        offered = self.engines.get(self.default_engine)
+        if offered is None:
+            return f"there is no engine {self.default_engine!r}, which it is set to use by default"
+        return offered.unavailable and f"the default engine {self.default_engine} cannot be used: {offered.unavailable}"
+
+    def unavailable(self, name: str) -> str:
+        """Why an engine cannot be used now: by itself, or because the executor takes no work. Empty when it can."""
+        return self.engines[name].unavailable or self.not_serving
+
+    def put(self, offered: OfferedEngine, runtimes: Callable[[Iterable[OfferedEngine]], list[OfferedRuntime]]) -> None:
+        """Offers an engine in the place of what was known of it, and the runtimes that there are with it."""
+        self.engines[offered.capabilities.name] = offered
+        self.runtimes = {one.runtime.name: one for one in runtimes(self.engines.values())}
+
     def engine(self, name: str) -> Engine:
         """The engine called `name`.
 
@@ -70,9 +88,10 @@ class Catalog:
         offered = self.engines.get(name)
         if offered is None:
             raise FailedPreconditionError("ENGINE_NOT_AVAILABLE", f"this executor has no engine {name[:64]!r}")
-        if offered.unavailable:
+        unavailable = self.unavailable(name)
+        if unavailable:
             raise FailedPreconditionError(
-                "ENGINE_NOT_AVAILABLE", f"the engine {name} cannot be used on this executor: {offered.unavailable}"
+                "ENGINE_NOT_AVAILABLE", f"the engine {name} cannot be used on this executor: {unavailable}"
             )
         return offered.engine
 
@@ -101,19 +120,20 @@ def uses_image(engine: Engine) -> bool:
 
 
 async def check_engines(engines: Iterable[Engine]) -> list[OfferedEngine]:
-    """Asks every engine whether it can run here; one that cannot is offered with the reason."""
-    offered = []
-    for engine in engines:
-        name = engine.capabilities.name
-        try:
-            await engine.check()
-        except EngineUnavailableError as error:
-            _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=str(error)))
-            offered.append(OfferedEngine(engine, unavailable=str(error) or "it did not say why"))
-        else:
-            _log.info("engine can be used", extra=logs.fields(engine=name, version=engine.capabilities.version))
-            offered.append(OfferedEngine(engine, unavailable=""))
-    return offered
+    """Finds out of every engine whether it works here; one that does not is offered with the reason."""
+    return [await checked(engine) for engine in engines]
+
+
+async def checked(engine: Engine) -> OfferedEngine:
+    """An engine after its self-test, which no engine is offered without."""
+    name = engine.capabilities.name
+    try:
+        await engine_test.ensure(engine)
+    except EngineUnavailableError as error:
+        _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=str(error)))
+        return OfferedEngine(engine, unavailable=str(error) or "it did not say why")
+    _log.info("engine can be used", extra=logs.fields(engine=name, version=engine.capabilities.version))
+    return OfferedEngine(engine, unavailable="")
 
 
 def offer_runtimes(

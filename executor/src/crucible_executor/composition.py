@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -15,6 +15,7 @@ from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.images import ImageNotFoundError, ImageStore
 from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Isolation, SandboxClass
+from crucible_executor.selftest.model import Check
 from crucible_executor.settings import Settings
 from crucible_executor.tracing.tracer import UNTRACED, Tracer, TracerPaths, Tracing, Untraced
 
@@ -35,6 +36,10 @@ class MissingEngine(Engine):
     async def check(self) -> None:
         """Raises the reason."""
         raise EngineUnavailableError(self._reason)
+
+    def self_test(self) -> Sequence[Check]:
+        """There is nothing to test."""
+        return ()
 
     async def create(self, sandbox_class: SandboxClass) -> Sandbox:  # noqa: ARG002  # the interface's
         """Raises the reason."""

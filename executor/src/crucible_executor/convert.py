@@ -252,8 +252,8 @@ def executor(
                 version=offered.capabilities.version,
                 isolation=ISOLATIONS[offered.capabilities.isolation],
                 enforces=sorted({LIMITS[limit] for limit in offered.capabilities.enforces}),
-                available=not offered.unavailable,
-                unavailable_reason=offered.unavailable,
+                available=not catalog.unavailable(name),
+                unavailable_reason=catalog.unavailable(name),
             )
             for name, offered in catalog.engines.items()
         ],
@@ -269,6 +269,7 @@ def executor(
         ],
         ceilings=limits(ceilings),
         slots=slots,
+        not_serving_reason=catalog.not_serving,
     )
 
 

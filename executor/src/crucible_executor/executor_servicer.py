@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -27,6 +27,7 @@ PERMISSIONS: Permissions = {
     _SERVICE + "Acknowledge": _WORKER,
     _SERVICE + "ListRuns": _WORKER,
     _SERVICE + "ExtendPermits": _WORKER,
+    "/crucible.executor.v1.InspectionService/RunInspection": _WORKER,
 }
 """Who may call what; nobody else may call anything."""
 
@@ -42,18 +43,19 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
     """Speaks protobuf; the rules are in `Runs`.
 
     Args:
-        executor: what this executor is and offers.
+        describe: what this executor is and offers now.
         runs: its runs.
     """
 
-    def __init__(self, executor: Executor, runs: Runs) -> None:
-        self._executor = executor
+    def __init__(self, describe: Callable[[], Executor], runs: Runs) -> None:
+        self._describe = describe
         self._runs = runs
 
     async def GetExecutor(self, request: ex.GetExecutorRequest, context: Any) -> ex.GetExecutorResponse:
         """See the contract."""
-        time = convert.executor_time(self._executor.boot_id, self._runs.uptime())
-        return ex.GetExecutorResponse(executor=self._executor, time=time)
+        executor = self._describe()
+        time = convert.executor_time(executor.boot_id, self._runs.uptime())
+        return ex.GetExecutorResponse(executor=executor, time=time)
 
     async def Execute(self, request: ex.ExecuteRequest, context: Any) -> AsyncIterator[ex.ExecuteResponse]:
         """See the contract."""
@@ -90,7 +92,7 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def ExtendPermits(self, request: ex.ExtendPermitsRequest, context: Any) -> ex.ExtendPermitsResponse:
         """See the contract."""
-        since = convert.uptime(request.since, self._executor.boot_id, self._runs.uptime())
+        since = convert.uptime(request.since, self._describe().boot_id, self._runs.uptime())
         not_running = self._runs.extend(_bounded(request.run_ids), convert.timedelta_of(request.permit), since)
         return ex.ExtendPermitsResponse(not_running=not_running)
 

@@ -5,25 +5,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from crucible.executor.v1 import executor_service_pb2_grpc
+from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible.executor.v1 import executor_service_pb2_grpc, inspection_service_pb2_grpc
 from crucible_executor import convert
-from crucible_executor.catalog import Catalog, ImageDigests, check_engines, offer_runtimes
+from crucible_executor.attack_suite import ChildSuite
+from crucible_executor.catalog import (
+    Catalog,
+    ImageDigests,
+    OfferedEngine,
+    OfferedRuntime,
+    check_engines,
+    offer_runtimes,
+)
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine
 from crucible_executor.executor_servicer import PERMISSIONS, ExecutorServicer
+from crucible_executor.inspection_servicer import InspectionServicer
+from crucible_executor.inspection_tickets import InspectionTicketCheck
+from crucible_executor.inspections import Inspections
 from crucible_executor.journal import Journal, JournalFullError
 from crucible_executor.metrics import ExecutorMetrics
 from crucible_executor.output import OutputFolder
+from crucible_executor.readiness import Readiness
 from crucible_executor.records import Records
 from crucible_executor.room import Room
 from crucible_executor.runs import Runs, RunsSettings
 from crucible_executor.runtimes import RUNTIMES
+from crucible_executor.selftest import machine
+from crucible_executor.selftest.parts import Parts
 from crucible_executor.settings import Settings
 from crucible_executor.statedir import StateDir
 from crucible_executor.tickets import TicketCheck
@@ -60,6 +75,8 @@ class ExecutorService:
         runs: Runs,
         server: Server,
         engines: Sequence[Engine],
+        inspections: Inspections,
+        readiness: Readiness,
     ) -> None:
         self.executor_id = state.executor_id
         self.boot_id = boot_id
@@ -70,6 +87,8 @@ class ExecutorService:
         self._journal = journal
         self._server = server
         self._engines = engines
+        self._inspections = inspections
+        self._readiness = readiness
         self._draining: asyncio.Task[None] | None = None
 
     @classmethod
@@ -90,14 +109,22 @@ class ExecutorService:
         state = StateDir.open(settings.state_dir)
         boot_id = uuid.uuid4().hex
         journal = Journal.open(state.journal)
+        suite = ChildSuite(settings, state.path, state.executor_id)
+        await suite.sweep()
+        await machine.sweep(settings)
         await _sweep(engines)
         offered = await check_engines(engines)
-        catalog = Catalog(offered, offer_runtimes(RUNTIMES, images, offered), settings.default_engine)
+
+        def runtimes(with_engines: Iterable[OfferedEngine]) -> list[OfferedRuntime]:
+            return offer_runtimes(RUNTIMES, images, with_engines)
+
+        catalog = Catalog(offered, runtimes(offered), settings.default_engine)
+        tickets = TicketCheck(verifier, state.executor_id, boot_id, settings.orphan_grace)
         runs = Runs(
             RunsSettings(settings.slot_count, settings.orphan_grace),
             catalog=catalog,
             ceilings=Ceilings(settings.ceilings),
-            tickets=TicketCheck(verifier, state.executor_id, boot_id, settings.orphan_grace),
+            tickets=tickets,
             records=Records(signer),
             journal=journal,
             outputs=OutputFolder(state.outputs),
@@ -108,36 +135,59 @@ class ExecutorService:
             lost = await runs.recover()
         except JournalFullError as error:
             raise StartError(f"{error}; free some space in {settings.state_dir}") from error
-        executor = convert.executor(
-            catalog,
+
+        def describe() -> Executor:
+            return convert.executor(
+                catalog,
+                executor_id=state.executor_id,
+                boot_id=boot_id,
+                ceilings=settings.ceilings,
+                slots=settings.slot_count,
+            )
+
+        inspections = Inspections(
+            tickets=InspectionTicketCheck(verifier, state.executor_id, boot_id),
+            catalog=catalog,
+            parts=Parts(settings, state, catalog, tickets, signer),
+            suite=suite,
+            signer=signer,
             executor_id=state.executor_id,
             boot_id=boot_id,
-            ceilings=settings.ceilings,
-            slots=settings.slot_count,
         )
         server = _server(settings, registry)
-        server.add(executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(executor, runs))
-        service = cls(settings, state, boot_id, journal, runs, server, engines)
+        server.add(executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(describe, runs))
+        server.add(inspection_service_pb2_grpc.add_InspectionServiceServicer_to_server, InspectionServicer(inspections))
+        readiness = Readiness(catalog, runtimes, server.set_serving)
+        service = cls(settings, state, boot_id, journal, runs, server, engines, inspections, readiness)
         server.on_drain(service._begin_draining)
+        await readiness.begin()
         service.port = await server.start()
         _log.info("executor started", extra=logs.fields(executor=state.executor_id, boot=boot_id, lost=lost))
         return service
 
     async def run(self, registry: CollectorRegistry = REGISTRY, stop: asyncio.Event | None = None) -> None:
         """Serves until `stop` (default: SIGTERM or SIGINT), then ends what runs; the journal keeps the records."""
-        admin = AdminServer(self._settings.admin_listen, ready=lambda: self._server.serving, registry=registry)
+        admin = AdminServer(
+            self._settings.admin_listen,
+            ready=lambda: self._server.serving,
+            why_not=lambda: self._server.not_serving,
+            registry=registry,
+        )
         async with admin:
             self.admin_port = admin.port
             await self._server.run(stop)
         if self._draining is not None:
             await self.runs.drain(timedelta(0))  # the grace is over, or a second signal cut it short
             await self._draining
+        await self._inspections.close()
+        await self._readiness.end()
         for engine in self._engines:
             await engine.close()
         await self._journal.close()
         self._state.close()
 
     def _begin_draining(self) -> None:
+        self._inspections.begin_closing()
         self._draining = asyncio.ensure_future(self.runs.drain(self._settings.shutdown_grace))
 
 

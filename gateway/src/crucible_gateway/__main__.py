@@ -14,6 +14,7 @@ from crucible_gateway.authentication import ApiKeyAuthentication
 from crucible_gateway.evaluation_servicer import EvaluationServicer
 from crucible_gateway.evaluations import Evaluations
 from crucible_gateway.executors import Executors
+from crucible_gateway.inspections import Inspections
 from crucible_gateway.interruption import Interruption
 from crucible_gateway.peers import Monitor, Storage
 from crucible_gateway.platform_servicer import PlatformServicer
@@ -74,7 +75,10 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
         evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
         EvaluationServicer(evaluations, interruption, own.watcher_patience),
     )
-    server.add(platform_service_pb2_grpc.add_PlatformServiceServicer_to_server, PlatformServicer(view))
+    server.add(
+        platform_service_pb2_grpc.add_PlatformServiceServicer_to_server,
+        PlatformServicer(view, Inspections(storage, view), interruption),
+    )
     server.add(
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server, AdminServicer(ApiKeys(storage, authenticator))
     )

@@ -10,7 +10,8 @@ from crucible_rpc import identity, logs
 from crucible_rpc.errors import PermissionDeniedError, UnauthenticatedError
 from crucible_rpc.interceptors import UNKNOWN_METHOD, Call, Method
 
-ADMIN_PREFIX = "/crucible.gateway.v1.AdminService/"
+# What needs an administrator's key: one service, and what puts an executor's whole machine to work.
+ADMIN_PREFIXES = ("/crucible.gateway.v1.AdminService/", "/crucible.gateway.v1.PlatformService/VerifyIsolation")
 STATUS_METHOD = "/crucible.gateway.v1.PlatformService/GetStatus"
 
 # Health for probes; reflection describes the published contracts and nothing else. A method that is not there is
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class ApiKeyAuthentication:
-    """Admits a call when its API key is good; `AdminService` needs an administrator's.
+    """Admits a call when its API key is good; some need an administrator's (`ADMIN_PREFIXES`).
 
     Args:
         authenticator: knows callers by their keys.
@@ -36,7 +37,7 @@ class ApiKeyAuthentication:
         """See `crucible_rpc.interceptors.Interceptor`."""
         if method is UNKNOWN_METHOD or method.full_name.startswith(OPEN_PREFIXES):
             return call
-        needs_admin = method.full_name.startswith(ADMIN_PREFIX)
+        needs_admin = method.full_name.startswith(ADMIN_PREFIXES)
         # GetStatus must also answer while storage, which knows the keys, is down.
         allow_stale = method.full_name == STATUS_METHOD
 

@@ -13,7 +13,7 @@ class Caller:
     Attributes:
         key_id: names the key in records; not secret.
         tenant: whose evaluations it sees and makes.
-        admin: whether it may call `AdminService`.
+        admin: whether it may call what is for administrators.
     """
 
     key_id: str

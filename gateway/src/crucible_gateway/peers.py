@@ -16,9 +16,11 @@ from crucible.storage.v1 import api_key_service_pb2 as keys
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
+    inspection_service_pb2_grpc,
     status_service_pb2_grpc,
 )
 from crucible.storage.v1 import evaluation_store_service_pb2 as store
+from crucible.storage.v1 import inspection_service_pb2 as inspections
 from crucible.storage.v1 import status_service_pb2 as status
 from crucible_gateway.caller import Caller
 from crucible_rpc.errors import (
@@ -94,7 +96,17 @@ class Storage:
         self._evaluations: Any = evaluation_store_service_pb2_grpc.EvaluationStoreServiceStub(channel)
         self._keys: Any = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
         self._status: Any = status_service_pb2_grpc.StatusServiceStub(channel)
+        self._inspections: Any = inspection_service_pb2_grpc.InspectionStoreServiceStub(channel)
         self._errors = peer_errors(self.name)
+
+    async def inspect(
+        self, request: inspections.RunInspectionRequest
+    ) -> AsyncGenerator[inspections.RunInspectionResponse, None]:
+        """An inspection, followed to its end; it ends when this is closed."""
+        with self._errors:
+            async with aclosing(aiter(self._inspections.RunInspection(request))) as answers:
+                async for answer in answers:
+                    yield answer
 
     async def create(self, request: store.CreateEvaluationRequest) -> ev.Evaluation:
         """Stores an evaluation."""

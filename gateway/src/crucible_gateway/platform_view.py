@@ -92,6 +92,14 @@ class PlatformView:
                 found.setdefault(runtime.name, runtime)
         return [found[name] for name in sorted(found)]
 
+    async def default_engine(self) -> str:
+        """What a request that names no engine means; empty when no executor ever registered.
+
+        Raises:
+            UnavailableError: storage cannot be asked.
+        """
+        return limits.default_engine((await self._executors.now()).executors, self._defaults)
+
     async def status(self, caller: Caller) -> api.GetStatusResponse:
         """How each process is; answers within about a second whatever is down."""
         storage, monitor, executors, queue = await asyncio.gather(
@@ -147,10 +155,13 @@ def _live_first(executors: Sequence[executors_api.RegisteredExecutor]) -> list[e
 
 def _executor_status(registered: executors_api.RegisteredExecutor, unknown: str | None) -> api.ProcessStatus:
     silent = "its worker was not heard of for longer than a lease; is it running?"
+    own = (
+        f"it takes no work: {registered.executor.not_serving_reason}" if registered.executor.not_serving_reason else ""
+    )
     answer = api.ProcessStatus(
         process=f"executor/{registered.executor.id}",
-        serving=registered.live and unknown is None,
-        detail=unknown or ("" if registered.live else silent),
+        serving=registered.live and unknown is None and not own,
+        detail=unknown or (own if registered.live else silent),
         slots=registered.executor.slots,
     )
     if registered.HasField("last_seen_time"):

@@ -39,13 +39,22 @@ class AdminServer:
     Args:
         listen: `host:port`; port 0 takes a free one (see `port`).
         ready: whether the process can do its work now.
+        why_not: why it cannot, where that is known.
         registry: the metrics to show.
     """
 
-    def __init__(self, listen: str, *, ready: Callable[[], bool], registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self,
+        listen: str,
+        *,
+        ready: Callable[[], bool],
+        why_not: Callable[[], str] = lambda: "",
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
         self.port = 0
         self._listen = listen
         self._ready = ready
+        self._why_not = why_not
         self._registry = registry
         self._open = 0
         self._server: asyncio.Server | None = None
@@ -119,7 +128,12 @@ class AdminServer:
         if path == b"/healthz":
             return _response(200, "ok")
         if path == b"/readyz":
-            return _response(200, "ready") if self._ready() else _response(503, "not ready")
+            why = self._why_not()
+            return (
+                _response(200, "ready")
+                if self._ready()
+                else _response(503, f"not ready: {why}" if why else "not ready")
+            )
         if path == b"/metrics":
             return _response(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
         return _response(404, "there are /healthz, /readyz and /metrics")

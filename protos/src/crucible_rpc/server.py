@@ -82,6 +82,7 @@ class Server:
         self._reflected = False
         self._on_drain: list[Callable[[], None]] = []
         self._server: grpc.aio.Server | None = None
+        self._not_serving = ""
         self._drained: asyncio.Task[None] | None = None
 
     @property
@@ -91,8 +92,23 @@ class Server:
 
     @property
     def serving(self) -> bool:
-        """Whether the server answers calls: for `/readyz`."""
-        return self._server is not None and not self.draining.is_set()
+        """Whether the server answers calls and its process can do its work: for `/readyz`."""
+        return self._server is not None and not self._not_serving and not self.draining.is_set()
+
+    @property
+    def not_serving(self) -> str:
+        """Why the process cannot do its work, as `set_serving` was told; empty when it can."""
+        return self._not_serving
+
+    async def set_serving(self, why_not: str) -> None:
+        """Says by health and `serving` whether the process can do its work; calls are answered either way.
+
+        Args:
+            why_not: why it cannot; empty when it can.
+        """
+        self._not_serving = why_not
+        if self._server is not None:
+            await self._say_health()
 
     def add(self, adder: Callable[[Any, Any], None], servicer: object) -> None:
         """Adds a service: `add_…Servicer_to_server` as generated, and its servicer with async methods.
@@ -131,8 +147,7 @@ class Server:
         except RuntimeError:
             why = addresses.why_not(host, port)
             raise StartError(f"{self.process} cannot listen on {self._listen}: {why}") from None
-        for service in ("", *self._services):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._say_health()
         await server.start()
         self._server = server
         _log.info("serving", extra=logs.fields(listen=self._listen, port=self.port))
@@ -183,6 +198,11 @@ class Server:
         if self._server is not None:
             await self._server.stop(_FLUSH_SECONDS)
         _log.info("stopped")
+
+    async def _say_health(self) -> None:
+        states = health_pb2.HealthCheckResponse
+        for service in ("", *self._services):
+            await self._health.set(service, states.NOT_SERVING if self._not_serving else states.SERVING)
 
     def _register(self, adder: Callable[[Any, Any], None], servicer: object) -> Sequence[str]:
         table = HandlerTable()

@@ -69,6 +69,7 @@ class Hub:
     def __init__(self) -> None:
         self.work = Signal()
         self.appended = Signal()
+        self.inspections = Signal()
         self._finished: dict[str, Signal] = {}
         self.closing = False
         self._stops: defaultdict[str, set[StopWatch]] = defaultdict(set)
@@ -76,7 +77,7 @@ class Hub:
     def close(self) -> None:
         """The process stops: wakes everybody, for good."""
         self.closing = True
-        for signal in (self.work, self.appended, *self._finished.values()):
+        for signal in (self.work, self.appended, self.inspections, *self._finished.values()):
             signal.fire()
         for watches in self._stops.values():
             for watch in watches:
@@ -132,4 +133,7 @@ class Hub:
 async def wait_for(event: asyncio.Event, seconds: float) -> None:
     """Waits for an event, at most so long."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(
+            seconds
+        ):  # `asyncio.wait_for` of 3.11 swallows a cancellation that comes with the event
+            await event.wait()

@@ -17,6 +17,7 @@ _WAITING = text("state = 1 AND not_before IS NULL")
 _DELAYED = text("state = 1 AND not_before IS NOT NULL")
 _NAMED = text("request_id IS NOT NULL")
 _HELD = text("state IN (2, 3)")
+_ACTIVE = text("state IN (1, 2)")
 
 
 def _key() -> Column[int]:
@@ -168,6 +169,45 @@ class CountRow(SQLModel, table=True):
     tenant: str = Field(primary_key=True)
     state: int = Field(primary_key=True)
     count: int = Field(sa_column=_number())
+
+
+class InspectionRow(SQLModel, table=True):
+    """One inspection of one executor; `state` as in `inspections`. `attempts` is a list as JSON."""
+
+    __tablename__ = "inspection"
+    __table_args__ = (
+        Index("ix_inspection_id", "id", unique=True),
+        Index("ix_inspection_active", "executor", "kind", unique=True, sqlite_where=_ACTIVE),
+    )
+
+    seq: int | None = Field(default=None, sa_column=_key())
+    id: str
+    tenant: str
+    creator: str
+    kind: int
+    engine: str
+    attempts: str
+    executor: str
+    boot_id: str
+    state: int
+    events: int
+    reason: str
+    message: str
+    create_time: int = Field(sa_column=_number())
+    end_time: int | None = Field(default=None, sa_column=_number(nullable=True))
+
+
+class InspectionEventRow(SQLModel, table=True):
+    """What an inspection found: a `SignedBytes` as its executor sent it."""
+
+    __tablename__ = "inspection_event"
+
+    inspection_seq: int = Field(
+        sa_column=Column(_BIG, ForeignKey("inspection.seq"), primary_key=True, autoincrement=False)
+    )
+    sequence: int = Field(primary_key=True)
+    tenant: str
+    body: bytes = Field(sa_column=_bytes())
 
 
 class ApiKeyRow(SQLModel, table=True):

@@ -18,6 +18,7 @@ from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
 from crucible_storage.hub import Hub
+from crucible_storage.inspections import Inspections
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
 from crucible_storage.metrics import Metrics
@@ -41,6 +42,7 @@ class Service:
     reports: Reports
     events: EventLog
     api_keys: ApiKeys
+    inspections: Inspections
 
 
 @asynccontextmanager
@@ -76,6 +78,8 @@ async def _composed(
     executors = Executors(database, policy, clock)
     await executors.load()
     key = await database.write(cursors.load_key)
+    inspections = Inspections(database, hub, executors, signer, verifier, policy, clock)
+    await inspections.load()
     return Service(
         database=database,
         hub=hub,
@@ -87,6 +91,7 @@ async def _composed(
         reports=Reports(database, verifier, policy, clock),
         events=EventLog(database, hub),
         api_keys=ApiKeys(database, clock),
+        inspections=inspections,
     )
 
 

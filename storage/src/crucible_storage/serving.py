@@ -3,12 +3,17 @@
 from crucible.storage.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
 from crucible.storage.v1.evaluation_store_service_pb2_grpc import add_EvaluationStoreServiceServicer_to_server
 from crucible.storage.v1.event_log_service_pb2_grpc import add_EventLogServiceServicer_to_server
+from crucible.storage.v1.inspection_service_pb2_grpc import (
+    add_InspectionStoreServiceServicer_to_server,
+    add_InspectionWorkServiceServicer_to_server,
+)
 from crucible.storage.v1.status_service_pb2_grpc import add_StatusServiceServicer_to_server
 from crucible.storage.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
 from crucible_rpc.server import Server
 from crucible_storage.api_key_servicer import ApiKeyServicer
 from crucible_storage.evaluation_store_servicer import EvaluationStoreServicer
 from crucible_storage.event_log_servicer import EventLogServicer
+from crucible_storage.inspection_servicer import InspectionStoreServicer, InspectionWorkServicer
 from crucible_storage.service import Service
 from crucible_storage.status_servicer import StatusServicer
 from crucible_storage.work_servicer import WorkServicer
@@ -22,5 +27,7 @@ def add_services(server: Server, service: Service) -> None:
     server.add(add_WorkServiceServicer_to_server, WorkServicer(service.leases, service.reports, service.policy))
     server.add(add_EventLogServiceServicer_to_server, EventLogServicer(service.events))
     server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(service.api_keys))
+    server.add(add_InspectionStoreServiceServicer_to_server, InspectionStoreServicer(service.inspections))
+    server.add(add_InspectionWorkServiceServicer_to_server, InspectionWorkServicer(service.inspections))
     server.add(add_StatusServiceServicer_to_server, status)
     server.on_drain(service.hub.close)

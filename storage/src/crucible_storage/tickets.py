@@ -1,15 +1,20 @@
-"""Tickets: storage's signed leave for one start of one executor to start one run once."""
+"""Tickets: storage's signed leave for one start of one executor to start one run, or to make one inspection, once."""
+
+import json
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.selftest.v1 import inspection_pb2
 from crucible_rpc.signing import Signer
 from crucible_storage.clock import micros, timestamp
 from crucible_storage.lifecycle import Record
+from crucible_storage.models import InspectionRow
 from crucible_storage.names import evaluation_name
 from crucible_storage.policy import Policy
 
 CONTEXT = "crucible.ticket.v1"
+INSPECTION_CONTEXT = "crucible.inspection.ticket.v1"
 
 
 def issue(record: Record, now: int, signer: Signer, policy: Policy) -> SignedBytes:
@@ -26,5 +31,24 @@ def issue(record: Record, now: int, signer: Signer, policy: Policy) -> SignedByt
         issue_time=timestamp(now),
         expire_time=timestamp(now + micros(policy.ticket_life)),
     ).SerializeToString()
-    signature = signer.sign(CONTEXT, payload)
+    return _signed(signer, CONTEXT, payload)
+
+
+def issue_inspection(row: InspectionRow, now: int, signer: Signer, policy: Policy) -> SignedBytes:
+    """A signed ticket for the inspection that was just given to a start of its executor."""
+    payload = inspection_pb2.InspectionTicket(
+        inspection_id=row.id,
+        kind=inspection_pb2.InspectionKind.ValueType(row.kind),
+        engine=row.engine,
+        attempts=json.loads(row.attempts),
+        executor_id=row.executor,
+        boot_id=row.boot_id,
+        issue_time=timestamp(now),
+        expire_time=timestamp(now + micros(policy.ticket_life)),
+    ).SerializeToString()
+    return _signed(signer, INSPECTION_CONTEXT, payload)
+
+
+def _signed(signer: Signer, context: str, payload: bytes) -> SignedBytes:
+    signature = signer.sign(context, payload)
     return SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)

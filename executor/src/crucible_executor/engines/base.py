@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from crucible_executor.model import (
     StartKind,
     Stream,
 )
+from crucible_executor.selftest.model import Check
 
 
 class Sink(Protocol):
@@ -127,7 +128,7 @@ class HoldableSandbox(Sandbox):
 
 
 class Engine(abc.ABC):
-    """A way to run programs. Constructed once; `check` before use."""
+    """A way to run programs. Constructed once; `check` before use; offered when its self-test passes."""
 
     @property
     @abc.abstractmethod
@@ -136,11 +137,20 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def check(self) -> None:
-        """Finds out whether this machine can run the engine, by running something real.
+        """Finds out whether this machine has what the engine needs, and prepares it. Runs no program yet.
 
         Raises:
-            EngineUnavailableError: it cannot; says why and what to do.
+            EngineUnavailableError: it has not; says why and what to do.
         """
+
+    def self_test(self) -> Sequence[Check]:
+        """What shows, by running something real, that the engine keeps what it promises here; see `selftest.engine`.
+
+        After `check`. May be run at any time beside programs, which it does not touch.
+        """
+        from crucible_executor.selftest import engine  # it runs programs in an `Engine`, so it cannot come first
+
+        return engine.checks(self)
 
     @abc.abstractmethod
     async def create(self, sandbox_class: SandboxClass) -> Sandbox:

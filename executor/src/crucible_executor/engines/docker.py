@@ -31,7 +31,6 @@ from crucible_executor import cgroups, init_protocol
 from crucible_executor.cgroups import Cgroup, CgroupsUnavailableError
 from crucible_executor.docker_images import INIT, DockerImages
 from crucible_executor.dockerd import CALL_S, PING_S, AttachedStream, Daemon, DaemonError, MissingError
-from crucible_executor.engines import trial
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
 from crucible_executor.host_pipes import PipeReader, PipeWriter
 from crucible_executor.images import Image, ImageNotFoundError, ImageStore
@@ -122,7 +121,7 @@ class _Engine(Engine):
         return Capabilities(self._kind.name, self._version, self._kind.isolation, self._kind.enforces)
 
     async def check(self) -> None:
-        """Asks dockerd what it and the kernel can do, and runs `/bin/true` of the first image."""
+        """Asks dockerd what it and the kernel can do."""
         if os.geteuid() != 0:
             raise EngineUnavailableError(f"The {self._kind.name} engine needs root (Docker's socket, cgroups).")
         try:
@@ -135,10 +134,8 @@ class _Engine(Engine):
         if missing:
             raise EngineUnavailableError(missing)
         self._version = f"{info.get('ServerVersion', 'of no version')} ({self._kind.runtime})"
-        names = self._images.names()
-        if not names:
+        if not self._images.names():
             raise EngineUnavailableError("There is no image to run a container on: run `make images`.")
-        await trial.run(self, names[0])
 
     async def create(self, sandbox_class: SandboxClass) -> Sandbox:
         """Boots a container up to its init, which then waits for its program."""

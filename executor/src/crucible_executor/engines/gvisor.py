@@ -24,14 +24,13 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_executor import ahead, bundle, init_protocol, leftovers
 from crucible_executor.cgroups import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree
-from crucible_executor.engines import trial
 from crucible_executor.engines.base import (
     Capabilities,
     EngineUnavailableError,
@@ -61,8 +60,10 @@ from crucible_executor.model import (
     Termination,
     Usage,
 )
+from crucible_executor.selftest import engine as engine_test
+from crucible_executor.selftest.model import Check
 from crucible_executor.supervision import Supervision
-from crucible_executor.tracing.tracer import UNTRACED, Tracing
+from crucible_executor.tracing.tracer import UNTRACED, Tracer, Tracing
 
 SENTRY_MEMORY_BYTES = 32 << 20
 """Added to a class's memory limit for runsc itself, which uses 12 MiB while its init waits."""
@@ -115,7 +116,7 @@ class GvisorEngine(HoldableEngine):
         return Capabilities("gvisor", self._version, Isolation.USER_KERNEL, _ENFORCED, traced=True)
 
     async def check(self) -> None:
-        """Prepares folder, cgroups and images, and runs `/bin/true` of the first image."""
+        """Prepares folder, cgroups and images."""
         self._prepare()
         self._version = self._runsc_version()
         names = self._images.names()
@@ -124,7 +125,10 @@ class GvisorEngine(HoldableEngine):
         for name in names:
             with contextlib.suppress(OSError):  # the tree itself serves as well
                 await self._pack(name)
-        await trial.run(self, names[0])
+
+    def self_test(self) -> Sequence[Check]:
+        """See `Engine.self_test`."""
+        return engine_test.checks(self, traced=isinstance(self._tracer, Tracer))
 
     async def _pack(self, name: str) -> None:
         try:

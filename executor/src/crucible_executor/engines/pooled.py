@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +32,8 @@ from crucible_executor.engines.base import (
 )
 from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Interpreter, Limits, Outcome, Program, SandboxClass, StartKind
+from crucible_executor.selftest import pool as pool_test
+from crucible_executor.selftest.model import Check
 from crucible_rpc import logs
 
 _QUIET_S = 0.1
@@ -114,6 +116,16 @@ class PooledEngine(Engine):
     async def check(self) -> None:
         """Checks the engine inside."""
         await self._inner.check()
+
+    def self_test(self) -> Sequence[Check]:
+        """That of the engine inside, so that no waiting sandbox is taken for it, and that of the pool."""
+        return (*self._inner.self_test(), *pool_test.checks(self._inner, self._health))
+
+    def _health(self) -> pool_test.Health:
+        now = asyncio.get_running_loop().time()
+        broken = sum(one.is_open(now) for one in self._breakers.values())
+        held = sum(one.memory_bytes for one in self._waiting)
+        return pool_test.Health(len(self._waiting), self._settings.size, held, self._settings.memory_bytes, broken)
 
     async def sweep(self) -> int:
         """Sweeps the engine inside; what waits here is spared."""

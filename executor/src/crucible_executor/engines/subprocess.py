@@ -18,7 +18,6 @@ import signal
 from pathlib import Path
 
 from crucible_executor import init_protocol, leftovers
-from crucible_executor.engines import trial
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
 from crucible_executor.host_pipes import PipeReader, pipe_from_child
 from crucible_executor.host_process import HostProcess
@@ -64,11 +63,10 @@ class SubprocessEngine(Engine):
         return Capabilities("subprocess", os.uname().release, Isolation.NONE, _ENFORCED)
 
     async def check(self) -> None:
-        """Makes the folder and runs `/bin/true`."""
+        """Makes the folder and looks for its tender."""
         self._prepare()
         if not os.access(self._tend, os.X_OK):
             raise EngineUnavailableError(f"{self._tend} is missing or not executable: run `make setup`.")
-        await trial.run(self, "none")
 
     def _prepare(self) -> None:
         try:

@@ -25,7 +25,7 @@ from crucible_executor.engines.base import EngineUnavailableError
 from crucible_executor.engines.registry import ENGINES, Host
 from crucible_executor.images import ImageNotFoundError, ImageStore
 from crucible_executor.settings import Settings
-from crucible_executor.verify import controls, namespaces, report
+from crucible_executor.verify import controls, lines, namespaces, report
 from crucible_executor.verify.attempts import ATTEMPTS
 from crucible_executor.verify.model import Attempt, ControlFinding, Finding
 from crucible_executor.verify.promises import MARGINS, NOT_VERIFIED, PROMISES
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
         return _refuse("`crucible verify` must be started as root: it looks at the sandboxes from outside")
     try:
-        with _ground(settings.load(Settings, prefix="CRUCIBLE_EXECUTOR_")) as (host, ground):
+        with _ground(settings.load(Settings, prefix="CRUCIBLE_EXECUTOR_"), options.name) as (host, ground):
             made = asyncio.run(_run(options, chosen, host, ground))
     except (EngineUnavailableError, CgroupsUnavailableError, ImageNotFoundError, OSError) as error:
         return _refuse(str(error))
@@ -58,6 +58,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _publish(made: report.Report, options: argparse.Namespace) -> int:
+    if options.lines:
+        lines.summary(made)
+        return 0 if made.good else 1
     if options.markdown is not None:
         command = f"crucible verify --engine {made.engine}{' --controls' if options.controls else ''} --markdown FILE"
         options.markdown.write_text(report.markdown(made, command))
@@ -72,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the scorecard")
     parser.add_argument("--controls", action="store_true", help="also prove that each judge can say VULNERABLE")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this attempt; may be repeated")
+    # The executor's own, when it runs the suite for somebody else: results as they come, and a name to clean up by.
+    parser.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--name", default=f"cv{uuid.uuid4().hex[:14]}", help=argparse.SUPPRESS)
     return parser
 
 
@@ -81,13 +87,12 @@ def _refuse(why: str, code: int = _CANNOT) -> int:
 
 
 @contextlib.contextmanager
-def _ground(given: Settings) -> Iterator[tuple[Host, Ground]]:
+def _ground(given: Settings, name: str) -> Iterator[tuple[Host, Ground]]:
     """Namespaces, folders and cgroups of the suite's own; all of it is gone afterwards.
 
     From here on this process is in a network without any way out, under another host name.
     """
     image = ImageStore(given.images_dir).resolve("python")
-    name = f"cv{uuid.uuid4().hex[:14]}"
     namespaces.unshare(namespaces.NEWNS | namespaces.NEWUTS | namespaces.NEWIPC | namespaces.NEWNET)
     namespaces.mount("none", "/", None, namespaces.MS_REC | namespaces.MS_PRIVATE)
     namespaces.mount("crucible-verify", _SHARED_MEMORY, "tmpfs", namespaces.MS_NODEV, "mode=1777")
@@ -121,7 +126,7 @@ async def _run(options: argparse.Namespace, chosen: list[Attempt], host: Host, g
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     began = time.monotonic()
-    progress = _Progress(len(chosen) * (2 if options.controls else 1))
+    progress = lines.Lines() if options.lines else _Progress(len(chosen) * (2 if options.controls else 1))
     engine = ENGINES[options.engine](host)
     try:
         await engine.check()

@@ -6,7 +6,9 @@ from crucible_rpc import process, settings, signals
 from crucible_rpc.admin import AdminServer
 from crucible_rpc.channel import connect
 from crucible_rpc.tls import ClientTls
+from crucible_worker.grpc_inspections import GrpcInspectionExecutor, GrpcInspectionStorage
 from crucible_worker.grpc_peers import GrpcExecutor, GrpcStorage
+from crucible_worker.inspector import Inspector
 from crucible_worker.metrics import WorkerMetrics
 from crucible_worker.settings import Settings
 from crucible_worker.worker import Worker
@@ -21,8 +23,11 @@ async def main() -> None:
         connect(chosen.executor, tls, "executor") as executor,
     ):
         worker = Worker(chosen, GrpcStorage(storage), GrpcExecutor(executor), WorkerMetrics())
+        inspector = Inspector(
+            GrpcInspectionStorage(storage), GrpcInspectionExecutor(executor), worker.connected, chosen.lease_wait
+        )
         stop = signals.caught()
-        async with AdminServer(chosen.admin_listen, ready=lambda: worker.ready):
+        async with AdminServer(chosen.admin_listen, ready=lambda: worker.ready), inspector:
             await worker.run(stop)
 
 

@@ -87,6 +87,14 @@ class Worker:
         """The runs whose leases are held, by id."""
         return self._runs
 
+    async def connected(self) -> Executor:
+        """The executor, as soon as it can be reached and storage knows of it."""
+        while True:
+            await self._executor_up.wait()
+            await self._registered.wait()
+            if self._known is not None and self._executor_up.is_set():
+                return self._known
+
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set; then leaves the runs alone, hands over what it has, and returns."""
         self._reporting = self._spawn(self._reporter.run())

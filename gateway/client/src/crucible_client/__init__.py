@@ -10,6 +10,14 @@ with Client.from_settings() as client:
 import crucible_rpc  # noqa: F401  # first: it sets what grpc reads when it is loaded
 from crucible_client.async_client import AsyncClient
 from crucible_client.errors import CallError
+from crucible_client.inspections import (
+    AttemptResult,
+    CheckResult,
+    CheckStatus,
+    SelfTestSummary,
+    Verdict,
+    VerificationSummary,
+)
 from crucible_client.many import Outcome
 from crucible_client.results import (
     ActionKind,
@@ -37,10 +45,13 @@ from crucible_client.sync_client import Client
 __all__ = [
     "ActionKind",
     "AsyncClient",
+    "AttemptResult",
     "Behaviour",
     "BehaviourSeen",
     "CallError",
     "Cancelled",
+    "CheckResult",
+    "CheckStatus",
     "Client",
     "ClientSettings",
     "ClientSettingsError",
@@ -58,10 +69,13 @@ __all__ = [
     "ProgramError",
     "Role",
     "SeenAction",
+    "SelfTestSummary",
     "Signalled",
     "State",
     "Stream",
     "Termination",
     "Usage",
+    "Verdict",
+    "VerificationSummary",
     "program_from_files",
 ]

@@ -7,7 +7,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from crucible_client import calls, errors, many, results, settings, streams
+from crucible_client import calls, errors, inspections, many, results, settings, streams
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
 from crucible_rpc.channel import connect_public
@@ -215,6 +215,46 @@ class AsyncClient:
     async def runtimes(self) -> tuple[results.Runtime, ...]:
         """The runtimes that at least one executor has."""
         return await self._call(calls.runtimes())
+
+    async def self_test(
+        self, *, engine: str = "", service: str = ""
+    ) -> AsyncGenerator[inspections.CheckResult | inspections.SelfTestSummary, None]:
+        """Has an executor check its own parts: each result as it comes, then the summary.
+
+        Ends with the loop over it. Never repeated: what came before an error is true, and there is no summary then.
+
+        Args:
+            engine: the engine to look at beside the executor's other parts; empty: all that can be used.
+            service: whose parts, as `executor`; empty: all.
+        """
+        request = inspections.self_test_request(engine, service)
+        async with aclosing(_messages(self._stubs.platform.RunSelfTest(request))) as messages:
+            async for message in messages:
+                result = inspections.self_test_result(message)
+                yield result
+                if isinstance(result, inspections.SelfTestSummary):
+                    return
+        raise inspections.without_summary()
+
+    async def verify_isolation(
+        self, *, engine: str = "", attempts: Iterable[str] = ()
+    ) -> AsyncGenerator[inspections.AttemptResult | inspections.VerificationSummary, None]:
+        """Runs the attack suite over an engine: each verdict as it comes, then the summary; administrators only.
+
+        Takes about a minute, one at a time per executor. Ends with the loop over it. Never repeated.
+
+        Args:
+            engine: which; empty: the default one.
+            attempts: only those with these names; empty: all.
+        """
+        request = inspections.verify_request(engine, attempts)
+        async with aclosing(_messages(self._stubs.platform.VerifyIsolation(request))) as messages:
+            async for message in messages:
+                result = inspections.verify_result(message)
+                yield result
+                if isinstance(result, inspections.VerificationSummary):
+                    return
+        raise inspections.without_summary()
 
     async def create_api_key(
         self, tenant: str, *, role: results.Role = results.Role.USER, description: str = ""

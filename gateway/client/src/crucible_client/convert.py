@@ -179,7 +179,7 @@ def api_key(message: admin_service_pb2.ApiKey) -> results.ApiKey:
     return results.ApiKey(
         id=message.id,
         tenant=message.tenant,
-        role=_member(results.Role, admin_service_pb2.Role, message.role, "ROLE_"),
+        role=member(results.Role, admin_service_pb2.Role, message.role, "ROLE_"),
         description=message.description,
         create_time=_time(message, "create_time"),
         revoke_time=_time(message, "revoke_time"),
@@ -195,7 +195,7 @@ def _engine(message: platform_pb2.Engine) -> results.Engine:
     return results.Engine(
         name=message.name,
         version=message.version,
-        isolation=_member(results.Isolation, evaluation_pb2.Isolation, message.isolation, "ISOLATION_"),
+        isolation=member(results.Isolation, evaluation_pb2.Isolation, message.isolation, "ISOLATION_"),
         enforces=tuple(_limit(number) for number in message.enforces),
         available=message.available,
         unavailable_reason=message.unavailable_reason,
@@ -222,19 +222,19 @@ def _provenance(message: evaluation_pb2.Provenance) -> results.Provenance:
     return results.Provenance(
         engine=message.engine,
         engine_version=message.engine_version,
-        isolation=_member(results.Isolation, evaluation_pb2.Isolation, message.isolation, "ISOLATION_"),
+        isolation=member(results.Isolation, evaluation_pb2.Isolation, message.isolation, "ISOLATION_"),
         image_digest=message.image_digest,
         executor=message.executor,
         boot_id=message.boot_id,
         record=results.SignedRecord(record.payload, record.key_id, record.signature)
         if message.HasField("record")
         else None,
-        start_kind=_member(results.StartKind, evaluation_pb2.StartKind, message.start_kind, "START_KIND_"),
+        start_kind=member(results.StartKind, evaluation_pb2.StartKind, message.start_kind, "START_KIND_"),
     )
 
 
 def _evidence(message: evaluation_pb2.Evidence) -> results.Evidence:
-    source = _member(results.EvidenceSource, evaluation_pb2.EvidenceSource, message.source, "EVIDENCE_SOURCE_")
+    source = member(results.EvidenceSource, evaluation_pb2.EvidenceSource, message.source, "EVIDENCE_SOURCE_")
     return results.Evidence(source, message.detail)
 
 
@@ -249,7 +249,7 @@ _ACTIONS = ("programs", "files_written", "probes", "sockets", "connections", "pr
 
 def _behaviour(message: evaluation_pb2.Behaviour) -> results.Behaviour:
     return results.Behaviour(
-        observation=_member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
+        observation=member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
         reason=message.reason,
         dropped=message.dropped,
         **{name: _actions(getattr(message, name)) if message.HasField(name) else None for name in _ACTIONS},  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ def _behaviour_seen(
     return results.BehaviourSeen(
         *base,
         sequence=message.sequence,
-        observation=_member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
+        observation=member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
         reason=message.reason,
         actions=tuple(
             results.SeenAction(_action_kind(one.kind), one.example, one.count, _duration(one, "since_start"))
@@ -277,7 +277,7 @@ def _behaviour_seen(
 
 
 def _action_kind(number: int) -> results.ActionKind:
-    return _member(results.ActionKind, behaviour_update_pb2.ActionKind, number, "ACTION_KIND_")
+    return member(results.ActionKind, behaviour_update_pb2.ActionKind, number, "ACTION_KIND_")
 
 
 def _failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:
@@ -285,14 +285,14 @@ def _failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAtte
 
 
 def _state(number: int) -> results.State:
-    return _member(results.State, evaluation_pb2.EvaluationState, number, "EVALUATION_STATE_")
+    return member(results.State, evaluation_pb2.EvaluationState, number, "EVALUATION_STATE_")
 
 
 def _limit(number: int) -> results.Limit:
-    return _member(results.Limit, evaluation_pb2.Limit, number, "LIMIT_")
+    return member(results.Limit, evaluation_pb2.Limit, number, "LIMIT_")
 
 
-def _member(enum: type[E], contract: Any, number: int, prefix: str) -> E:
+def member(enum: type[E], contract: Any, number: int, prefix: str) -> E:
     """The member of the same name; UNKNOWN for a number that this client does not know."""
     name = contract.Name(number).removeprefix(prefix) if number in contract.values() else ""
     return enum(name) if name in enum.__members__ else enum("UNKNOWN")

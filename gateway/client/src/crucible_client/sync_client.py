@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from crucible_client import calls, errors, results, settings, streams
+from crucible_client import calls, errors, inspections, results, settings, streams
 from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
@@ -165,6 +165,30 @@ class Client:
     def runtimes(self) -> tuple[results.Runtime, ...]:
         """See `AsyncClient.runtimes`."""
         return self._call(calls.runtimes())
+
+    def self_test(
+        self, *, engine: str = "", service: str = ""
+    ) -> Iterator[inspections.CheckResult | inspections.SelfTestSummary]:
+        """See `AsyncClient.self_test`."""
+        request = inspections.self_test_request(engine, service)
+        for message in self._messages(self._stubs.platform.RunSelfTest, request, Patience(self._retry_for)):
+            result = inspections.self_test_result(message)
+            yield result
+            if isinstance(result, inspections.SelfTestSummary):
+                return
+        raise inspections.without_summary()
+
+    def verify_isolation(
+        self, *, engine: str = "", attempts: Iterable[str] = ()
+    ) -> Iterator[inspections.AttemptResult | inspections.VerificationSummary]:
+        """See `AsyncClient.verify_isolation`."""
+        request = inspections.verify_request(engine, attempts)
+        for message in self._messages(self._stubs.platform.VerifyIsolation, request, Patience(self._retry_for)):
+            result = inspections.verify_result(message)
+            yield result
+            if isinstance(result, inspections.VerificationSummary):
+                return
+        raise inspections.without_summary()
 
     def create_api_key(
         self, tenant: str, *, role: results.Role = results.Role.USER, description: str = ""

@@ -20,6 +20,7 @@ _COMMANDS: Mapping[str, str] = {
     "logs": "evaluations:logs",
     "cancel": "evaluations:cancel",
     "status": "status:status",
+    "selftest": "selftest:selftest",
     "key": "keys:key",
     "bench": "bench:bench",
 }

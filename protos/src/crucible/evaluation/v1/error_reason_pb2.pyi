@@ -53,7 +53,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PEER_UNAVAILABLE: _ErrorReason.ValueType  # 14
     """UNAVAILABLE: a part of Crucible cannot be reached now; nothing that was accepted is lost."""
     ERROR_REASON_INVALID_TICKET: _ErrorReason.ValueType  # 15
-    """PERMISSION_DENIED: the ticket is missing, forged, expired, or not for this executor or this spec."""
+    """PERMISSION_DENIED: the ticket is missing, forged, expired, used, or not for this executor or this spec."""
     ERROR_REASON_RUN_EXISTS: _ErrorReason.ValueType  # 16
     """ALREADY_EXISTS: this run was accepted before, or was ended before it was accepted."""
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 17
@@ -90,6 +90,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: a message is larger than its receiver takes. gRPC itself refuses it, without ErrorInfo but with
     both sizes in the text; Crucible's clients give it this reason, with `size` and `limit` as metadata.
     """
+    ERROR_REASON_INSPECTION_RUNNING: _ErrorReason.ValueType  # 40
+    """RESOURCE_EXHAUSTED with RetryInfo: an inspection of this kind is under way on each executor that could make it."""
+    ERROR_REASON_INSPECTION_LOST: _ErrorReason.ValueType  # 41
+    """UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
+    ERROR_REASON_CANNOT_VERIFY: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -127,7 +133,7 @@ ERROR_REASON_NO_FREE_SLOT: ErrorReason.ValueType  # 13
 ERROR_REASON_PEER_UNAVAILABLE: ErrorReason.ValueType  # 14
 """UNAVAILABLE: a part of Crucible cannot be reached now; nothing that was accepted is lost."""
 ERROR_REASON_INVALID_TICKET: ErrorReason.ValueType  # 15
-"""PERMISSION_DENIED: the ticket is missing, forged, expired, or not for this executor or this spec."""
+"""PERMISSION_DENIED: the ticket is missing, forged, expired, used, or not for this executor or this spec."""
 ERROR_REASON_RUN_EXISTS: ErrorReason.ValueType  # 16
 """ALREADY_EXISTS: this run was accepted before, or was ended before it was accepted."""
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 17
@@ -164,4 +170,10 @@ ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 31
 """RESOURCE_EXHAUSTED: a message is larger than its receiver takes. gRPC itself refuses it, without ErrorInfo but with
 both sizes in the text; Crucible's clients give it this reason, with `size` and `limit` as metadata.
 """
+ERROR_REASON_INSPECTION_RUNNING: ErrorReason.ValueType  # 40
+"""RESOURCE_EXHAUSTED with RetryInfo: an inspection of this kind is under way on each executor that could make it."""
+ERROR_REASON_INSPECTION_LOST: ErrorReason.ValueType  # 41
+"""UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
+ERROR_REASON_CANNOT_VERIFY: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

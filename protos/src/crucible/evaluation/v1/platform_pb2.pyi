@@ -112,6 +112,7 @@ class Executor(_message.Message):
     RUNTIMES_FIELD_NUMBER: _builtins.int
     CEILINGS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    NOT_SERVING_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Stays over its restarts."""
     boot_id: _builtins.str
@@ -120,6 +121,8 @@ class Executor(_message.Message):
     """Used when a spec names none."""
     slots: _builtins.int
     """How many runs it takes at once."""
+    not_serving_reason: _builtins.str
+    """Why it takes no work now: its default engine fails its self-test. No engine is available then. Empty when it does."""
     @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Engine]:
         """Every engine it knows, available or not."""
@@ -142,10 +145,11 @@ class Executor(_message.Message):
         runtimes: _abc.Iterable[Global___Runtime] | None = ...,
         ceilings: _evaluation_pb2.Limits | None = ...,
         slots: _builtins.int = ...,
+        not_serving_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ceilings", b"ceilings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "ceilings", b"ceilings", "default_engine", b"default_engine", "engines", b"engines", "id", b"id", "runtimes", b"runtimes", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "ceilings", b"ceilings", "default_engine", b"default_engine", "engines", b"engines", "id", b"id", "not_serving_reason", b"not_serving_reason", "runtimes", b"runtimes", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

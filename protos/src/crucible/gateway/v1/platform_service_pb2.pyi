@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
 from crucible.evaluation.v1 import platform_pb2 as _platform_pb2
+from crucible.selftest.v1 import inspection_pb2 as _inspection_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -147,7 +148,7 @@ class ProcessStatus(_message.Message):
     process: _builtins.str
     """`gateway`, `storage`, `monitor`, or `executor/{id}`, which stands for an executor with its worker."""
     serving: _builtins.bool
-    """Whether it answered just now; for an executor, whether its worker was heard of within a lease."""
+    """Whether it answered just now; for an executor, whether its worker was heard of within a lease and it takes work."""
     detail: _builtins.str
     """Why not. Empty when serving."""
     slots: _builtins.int
@@ -243,3 +244,121 @@ class ListRuntimesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRuntimesResponse: _TypeAlias = ListRuntimesResponse  # noqa: Y015
+
+@_typing.final
+class RunSelfTestRequest(_message.Message):
+    """See `RunSelfTest`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """Whose parts: `executor`, the only service with self-tests so far. Empty: all."""
+    engine: _builtins.str
+    """The engine to look at beside the executor's other parts. Empty: every engine that can be used."""
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        engine: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunSelfTestRequest: _TypeAlias = RunSelfTestRequest  # noqa: Y015
+
+@_typing.final
+class RunSelfTestResponse(_message.Message):
+    """See `RunSelfTest`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def check(self) -> _inspection_pb2.CheckResult:
+        """One check."""
+
+    @_builtins.property
+    def summary(self) -> _inspection_pb2.SelfTestSummary:
+        """The last message."""
+
+    def __init__(
+        self,
+        *,
+        check: _inspection_pb2.CheckResult | None = ...,
+        summary: _inspection_pb2.SelfTestSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "kind", b"kind", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "kind", b"kind", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["check", "summary"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___RunSelfTestResponse: _TypeAlias = RunSelfTestResponse  # noqa: Y015
+
+@_typing.final
+class VerifyIsolationRequest(_message.Message):
+    """See `VerifyIsolation`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """Which engine. Empty: the default one."""
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of attempts, at most 200; an unknown one is INVALID_ARGUMENT. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        attempts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "engine", b"engine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyIsolationRequest: _TypeAlias = VerifyIsolationRequest  # noqa: Y015
+
+@_typing.final
+class VerifyIsolationResponse(_message.Message):
+    """See `VerifyIsolation`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def attempt(self) -> _inspection_pb2.AttemptResult:
+        """One attempt."""
+
+    @_builtins.property
+    def summary(self) -> _inspection_pb2.VerificationSummary:
+        """The last message."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _inspection_pb2.AttemptResult | None = ...,
+        summary: _inspection_pb2.VerificationSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "kind", b"kind", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "kind", b"kind", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["attempt", "summary"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___VerifyIsolationResponse: _TypeAlias = VerifyIsolationResponse  # noqa: Y015

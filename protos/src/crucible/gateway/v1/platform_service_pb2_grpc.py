@@ -50,6 +50,16 @@ class PlatformServiceStub:
                 request_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListRuntimesRequest.SerializeToString,
                 response_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListRuntimesResponse.FromString,
                 _registered_method=True)
+        self.RunSelfTest = channel.unary_stream(
+                '/crucible.gateway.v1.PlatformService/RunSelfTest',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.RunSelfTestRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.RunSelfTestResponse.FromString,
+                _registered_method=True)
+        self.VerifyIsolation = channel.unary_stream(
+                '/crucible.gateway.v1.PlatformService/VerifyIsolation',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationResponse.FromString,
+                _registered_method=True)
 
 
 class PlatformServiceServicer:
@@ -77,6 +87,26 @@ class PlatformServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunSelfTest(self, request, context):
+        """Has an executor check each of its own parts, and streams each result as it comes; the summary is the last. Running
+        work is not touched. It ends with the call. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, no live executor has the
+        engine. RESOURCE_EXHAUSTED with RetryInfo: INSPECTION_RUNNING, a self-test is under way already. UNAVAILABLE:
+        INSPECTION_LOST, worker or executor were lost; what came before is true, and there is no summary.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyIsolation(self, request, context):
+        """Runs the attack suite over an engine, judged from outside the sandboxes, and streams each verdict as it comes; the
+        summary is the last. Needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). It takes about a
+        minute and two CPUs, one at a time per executor, and ends with the call. Errors as of `RunSelfTest`, and
+        FAILED_PRECONDITION: CANNOT_VERIFY, the suite cannot judge this engine there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PlatformServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +124,16 @@ def add_PlatformServiceServicer_to_server(servicer, server):
                     servicer.ListRuntimes,
                     request_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListRuntimesRequest.FromString,
                     response_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListRuntimesResponse.SerializeToString,
+            ),
+            'RunSelfTest': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunSelfTest,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.RunSelfTestRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.RunSelfTestResponse.SerializeToString,
+            ),
+            'VerifyIsolation': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyIsolation,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +218,60 @@ class PlatformService:
             '/crucible.gateway.v1.PlatformService/ListRuntimes',
             crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListRuntimesRequest.SerializeToString,
             crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListRuntimesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunSelfTest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crucible.gateway.v1.PlatformService/RunSelfTest',
+            crucible_dot_gateway_dot_v1_dot_platform__service__pb2.RunSelfTestRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_platform__service__pb2.RunSelfTestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyIsolation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crucible.gateway.v1.PlatformService/VerifyIsolation',
+            crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationResponse.FromString,
             options,
             channel_credentials,
             insecure,

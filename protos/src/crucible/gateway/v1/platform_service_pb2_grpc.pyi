@@ -39,6 +39,18 @@ class PlatformServiceStub:
     """Whether each process answers, and how much work there is. Answers also when others are down."""
     ListRuntimes: _grpc.UnaryUnaryMultiCallable[_platform_service_pb2.ListRuntimesRequest, _platform_service_pb2.ListRuntimesResponse]
     """The runtimes that at least one registered executor has."""
+    RunSelfTest: _grpc.UnaryStreamMultiCallable[_platform_service_pb2.RunSelfTestRequest, _platform_service_pb2.RunSelfTestResponse]
+    """Has an executor check each of its own parts, and streams each result as it comes; the summary is the last. Running
+    work is not touched. It ends with the call. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, no live executor has the
+    engine. RESOURCE_EXHAUSTED with RetryInfo: INSPECTION_RUNNING, a self-test is under way already. UNAVAILABLE:
+    INSPECTION_LOST, worker or executor were lost; what came before is true, and there is no summary.
+    """
+    VerifyIsolation: _grpc.UnaryStreamMultiCallable[_platform_service_pb2.VerifyIsolationRequest, _platform_service_pb2.VerifyIsolationResponse]
+    """Runs the attack suite over an engine, judged from outside the sandboxes, and streams each verdict as it comes; the
+    summary is the last. Needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). It takes about a
+    minute and two CPUs, one at a time per executor, and ends with the call. Errors as of `RunSelfTest`, and
+    FAILED_PRECONDITION: CANNOT_VERIFY, the suite cannot judge this engine there.
+    """
 
 @_typing.type_check_only
 class PlatformServiceAsyncStub(PlatformServiceStub):
@@ -51,6 +63,18 @@ class PlatformServiceAsyncStub(PlatformServiceStub):
     """Whether each process answers, and how much work there is. Answers also when others are down."""
     ListRuntimes: _aio.UnaryUnaryMultiCallable[_platform_service_pb2.ListRuntimesRequest, _platform_service_pb2.ListRuntimesResponse]  # type: ignore[assignment]
     """The runtimes that at least one registered executor has."""
+    RunSelfTest: _aio.UnaryStreamMultiCallable[_platform_service_pb2.RunSelfTestRequest, _platform_service_pb2.RunSelfTestResponse]  # type: ignore[assignment]
+    """Has an executor check each of its own parts, and streams each result as it comes; the summary is the last. Running
+    work is not touched. It ends with the call. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, no live executor has the
+    engine. RESOURCE_EXHAUSTED with RetryInfo: INSPECTION_RUNNING, a self-test is under way already. UNAVAILABLE:
+    INSPECTION_LOST, worker or executor were lost; what came before is true, and there is no summary.
+    """
+    VerifyIsolation: _aio.UnaryStreamMultiCallable[_platform_service_pb2.VerifyIsolationRequest, _platform_service_pb2.VerifyIsolationResponse]  # type: ignore[assignment]
+    """Runs the attack suite over an engine, judged from outside the sandboxes, and streams each verdict as it comes; the
+    summary is the last. Needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). It takes about a
+    minute and two CPUs, one at a time per executor, and ends with the call. Errors as of `RunSelfTest`, and
+    FAILED_PRECONDITION: CANNOT_VERIFY, the suite cannot judge this engine there.
+    """
 
 class PlatformServiceServicer(metaclass=_abc_1.ABCMeta):
     """What this Crucible can do and how it is. Every call carries an API key; errors as in `EvaluationService`."""
@@ -78,5 +102,29 @@ class PlatformServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_platform_service_pb2.ListRuntimesResponse, _abc.Awaitable[_platform_service_pb2.ListRuntimesResponse]]:
         """The runtimes that at least one registered executor has."""
+
+    @_abc_1.abstractmethod
+    def RunSelfTest(
+        self,
+        request: _platform_service_pb2.RunSelfTestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_platform_service_pb2.RunSelfTestResponse], _abc.AsyncIterator[_platform_service_pb2.RunSelfTestResponse]]:
+        """Has an executor check each of its own parts, and streams each result as it comes; the summary is the last. Running
+        work is not touched. It ends with the call. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, no live executor has the
+        engine. RESOURCE_EXHAUSTED with RetryInfo: INSPECTION_RUNNING, a self-test is under way already. UNAVAILABLE:
+        INSPECTION_LOST, worker or executor were lost; what came before is true, and there is no summary.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyIsolation(
+        self,
+        request: _platform_service_pb2.VerifyIsolationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_platform_service_pb2.VerifyIsolationResponse], _abc.AsyncIterator[_platform_service_pb2.VerifyIsolationResponse]]:
+        """Runs the attack suite over an engine, judged from outside the sandboxes, and streams each verdict as it comes; the
+        summary is the last. Needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). It takes about a
+        minute and two CPUs, one at a time per executor, and ends with the call. Errors as of `RunSelfTest`, and
+        FAILED_PRECONDITION: CANNOT_VERIFY, the suite cannot judge this engine there.
+        """
 
 def add_PlatformServiceServicer_to_server(servicer: PlatformServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
