@@ -22,12 +22,16 @@ _MODULE = "crucible_executor.verify"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the scorecard to this file.")
 @click.option("--controls", is_flag=True, help="Also prove that each judge can say VULNERABLE.")
+@click.option("--demonstrate", is_flag=True, help="Attack nothing: show what a program sees beside what the host sees.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this attempt; may be repeated.")
-def verify(*, engine: str, as_json: bool, markdown: Path | None, controls: bool, only: tuple[str, ...]) -> None:
+def verify(
+    *, engine: str, as_json: bool, markdown: Path | None, controls: bool, demonstrate: bool, only: tuple[str, ...]
+) -> None:
     """Attack the sandbox, and judge from outside whether it held. As root, on the executor's machine.
 
     The attempts aim only at what the suite made itself, in a network of its own without a way out. The exit code is 0
-    only when every verdict is what the engine promises.
+    only when every verdict is what the engine promises. For `docker` and `docker-gvisor` the suite starts a Docker
+    daemon of its own.
     """
     try:
         layout = Layout.of(os.environ)
@@ -38,6 +42,7 @@ def verify(*, engine: str, as_json: bool, markdown: Path | None, controls: bool,
     arguments = ["--engine", engine]
     arguments += ["--json"] if as_json else []
     arguments += ["--controls"] if controls else []
+    arguments += ["--demonstrate"] if demonstrate else []
     arguments += ["--markdown", str(markdown.resolve())] if markdown else []
     for name in only:
         arguments += ["--only", name]
