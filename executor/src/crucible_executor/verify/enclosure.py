@@ -72,7 +72,10 @@ def _until_ended(first: int) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
     signal.alarm(0)
-    return code if code >= 0 else STOPPED
+    if code >= 0:
+        return code
+    print("crucible verify: the suite was killed, or did not clean up in time after a signal", file=sys.stderr)  # noqa: T201
+    return STOPPED
 
 
 def _be_first(action: Callable[[], int], alive: int) -> NoReturn:
