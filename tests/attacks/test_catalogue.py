@@ -11,6 +11,7 @@ from crucible_executor.verify import report
 from crucible_executor.verify.attempts import ATTEMPTS
 from crucible_executor.verify.attempts.prelude import program
 from crucible_executor.verify.attempts.record import EXPECTED
+from crucible_executor.verify.attempts.trace import TRUTHS
 from crucible_executor.verify.judges import ALWAYS, JUDGES
 from crucible_executor.verify.model import (
     BEGAN,
@@ -21,7 +22,7 @@ from crucible_executor.verify.model import (
     Finding,
     Verdict,
 )
-from crucible_executor.verify.promises import ALL, MARGINS, NOT_VERIFIED, PROMISES
+from crucible_executor.verify.promises import ALL, LESS, MARGINS, NOT_VERIFIED, PROMISES
 
 
 def named(name):
@@ -47,6 +48,7 @@ def test_each_attempt_is_a_program_with_known_judges(attempt):
     assert attempt.judges
     assert set(attempt.judges) <= set(JUDGES)
     assert "record" not in attempt.judges or attempt.name in EXPECTED
+    assert ("trace" in attempt.judges) == attempt.needs_trace == (attempt.name in TRUTHS)
     assert attempt.breach
 
 
@@ -68,7 +70,13 @@ def test_promises_cover_every_engine_and_name_only_attempts_that_exist():
     assert not set(PROMISES) & set(NOT_VERIFIED)
     assert all(promised <= ALL for promised in PROMISES.values())
     assert PROMISES["gvisor"] == ALL
-    assert all(named(name).harmless for name in PROMISES["subprocess"])
+
+
+def test_what_an_engine_does_not_promise_is_an_attempt_and_has_a_reason():
+    assert all(name in ALL and reason for less in LESS.values() for name, reason in less.items())
+    traced = {one.name for one in ATTEMPTS if one.needs_trace}
+    assert set(LESS["docker-gvisor"]) == traced  # the same kernel in front of the program as `gvisor`
+    assert traced < set(LESS["docker"])
 
 
 def test_an_attempt_ran_only_when_it_began_and_ended_as_it_must():

@@ -1,65 +1,26 @@
-"""The suite over real engines, as the command that people run. As root."""
+"""The suite over the default engine, as the command that people run. As root."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from crucible_executor.verify import enclosure
 from crucible_executor.verify.attempts import ATTEMPTS
+from tests.attacks.suite_runs import (
+    BROKEN,
+    ROOT,
+    changed,
+    command,
+    leftovers,
+    name,
+    only,
+    run,
+    until_no_process_is_left,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-
-CACHE = Path(os.environ.get("CRUCIBLE_CACHE", "/var/cache/crucible"))
-ROOT = Path(__file__).resolve().parents[2]
-
-BROKEN = """
-import asyncio, dataclasses, sys
-from crucible_executor.verify import __main__, attempts
-from crucible_executor.verify.model import Verdict
-changed = {changed}
-__main__.ATTEMPTS = tuple(
-    dataclasses.replace(one, **changed[one.name]) for one in attempts.ATTEMPTS if one.name in changed
-)
-sys.exit(__main__.main(["--json", *sys.argv[1:]]))
-"""
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    init = tmp_path_factory.mktemp("init")
-    built = subprocess.run([ROOT / "executor/init/build.sh", init], check=True, capture_output=True, text=True)
-    return {
-        "PATH": os.environ["PATH"],
-        "CRUCIBLE_EXECUTOR_RUNSC": str(sorted((CACHE / "runsc").glob("*/runsc"))[-1]),
-        "CRUCIBLE_EXECUTOR_INIT_DIR": built.stdout.strip(),
-        "CRUCIBLE_EXECUTOR_IMAGES_DIR": str(CACHE / "images"),
-    }
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "crucible_executor.verify", *arguments]
-
-
-def run(environment, argv):
-    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode in (0, 1), done.stderr
-    made = json.loads(done.stdout)
-    assert made["good"] == (done.returncode == 0)
-    return {one["name"]: one for one in made["attempts"]}, done.returncode
-
-
-def changed(environment, engine, **attempts):
-    return run(environment, [sys.executable, "-c", BROKEN.format(changed=attempts), "--engine", engine])
-
-
-def leftovers():
-    mounts = Path("/proc/self/mountinfo").read_text()
-    cgroups = [str(one) for one in Path("/sys/fs/cgroup").glob("**/cv??????????????")]
-    return [line for line in mounts.splitlines() if "crucible-verify" in line] + cgroups
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +42,6 @@ def test_every_control_says_vulnerable_or_is_named_as_not_run(gvisor):
     assert {name for name, verdict in verdicts.items() if verdict != "VULNERABLE"} == without
 
 
-def test_nothing_is_left_of_it_on_the_machine(gvisor):
-    assert leftovers() == []
-
-
-def test_the_engine_without_isolation_is_shown_as_vulnerable(environment):
-    found, code = run(environment, command("--json", "--engine", "subprocess"))
-    for name in ("docker-socket", "loopback-tcp", "abstract-socket", "metadata-service", "canary-by-path", "setuid",
-                 "io-uring", "kill", "host-kernel", "host-name", "ptrace"):  # fmt: skip
-        assert found[name]["verdict"] == "VULNERABLE", name
-    for name in ("wall-time", "output-flood", "daemon", "terminal-escapes"):
-        assert found[name]["verdict"] == "CONTAINED", name
-    for name in ("fork-bomb", "memory", "kill-everybody", "load-module"):
-        assert found[name]["verdict"] == "NOT_RUN", name
-    assert code == 0  # it promises next to nothing
-
-
 def test_an_attempt_that_did_not_run_is_never_contained(environment):
     broken = {"mount": "raise RuntimeError", "io-uring": "os._exit(0)", "bpf": "this is no Python("}
     found, code = changed(environment, "gvisor", **{name: {"code": text} for name, text in broken.items()})
@@ -104,23 +49,51 @@ def test_an_attempt_that_did_not_run_is_never_contained(environment):
     assert code == 1
 
 
-def test_a_planted_weakness_fails_the_command(environment):
-    # The same canary and the same judge, but an engine that cannot keep what is promised in its name.
-    promise = "from crucible_executor.verify import promises; promises.PROMISES['subprocess'] = promises.ALL"
-    code = f"{promise}\n{BROKEN.format(changed={'canary-by-path': {}})}"
-    found, exit_code = run(environment, [sys.executable, "-c", code, "--engine", "subprocess"])
-    assert found["canary-by-path"]["verdict"] == "VULNERABLE"
+def test_a_trace_that_nobody_reads_is_not_run_and_fails_the_command(environment):
+    untraced = environment | {"CRUCIBLE_EXECUTOR_TRACE": "false"}
+    found, code = run(untraced, command("--json", *only("forged-trace", "forged-marks")))
+    verdicts = {name: one["verdict"] for name, one in found.items()}
+    assert verdicts == {"forged-trace": "NOT_RUN", "forged-marks": "CONTAINED"}
+    assert code == 1
+
+
+def test_a_record_that_lacks_what_the_program_did_is_vulnerable(environment):
+    # As if the trace of a real sandbox had lost ten calls and not said so: the record says one, the truth eleven.
+    truth = "from crucible_executor.verify.attempts import trace\ntrace.TRUTHS['trace-socket'] = "
+    truth += "trace.Truth(trace.Action.FILES_WRITTEN, 11)\n"
+    code = truth + BROKEN.format(changed={"trace-socket": {}})
+    found, exit_code = run(environment, [sys.executable, "-c", code, "--engine", "gvisor"])
+    assert found["trace-socket"]["verdict"] == "VULNERABLE"
+    assert "the program did 11" in found["trace-socket"]["evidence"]
     assert exit_code == 1
 
 
+def test_controls_of_what_forks_and_ends_all_the_time_are_never_blind(environment):
+    names = ("fork-race", "fork-tree", "stopped-children", "daemon")
+    twice = ["--json", "--controls", *only(*names)]
+    for _ in range(2):
+        found, _ = run(environment, command(*twice))
+        assert {name: found[name]["control"]["verdict"] for name in names} == dict.fromkeys(names, "VULNERABLE")
+
+
 def test_ctrl_c_ends_it_and_leaves_nothing(environment):
-    argv = command("--json", "--only", "mount", "--only", "bpf", "--only", "wall-time", "--only", "stopped")
+    argv = command("--json", *only("mount", "bpf", "wall-time", "stopped"))
     with subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as suite:
-        suite.stderr.readline()  # the first finding: it is at work
+        suite.stderr.readline()  # at work
         suite.send_signal(signal.SIGINT)
         _, said = suite.communicate(timeout=60)
     assert suite.returncode == 130, said
-    assert leftovers() == []
+    assert leftovers(suite.pid) == []
+
+
+def test_a_command_that_is_killed_takes_everything_in_its_namespaces_with_it(environment):
+    argv = command("--json", *only("fork-race", "wall-time", "stopped"))
+    with subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as suite:
+        suite.stderr.readline()
+        suite.kill()
+    until_no_process_is_left(suite.pid)
+    enclosure.remove_cgroups(name(suite.pid))  # empty folders, and nobody is left who could
+    assert leftovers(suite.pid) == []
 
 
 def test_an_unknown_attempt_is_refused_by_name(environment):
@@ -131,8 +104,8 @@ def test_an_unknown_attempt_is_refused_by_name(environment):
     assert "nothing" in done.stderr
 
 
-def test_an_engine_that_the_suite_cannot_judge_is_refused_with_the_reason(environment):
-    argv = command("--engine", "docker")
+def test_the_engine_without_isolation_is_refused_and_nothing_is_run(environment):
+    argv = command("--engine", "subprocess", *only("canary-by-path"))
     done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "outside the namespaces" in done.stderr
+    assert "no isolation" in done.stderr

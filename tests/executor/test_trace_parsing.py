@@ -61,7 +61,7 @@ def test_each_kind_of_action_is_counted_with_its_first_time_and_an_example():
         Action.PROBES: (1, ("/etc/shadow",)),
         Action.SOCKETS: (1, ("AF_INET SOCK_RAW",)),
         Action.CONNECTIONS: (1, ("10.0.0.1:80",)),
-        Action.PROCESSES: (1, ("process 7 by python3",)),
+        Action.PROCESSES: (1, ("process 7",)),
         Action.PRIVILEGE: (2, ("raw socket AF_INET SOCK_RAW", "mount")),
     }
     assert {kind.first for kind in told.actions.values()} == {SINCE}
@@ -109,6 +109,28 @@ def test_examples_are_escaped_bounded_and_all_different():
     assert len(written.examples) == len(set(written.examples)) == MAX_EXAMPLES
     assert written.examples[0].startswith(r"/tmp/\x1b[2J\n\udcff\u202e")
     assert all(len(one) <= MAX_EXAMPLE_CHARACTERS and one.isascii() and one.isprintable() for one in written.examples)
+
+
+def call(number: int, **more: object) -> bytes:
+    return tm.message(tm.RAW, tm.field(4, number), **more)
+
+
+def test_call_whose_names_the_kernel_could_not_send_is_counted_as_dropped():
+    told = after_start(call(257), tm.opened(b"/tmp/a", WRITE), call(257), call(59), call(85))
+    assert told.actions[Action.FILES_WRITTEN].count == 1
+    assert (told.observation, told.dropped) == (Observation.PARTIAL, 3)
+
+
+def test_calls_of_which_everything_was_sent_are_no_loss():
+    told = after_start(call(2), tm.opened(b"a"), call(59), tm.message(tm.EXECVE_CALL), tm.execve(b"/bin/a"))
+    assert (told.observation, told.dropped) == (Observation.OBSERVED, 0)
+    assert told.actions[Action.PROGRAMS].count == 1
+    assert told.actions[Action.PRIVILEGE].count == 0
+
+
+def test_calls_before_the_programs_start_and_the_inits_are_no_loss():
+    told = seen(call(257), call(59), tm.execve(), call(257, process=tm.INIT))
+    assert (told.observation, told.dropped) == (Observation.OBSERVED, 0)
 
 
 def test_dropped_messages_make_it_partial_and_are_counted_once():

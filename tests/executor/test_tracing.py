@@ -150,6 +150,34 @@ async def test_what_a_program_tries_appears_with_its_count(host: Host):
     assert all(kind.first is not None for kind in told.actions.values())
 
 
+UNSPEAKABLE = """
+import os
+os.mkdir(b"/tmp/\\xff")
+os.chdir(b"/tmp/\\xff")
+for name in ("/tmp/a", "/tmp/b", "c"):
+    open(name, "w").close()
+os.chdir("/tmp")
+if os.fork() == 0:
+    os.execv("/bin/true", [b"/bin/true", b"\\xfe"])
+os.wait()
+"""
+
+
+async def test_what_has_a_name_that_is_no_utf_8_makes_the_trace_partial(host: Host):
+    # This kernel sends nothing of such a call and counts nothing: a folder's name would else hide all that is opened.
+    told = await host.tried(UNSPEAKABLE)
+    assert told.observation is Observation.PARTIAL
+    assert told.dropped >= 4
+    assert counts(told) == {"processes": 1}
+
+
+async def test_process_whose_name_is_no_utf_8_is_counted(host: Host):
+    told = await host.tried(
+        "import ctypes, os\nctypes.CDLL(None).prctl(15, b'\\xff')\nif os.fork() == 0: os._exit(0)\nos.wait()"
+    )
+    assert (told.observation, counts(told)) == (Observation.OBSERVED, {"processes": 1})
+
+
 async def test_program_that_opens_very_many_files_is_told_in_bounds(host: Host):
     code = "for n in range(20000):\n    open(f'/tmp/{n % 500}', 'w').close()"
     told = await host.tried(code, wall_time=harness.LIMITS.wall_time * 3)

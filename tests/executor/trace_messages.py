@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 HANDSHAKE = b"\x08\x01"
-CLONE, EXECVE, RAW, OPEN, CONNECT, SOCKET = 2, 3, 6, 7, 10, 12
+CLONE, EXECVE, RAW, OPEN, CONNECT, EXECVE_CALL, SOCKET = 2, 3, 6, 7, 10, 11, 12
 PROGRAM, INIT = 2, 1
 
 

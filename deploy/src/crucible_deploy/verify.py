@@ -23,19 +23,30 @@ _MODULE = "crucible_executor.verify"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the scorecard to this file.")
 @click.option("--controls", is_flag=True, help="Also prove that each judge can say VULNERABLE.")
+@click.option("--demonstrate", is_flag=True, help="Attack nothing: show what a program sees beside what the host sees.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this attempt; may be repeated.")
 @click.option("--stack", is_flag=True, help="Have a running Crucible do it: needs an administrator's key, not root.")
 def verify(
-    *, engine: str, as_json: bool, markdown: Path | None, controls: bool, only: tuple[str, ...], stack: bool
+    *,
+    engine: str,
+    as_json: bool,
+    markdown: Path | None,
+    controls: bool,
+    demonstrate: bool,
+    only: tuple[str, ...],
+    stack: bool,
 ) -> int:
     """Attack the sandbox, and judge from outside whether it held. As root, on the executor's machine.
 
     The attempts aim only at what the suite made itself, in a network of its own without a way out. The exit code is 0
-    only when every verdict is what the engine promises.
+    only when every verdict is what the engine promises. For `docker` and `docker-gvisor` the suite starts a Docker
+    daemon of its own.
     """
     if stack:
-        if controls or markdown:
-            raise click.UsageError("--controls and --markdown are for the machine itself: leave --stack out")
+        if controls or markdown or demonstrate:
+            raise click.UsageError(
+                "--controls, --markdown and --demonstrate are for the machine itself: leave --stack out"
+            )
         return verify_stack.run(engine, only, as_json=as_json)
     try:
         layout = Layout.of(os.environ)
@@ -46,6 +57,7 @@ def verify(
     arguments = ["--engine", engine]
     arguments += ["--json"] if as_json else []
     arguments += ["--controls"] if controls else []
+    arguments += ["--demonstrate"] if demonstrate else []
     arguments += ["--markdown", str(markdown.resolve())] if markdown else []
     for name in only:
         arguments += ["--only", name]

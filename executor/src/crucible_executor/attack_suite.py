@@ -23,19 +23,18 @@ from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.selftest.v1 import inspection_pb2 as pb
 from crucible_executor import cgroups
 from crucible_executor.cgroups import Bounds, Cgroup, CgroupsUnavailableError
-from crucible_executor.engines.registry import ENGINES, Host
 from crucible_executor.host_pipes import PipeReader, pipe_from_child
 from crucible_executor.host_process import HostProcess
 from crucible_executor.inspections import Found, SuiteFailedError
 from crucible_executor.selftest.model import MAX_EVIDENCE_CHARACTERS
 from crucible_executor.settings import Settings
+from crucible_executor.verify import enclosure
 from crucible_executor.verify.attempts import ATTEMPTS
 from crucible_rpc import logs
 from crucible_rpc.errors import FailedPreconditionError, FieldViolation, InvalidArgumentError
 
 MODULE = "crucible_executor.verify"
 _BOUNDS = Bounds(memory_bytes=1 << 30, tasks=512)
-_RUN_DIR = Path("/dev/shm")  # noqa: S108  # in the suite's own mount namespace
 _MAX_LINE_BYTES = 64 << 10
 _MAX_SAID_BYTES = 4096
 _STOP_SECONDS = 15.0
@@ -92,7 +91,7 @@ class ChildSuite:
         except CgroupsUnavailableError as error:
             raise FailedPreconditionError("CANNOT_VERIFY", str(error)) from error
         finally:
-            await self._clean(name, engine)
+            await self._clean(name)
 
     async def sweep(self) -> None:
         """Removes what a run left whose executor ended meanwhile. At start."""
@@ -101,7 +100,7 @@ class ChildSuite:
         if self._note.exists():
             name, _, engine = self._note.read_text().strip().partition(" ")
             _log.warning("removing what an attack suite left", extra=logs.fields(suite=name, engine=engine))
-            await self._clean(name, engine)
+            await self._clean(name)
 
     @property
     def _cgroup(self) -> str:
@@ -125,7 +124,7 @@ class ChildSuite:
             "CRUCIBLE_EXECUTOR_RUNSC": str(self._settings.runsc),
             "CRUCIBLE_EXECUTOR_INIT_DIR": str(self._settings.init_dir),
             "CRUCIBLE_EXECUTOR_IMAGES_DIR": str(self._settings.images_dir),
-            "CRUCIBLE_EXECUTOR_DOCKER_HOST": self._settings.docker_host,
+            "CRUCIBLE_EXECUTOR_TRACE_USER": self._settings.trace_user,
         }
         return _Child(argv, environment)
 
@@ -137,19 +136,22 @@ class ChildSuite:
         except (KeyError, TypeError, ValueError) as error:
             raise SuiteFailedError("the attack suite said something that it never says") from error
 
-    async def _clean(self, name: str, engine: str) -> None:
-        """Removes the sandboxes of the suite of this name, and its note when nothing is left."""
-        host = Host(
-            self._settings.runsc, self._settings.init_dir, self._settings.images_dir, _RUN_DIR / name, name,
-            self._settings.docker_host,
-        )  # fmt: skip
+    async def _clean(self, name: str) -> None:
+        """Removes the cgroups of the suite of this name, and its note when nothing is left.
+
+        Its processes, mounts and files are in namespaces that end with it.
+        """
         try:
-            if engine in ENGINES:
-                await ENGINES[engine](host).sweep()
             for cgroup in (name, self._cgroup):
                 await _removed(cgroup)
+            left = await asyncio.to_thread(enclosure.remove_cgroups, name)
         except Exception:
             _log.exception("what the attack suite left cannot be removed; the next start tries again")
+            return
+        if left is not None:
+            _log.error(
+                "a cgroup of the attack suite is left; the next start tries again", extra=logs.fields(folder=str(left))
+            )
             return
         self._note.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from crucible_executor.behaviour import MAX_EXAMPLE_CHARACTERS, Action
 from crucible_executor.tracing import wire
-from crucible_executor.tracing.points import PRIVILEGED
+from crucible_executor.tracing.points import NAMED, PRIVILEGED
 from crucible_executor.tracing.wire import Kind, MalformedError, Value
 
 INIT = 1
@@ -59,6 +59,12 @@ class Actions:
 
     def __init__(self) -> None:
         self._program_runs = False
+        self._calls = self._described = 0
+
+    @property
+    def unsent(self) -> int:
+        """How many calls there were, at the run's end, of which the kernel told the number but not the names."""
+        return max(0, self._calls - self._described)
 
     def of(self, message: wire.Message) -> Iterator[Found]:
         """The actions in one message; none in one that is not known.
@@ -74,6 +80,8 @@ class Actions:
         if _number(context, 4) == INIT:
             return
         if self._program_runs:
+            self._calls += message.kind == Kind.RAW and _number(values, 4) in NAMED
+            self._described += message.kind in (Kind.OPEN, Kind.EXECVE_CALL)
             yield from read(values, context)
         elif message.kind == Kind.EXECVE:
             self._program_runs = True
@@ -84,10 +92,14 @@ def _execve(values: dict[int, list[Value]], context: dict[int, list[Value]]) -> 
     yield Action.PROGRAMS, _shown(b" ".join([bytes(_bytes(values, 2)[:_SHOWN_BYTES]), *argv[1:]]))
 
 
-def _clone(values: dict[int, list[Value]], context: dict[int, list[Value]]) -> Iterator[Found]:
+def _clone(values: dict[int, list[Value]], context: dict[int, list[Value]]) -> Iterator[Found]:  # noqa: ARG001
     if _number(values, 3) == _number(values, 4):  # else a thread
-        name = bytes(_bytes(context, 9)[:_SHOWN_BYTES])
-        yield Action.PROCESSES, _shown(b"process %d by %s" % (_number(values, 3) & 0xFFFF_FFFF, name or b"?"))
+        yield Action.PROCESSES, f"process {_number(values, 3) & 0xFFFF_FFFF}"
+
+
+def _execve_call(values: dict[int, list[Value]], context: dict[int, list[Value]]) -> Iterator[Found]:  # noqa: ARG001
+    """An attempt to execute: it only shows that the kernel could tell its names; `_execve` is told when it succeeds."""
+    return iter(())
 
 
 def _open(values: dict[int, list[Value]], context: dict[int, list[Value]]) -> Iterator[Found]:
@@ -137,6 +149,7 @@ def _privileged(values: dict[int, list[Value]], context: dict[int, list[Value]])
 _READERS = {
     int(Kind.CLONE): _clone,
     int(Kind.EXECVE): _execve,
+    int(Kind.EXECVE_CALL): _execve_call,
     int(Kind.RAW): _privileged,
     int(Kind.OPEN): _open,
     int(Kind.CONNECT): _connect,

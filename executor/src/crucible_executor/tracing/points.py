@@ -22,6 +22,10 @@ PRIVILEGED = {
 }  # fmt: skip
 """System calls that only a privileged program, or one that wants to be, makes: x86-64's numbers."""
 
+NAMED = {2: "open", 59: "execve", 85: "creat", 257: "openat", 322: "execveat"}
+"""System calls whose message has names in it. Of one with a name that is no UTF-8 (a path, an argument, the folder that
+the program is in) this kernel sends nothing and counts nothing, so that their bare numbers are asked for too."""
+
 # A full socket makes the kernel wait 0.1, 0.2, 0.4, 0.8 and 1.6 ms, then drop and count the message: a program that
 # floods its trace is slowed down rather than unseen, and a reader that hangs cannot hold a program for long.
 _RETRIES = 5
@@ -38,8 +42,10 @@ def session(endpoint: Path) -> bytes:
     """The configuration that sends the trace to the socket at `endpoint`."""
     points = [
         {"name": "sentry/execve", "context_fields": ["group_id"]},
-        {"name": "sentry/clone", "context_fields": ["group_id", "process_name"]},
+        {"name": "sentry/clone", "context_fields": ["group_id"]},  # no name, which the program could choose
         *(_syscall(name, "cwd", fd_path=name == "openat") for name in ("open", "openat", "creat")),
+        *(_syscall(name) for name in ("execve", "execveat")),
+        *(_syscall(f"sysno/{number}") for number in NAMED),
         *(_syscall(name) for name in ("socket", "connect")),
         *(_syscall(f"sysno/{number}") for number in PRIVILEGED),
     ]

@@ -91,8 +91,9 @@ class Tally:
 
     def report(self) -> bytes:
         """What `behaviour` reads; at most `MAX_REPORT` bytes."""
+        dropped = self._dropped + self._actions.unsent
         kinds = {action.value: [kind.count, kind.first, kind.examples] for action, kind in self._kinds.items()}
-        document = {"greeted": self._greeted, "dropped": self._dropped, "unread": self._unread, "kinds": kinds}
+        document = {"greeted": self._greeted, "dropped": dropped, "unread": self._unread, "kinds": kinds}
         return json.dumps(document).encode()
 
 

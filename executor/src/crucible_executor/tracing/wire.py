@@ -38,6 +38,7 @@ class Kind(enum.IntEnum):
     RAW = 6
     OPEN = 7
     CONNECT = 10
+    EXECVE_CALL = 11
     SOCKET = 12
 
 

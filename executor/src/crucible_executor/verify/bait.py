@@ -16,8 +16,8 @@ from pathlib import Path
 
 from crucible_executor.verify.namespaces import HOST_ADDRESSES, METADATA, RESOLVER, Place
 
-HOLD_SECONDS = 0.35
-"""How long an attempt holds what it got, so that the judges' looks, every 50 ms, cannot miss it."""
+HOLD_SECONDS = 0.5
+"""How long an attempt holds what it got. The judges look every 50 ms; `Watch.slowest` says whether that was so."""
 
 MANY = 700
 """How many processes or threads a bomb makes at most."""
@@ -28,6 +28,11 @@ _IN_NONBLOCK = os.O_NONBLOCK
 _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_SOCKET_FILES = (
+    ("docker.sock", socket.SOCK_STREAM),
+    ("datagram.sock", socket.SOCK_DGRAM),
+    ("trace.sock", socket.SOCK_SEQPACKET),
+)
 VICTIM = "import os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\nwhile True: signal.pause()"
 """A process that waits; its environment, arguments and an open file hold canaries."""
 
@@ -114,7 +119,7 @@ class Bait:
         # The first is what attempts are told of; the second's name is a secret.
         self._keep(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)).bind(f"\0{self.abstract}")
         self._keep(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)).bind(f"\0{self.secrets.socket_name}")
-        for name, kind in (("docker.sock", socket.SOCK_STREAM), ("datagram.sock", socket.SOCK_DGRAM)):
+        for name, kind in _SOCKET_FILES:
             self._keep(socket.socket(socket.AF_UNIX, kind)).bind(str(self.folder / name))
             (self.folder / name).chmod(0o666)
         for made in self._listeners:
@@ -171,12 +176,12 @@ class Bait:
         """The name of a file that `read-only-root` would make in the image."""
         return f"made-by-{self.token}"
 
-    def aim(self, victims: list[int], *, contained: bool) -> dict[str, object]:
+    def aim(self, victims: list[int], readers: list[int]) -> dict[str, object]:
         """What the attempt is told: where to try.
 
         Args:
             victims: their process ids, as the program would know them.
-            contained: whether PID 1 is the sandbox's own, and not the machine's; else nobody is told to touch it.
+            readers: what reads traces, likewise.
         """
         folder = self.folder
         return {
@@ -187,8 +192,8 @@ class Bait:
             "port": self.port, "abstract": self.abstract, "metadata": list(METADATA),
             "host_addresses": list(HOST_ADDRESSES), "resolver": RESOLVER, "hold": HOLD_SECONDS, "many": MANY,
             "ttl": self.ttl, "ipc_key": self.ipc_key, "new_address": self.new_address, "root_name": self.root_name,
-            "handle": _handle(folder / "canary").hex(), "inits": [1] if contained else [],
-            "runs": str(folder / "run-of-another"),
+            "handle": _handle(folder / "canary").hex(), "inits": [1], "trace": str(folder / "trace.sock"),
+            "runs": str(folder / "run-of-another"), "reader": readers,
             "device": [os.major(folder.stat().st_dev), os.minor(folder.stat().st_dev)],
         }  # fmt: skip
 

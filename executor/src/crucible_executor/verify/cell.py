@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import resource
+import socket
 import struct
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ from crucible_executor.verify.namespaces import MS_BIND, MS_NODEV, MS_PRIVATE, M
 NOBODY = 65534
 _PROGRAM_REPORT_FD = 3
 _PROGRAM_FOLDER_FD = 9
+_PROGRAM_TRACE_FD = 10
+_TRACE_MESSAGES = 64
+_TRACE_BYTES = 4096
 _KEEP_CAPS, _BOUNDING_DROP, _NO_NEW_PRIVS, _AMBIENT = 8, 24, 38, 47
 _LAST_CAPABILITY = 40
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +66,7 @@ class _Cell:
         self._orders = os.fdopen(0, "rb")
         self._lie_read, self._lie_write = os.pipe()
         os.fchown(self._lie_write, NOBODY, NOBODY)
+        self._trace, self._traced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._victims: list[int] = []
 
     def live(self) -> None:
@@ -83,8 +88,18 @@ class _Cell:
         program = self._start(orders, folder)
         for number in (1, 2):
             os.close(number)
-        _tell(self._report_fd, {"ended": self._wait(program)})
+        ended = self._wait(program)
+        _tell(self._report_fd, {"ended": ended, "trace": self._messages()})
         self._orders.read()  # until the suite has seen enough
+
+    def _messages(self) -> list[str]:
+        """What came over the connection of a trace that the program had."""
+        self._trace.setblocking(False)
+        found: list[str] = []
+        with contextlib.suppress(BlockingIOError):
+            while len(found) < _TRACE_MESSAGES:
+                found.append(self._trace.recv(_TRACE_BYTES).hex())
+        return found
 
     def _start_victim(self, canary: int) -> int:
         alive, executed = os.pipe()  # closes when the victim is what it shall be
@@ -126,6 +141,9 @@ class _Cell:
         if folder >= 0:
             os.dup2(folder, _PROGRAM_FOLDER_FD)
             keep.append(_PROGRAM_FOLDER_FD)
+        if control["trace_fd"]:
+            os.dup2(self._traced.fileno(), _PROGRAM_TRACE_FD)
+            keep.append(_PROGRAM_TRACE_FD)
         for number in range(3, 64):
             if number not in keep:
                 with contextlib.suppress(OSError):

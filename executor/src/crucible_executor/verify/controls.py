@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from crucible_executor.cgroups import Bounds, Cgroup
 from crucible_executor.model import Exited, SandboxFailed, Signalled, Termination
-from crucible_executor.verify import judges
+from crucible_executor.verify import control_trace, judges
 from crucible_executor.verify.bait import Bait
 from crucible_executor.verify.judges import Margins, Scene
 from crucible_executor.verify.model import BEGAN, Attempt, Control, ControlFinding, ControlVerdict
@@ -72,22 +72,32 @@ def _one(attempt: Attempt, ground: Ground, stop: threading.Event) -> ControlFind
     if attempt.control is None:
         return ControlFinding(attempt, ControlVerdict.CONTROL_NOT_RUN, attempt.no_control, 0.0)
     try:
-        seen = _breaches(attempt, attempt.control, ground, stop)
-        verdict = ControlVerdict.VULNERABLE if seen else ControlVerdict.BLIND
-        evidence = "; ".join(seen[:3]) or "the judge saw nothing of the planted weakness"
+        verdict, evidence = _proved(attempt, attempt.control, ground, stop)
     except (CellError, OSError) as error:
         verdict, evidence = ControlVerdict.CONTROL_NOT_RUN, f"its cell failed: {error}"
     return ControlFinding(attempt, verdict, evidence, time.monotonic() - began)
 
 
-def _breaches(attempt: Attempt, control: Control, ground: Ground, stop: threading.Event) -> list[str]:
+def _proved(attempt: Attempt, control: Control, ground: Ground, stop: threading.Event) -> tuple[ControlVerdict, str]:
+    for _ in range(judges.TRIES):
+        seen, missed = _breaches(attempt, control, ground, stop)
+        if seen:
+            return ControlVerdict.VULNERABLE, "; ".join(seen[:3])
+        if not missed:
+            return ControlVerdict.BLIND, "the judge saw nothing of the planted weakness"
+    return ControlVerdict.CONTROL_NOT_RUN, missed
+
+
+def _breaches(attempt: Attempt, control: Control, ground: Ground, stop: threading.Event) -> tuple[list[str], str]:
     token = secrets.token_hex(8)
     group = ground.tree.create(f"{ground.name}-{token}", Bounds(control.memory_bytes, control.tasks))
     try:
+        _prefer(group)
         cell = _Cell(group, stop)
         try:
             with contextlib.ExitStack() as cleanup:
-                place = Place(cell.first_line()["pid"])
+                cell.first = cell.first_line()["pid"]
+                place = Place(cell.first)
                 cleanup.callback(place.close)
                 place.inside("net", bring_up_loopback)
                 bait = Bait(token, ground.bait, place, victims=False)
@@ -99,12 +109,23 @@ def _breaches(attempt: Attempt, control: Control, ground: Ground, stop: threadin
         asyncio.run(_discard(group))
 
 
+def _prefer(group: Cgroup) -> None:
+    """Gives a cell, and the folder that all cells are in, nearly all the CPU time that it asks for.
+
+    Else a busy machine would hold a control back as a limit does, and a judge of CPU time could not tell the two apart.
+    """
+    for folder in {*group.folders, *(one.parent for one in group.folders)}:
+        for name, most in (("cpu.shares", "262144"), ("cpu.weight", "10000")):
+            if (folder / name).exists():
+                (folder / name).write_text(most)
+
+
 async def _discard(group: Cgroup) -> None:
     await group.kill()
     await group.remove()
 
 
-def _judge(cell: _Cell, attempt: Attempt, control: Control, bait: Bait, ground: Ground) -> list[str]:
+def _judge(cell: _Cell, attempt: Attempt, control: Control, bait: Bait, ground: Ground) -> tuple[list[str], str]:
     root = ground.bait / f"root-{bait.token}"
     inner = cell.ask({
         "control": dataclasses.asdict(control), "folder": str(bait.folder), "rootfs": str(ground.rootfs),
@@ -115,19 +136,21 @@ def _judge(cell: _Cell, attempt: Attempt, control: Control, bait: Bait, ground: 
     bait.arm()
     watch = Watch(cell.group.name, bait.token, bait.place, cell.group, victims)
     scene = Scene(
-        attempt, bait, watch, ground.secrets(bait), Margins(), None, judges.kernel_state(), judges.place_names(bait)
+        attempt, bait, watch, ground.secrets(bait), Margins(), (), judges.kernel_state(), judges.place_names(bait)
     )
-    made = attempt_program(attempt, bait.aim(inner, contained=True), bait.token)
+    made = attempt_program(attempt, bait.aim(inner, inner), bait.token)
     files = {file.path: base64.b64encode(file.content).decode() for file in made.files}
     began = time.monotonic()
     inherited = {EXECUTOR_SECRET: os.environ[EXECUTOR_SECRET]} if control.inherited_environment else {}
     cell.tell({"files": files, "env": made.env | inherited})
     limit = attempt.limits.wall_time.total_seconds() + 1 if control.no_deadline else _LIMIT_SECONDS
-    scene.termination = _ended(cell.until_ended(watch, limit))
+    said = cell.until_ended(watch, limit)
+    scene.termination = None if said is None else _ended(said["ended"])
+    scene.behaviour = control_trace.record(control, [] if said is None else said["trace"])
     scene.seconds = time.monotonic() - began
     watch.look()
     if control.no_deadline or not control.reap:
-        scene.left = len(watch.marked())
+        scene.left = watch.alive(apart={*cell.own, *victims})
         time.sleep(0 if control.no_deadline else _AFTERWARDS_SECONDS)  # for what it goes on to do
     cell.close()
     scene.stdout, scene.stderr, scene.received = cell.outputs(lossy=control.lossy)
@@ -136,7 +159,7 @@ def _judge(cell: _Cell, attempt: Attempt, control: Control, bait: Bait, ground: 
     mark = BEGAN + bait.token.encode()
     if mark not in scene.stderr and mark not in scene.stdout:
         raise CellError(f"the program never began: {scene.stderr[-300:].decode(errors='replace')}")
-    return judges.breaches(scene, attempt.judges)
+    return judges.breaches(scene, attempt.judges), judges.missed(attempt, watch)
 
 
 def _children(pid: int) -> list[int]:
@@ -144,9 +167,7 @@ def _children(pid: int) -> list[int]:
     return [int(one) for one in text.split()]
 
 
-def _ended(said: list[Any] | None) -> Termination | None:
-    if said is None:
-        return None
+def _ended(said: list[Any]) -> Termination:
     kind, value = said
     if kind == "exited":
         return Exited(value)
@@ -158,6 +179,7 @@ class _Cell:
 
     def __init__(self, group: Cgroup, stop: threading.Event) -> None:
         self.group = group
+        self.first = 0
         self._stop = stop
         self._reports, given = os.pipe()
         self._pending = b""
@@ -178,6 +200,11 @@ class _Cell:
         ]
         for reader in self._readers:
             reader.start()
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """Its own processes, which no program made: the supervisor and PID 1."""
+        return self._process.pid, self.first
 
     def _take(self, index: int, stream: IO[bytes]) -> None:
         while data := os.read(stream.fileno(), 65536):
@@ -220,15 +247,14 @@ class _Cell:
             raise CellError(said["failed"])
         return said
 
-    def until_ended(self, watch: Watch, limit: float) -> list[Any] | None:
-        """Looks until the program has ended, and returns how; None when it has not by `limit` seconds."""
+    def until_ended(self, watch: Watch, limit: float) -> dict[str, Any] | None:
+        """Looks until the program has ended, and returns what is said of it; None when it has not by `limit` s."""
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline and not self._stop.is_set():
             watch.look()
             said = self._line(LOOK_SECONDS)
             if said is not None:
-                ended: list[Any] = said["ended"]
-                return ended
+                return said
         return None
 
     def outputs(self, *, lossy: bool) -> tuple[bytes, bytes, tuple[int, int]]:

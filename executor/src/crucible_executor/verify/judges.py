@@ -1,23 +1,29 @@
 """The judges: each says in words what it saw that must not be, or nothing. All look from outside the sandbox.
 
 The program's output is looked at by two alone: `leaks`, for canaries made for this attempt, and `record`, for whether
-what was kept is what was written.
+what was kept is what was written. `trace` compares what the record says that the program tried with what it did; what
+a trace does not say is never a reason for CONTAINED.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crucible_executor.behaviour import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, Behaviour, Observation
 from crucible_executor.model import OUTPUT_KILL_FACTOR, Exited, Termination
 from crucible_executor.verify.attempts.record import EXPECTED
-from crucible_executor.verify.bait import Bait
+from crucible_executor.verify.attempts.trace import FORGED, TRUTHS
+from crucible_executor.verify.bait import HOLD_SECONDS, Bait
 from crucible_executor.verify.model import BEGAN, RAN, Attempt
 from crucible_executor.verify.watch import Watch
 
 _MIB = 1 << 20
+_UNTOLD = 1000
+"""Messages. What a kernel drops it tells with the next that goes through, and each drop costs it 3 ms: so much can be
+missed at the very end before the reader is ended as one that hangs. Allowed only beside what is told as dropped."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class Scene:
 
     Attributes:
         secrets: by what they are: canaries of this attempt, the suite and its host.
-        image: the tree that is the sandbox's root, where the engine has one.
+        images: the trees that the roots of sandboxes are made of.
         kernel: `kernel_state` before.
         names: the host's names before.
         left: what belongs to it and was still there when it was said to have ended.
         seconds: from start to that.
         received: bytes taken of each stream.
+        behaviour: what the record says that it tried; None where there is no trace.
     """
 
     attempt: Attempt
@@ -48,13 +55,14 @@ class Scene:
     watch: Watch
     secrets: dict[str, str]
     margins: Margins
-    image: Path | None
+    images: Sequence[Path]
     kernel: bytes
     names: tuple[str, str]
     termination: Termination | None = None
     stdout: bytes = b""
     stderr: bytes = b""
     received: tuple[int, int] = (0, 0)
+    behaviour: Behaviour | None = None
     seconds: float = 0.0
     left: int = 0
 
@@ -203,10 +211,31 @@ def _record(scene: Scene) -> list[str]:
 
 
 def _image(scene: Scene) -> list[str]:
-    if scene.image is None:
-        return []
     folders = ("", "etc", "usr", "usr/bin", "lib", "var", "root", "opt", "bin")
-    return [f"/{f} of the image has a new file" for f in folders if (scene.image / f / scene.bait.root_name).exists()]
+    name = scene.bait.root_name
+    return [f"/{f} of the image has a new file" for f in folders if any((i / f / name).exists() for i in scene.images)]
+
+
+def _trace(scene: Scene) -> list[str]:
+    told, truth = scene.behaviour, TRUTHS[scene.attempt.name]
+    if told is None:
+        return []
+    if told.observation is Observation.NOT_OBSERVED:
+        return [f"its run was not observed: {_plain(told.reason)}"]
+    said, kind = told.actions[truth.action].count, truth.action.value
+    found = []
+    missing = truth.count - said - told.dropped
+    if said > truth.count or missing > (_UNTOLD if told.dropped else 0):
+        found.append(f"the record says {said} {kind} and {told.dropped} dropped, the program did {truth.count}")
+    if told.dropped and told.observation is not Observation.PARTIAL:
+        found.append(f"{told.dropped} messages were dropped, and the record says {told.observation.value}")
+    shown = [one for actions in told.actions.values() for one in actions.examples]
+    found += ["the record holds what the program never did"] * any(FORGED in one for one in shown)
+    if any(not one.isascii() or not one.isprintable() or len(one) > MAX_EXAMPLE_CHARACTERS for one in shown):
+        found.append("the record holds what is not plain text")
+    if any(len(actions.examples) > MAX_EXAMPLES for actions in told.actions.values()):
+        found.append(f"the record holds more than {MAX_EXAMPLES} examples")
+    return found
 
 
 JUDGES: dict[str, Judge] = {
@@ -215,10 +244,24 @@ JUDGES: dict[str, Judge] = {
     "descriptors": _descriptors, "privilege": _privilege, "priority": _priority, "knob": _knob, "gone": _gone,
     "tasks": _tasks, "memory": _memory, "disk": _disk, "inodes": _inodes, "output": _output,
     "open_files": _open_files, "cpu": _cpu, "cpu_time": _cpu_time, "end": _end, "record": _record, "image": _image,
+    "trace": _trace,
 }  # fmt: skip
 
 ALWAYS = ("calls", "files", "leaks", "packets", "mounts", "kernel", "victims")
 """Judges that look at every attempt, whatever it says it tries."""
+
+_SAMPLED = frozenset({"descriptors", "privilege", "priority", "mounts", "open_files"})
+"""Judges of what no counter of the kernel keeps: it has to be there when the watch looks."""
+
+TRIES = 3
+"""How often an attempt is run for such a judge, until the watch looked often enough; never because of what it saw."""
+
+
+def missed(attempt: Attempt, watch: Watch) -> str:
+    """Why these judges may have missed something, as where the machine was too busy; empty when they cannot have."""
+    if watch.slowest <= HOLD_SECONDS or not _SAMPLED & set(attempt.judges):
+        return ""
+    return f"the host was too busy to look: {watch.slowest:.2f} s for two looks, {HOLD_SECONDS:g} s at most are needed"
 
 
 def breaches(scene: Scene, names: tuple[str, ...]) -> list[str]:

@@ -78,6 +78,9 @@ class Control:
         no_deadline: nobody ends the program.
         reap: whether everything is ended with the program; else what it left goes on.
         device: a device of the host is there.
+        trace_fd: an open connection of a trace is left open in the program; what comes over it becomes the record.
+        raw_trace: that record keeps names as they come.
+        silent_trace: the record says that everything was observed, and holds nothing.
         memory_bytes, tasks: the cell's own bounds, above those that the judge allows.
         open_files: RLIMIT_NOFILE.
     """
@@ -100,6 +103,9 @@ class Control:
     no_deadline: bool = False
     reap: bool = True
     device: bool = False
+    trace_fd: bool = False
+    raw_trace: bool = False
+    silent_trace: bool = False
     memory_bytes: int = 512 << 20
     tasks: int = 128
     open_files: int = 1024
@@ -117,7 +123,7 @@ class Attempt:
         judges: the names of the judges made for it; every other judge of `judges.ALWAYS` looks too.
         control: how its judge is proved, or None where there is no safe way, then `no_control` says why.
         ends: limits that may end it, as well as its own exit; an attempt that ended otherwise did not run.
-        harmless: it can run without any isolation: it reaches only what the suite made.
+        needs_trace: it is about the trace, and says nothing where the engine has none.
         limits: its bounds.
     """
 
@@ -129,7 +135,7 @@ class Attempt:
     control: Control | None = None
     no_control: str = ""
     ends: frozenset[Limit] = frozenset()
-    harmless: bool = True
+    needs_trace: bool = False
     limits: Limits = LIMITS
 
     def ran(self, termination: Termination | None, stderr: bytes, token: str) -> bool:
@@ -148,6 +154,7 @@ class Finding:
     Attributes:
         evidence: what the judges saw, or why it did not run.
         promised: whether the engine promises that it is CONTAINED.
+        why_not: why it does not, where it does not.
     """
 
     attempt: Attempt
@@ -155,6 +162,7 @@ class Finding:
     evidence: str
     seconds: float
     promised: bool = False
+    why_not: str = ""
 
     @property
     def short_of_promise(self) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import signal
 import socket
 import struct
 import threading
@@ -23,6 +24,7 @@ NEWNET = 0x40000000
 MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
+MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
@@ -34,6 +36,7 @@ HOST_ADDRESSES = ("198.51.100.7",)
 RESOLVER = "198.51.100.53"
 """Addresses that exist on the loopback of the suite's own network alone (198.51.100.0/24: RFC 5737)."""
 
+_PDEATHSIG = 1
 _SIOCSIFADDR = 0x8916
 _SIOCSIFFLAGS = 0x8914
 _UP_AND_LOOPBACK = 0x49
@@ -79,6 +82,15 @@ def pivot_root(new: str, put_old: str) -> None:
         OSError: the kernel refused.
     """
     _checked(_libc.syscall(155, new.encode(), put_old.encode()), "pivot_root")
+
+
+def end_with_parent() -> None:
+    """From now on SIGKILL ends the calling process when its parent ends, also where the parent is in another namespace.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _checked(_libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
 def set_host_name(name: str) -> None:

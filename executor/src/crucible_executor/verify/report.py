@@ -82,6 +82,7 @@ def _record(one: Finding, control: ControlFinding | None) -> dict[str, object]:
         "breach": one.attempt.breach,
         "verdict": one.verdict.value,
         "promised": one.promised,
+        "why_not_promised": one.why_not,
         "evidence": one.evidence,
         "seconds": round(one.seconds, 2),
     }
@@ -117,7 +118,7 @@ def markdown(report: Report, command: str) -> str:
         lines.append(f"| {family.value} | {len(ours)} | {counts} |")
     lines += ["", "| attempt | a breach would be | promised | verdict | control |", "|---|---|---|---|---|"]
     for one in report.findings:
-        promised = "yes" if one.promised else "no"
+        promised = "yes" if one.promised else f"no: {one.why_not}"
         said = "" if one.verdict is Verdict.CONTAINED else f": {_cell(one.evidence)}"
         verdict = one.verdict.value + said
         control = controls.get(one.attempt.name, "not asked for")

@@ -9,16 +9,18 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from crucible_executor import cgroups
 from crucible_executor.behaviour import Update
-from crucible_executor.cgroups import CgroupTree
+from crucible_executor.cgroups import Cgroup, CgroupsUnavailableError, CgroupTree
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
-from crucible_executor.model import File, Isolation, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.tracing.tracer import Tracer, Tracing
 from crucible_executor.verify import judges
 from crucible_executor.verify.attempts.prelude import program
 from crucible_executor.verify.bait import Bait
@@ -32,6 +34,13 @@ WIDTH = 2
 
 EXECUTOR_SECRET = "CRUCIBLE_VERIFY_CANARY"  # noqa: S105  # a variable's name
 """In the suite's own environment: a canary."""
+
+TOLD_BY = {
+    "the release of the host's kernel": "host-kernel",
+    "the host's boot id": "boot-id",
+    "the name of the executor's folder or cgroup": "host-paths",
+}
+"""Secrets of the host, by what they are, each with the attempt that is about it."""
 
 _KEPT_BYTES = 8 << 20
 _IMAGE = "python"
@@ -47,6 +56,7 @@ class Ground:
         bait: the folder for baits.
         runs: the engine's run folder.
         rootfs: the image's tree.
+        images: the trees that the roots of sandboxes are made of, now.
         tree: its cgroups.
         place: its own namespaces.
     """
@@ -55,6 +65,7 @@ class Ground:
     bait: Path
     runs: Path
     rootfs: Path
+    images: Callable[[], Sequence[Path]]
     tree: CgroupTree
     place: Place
 
@@ -104,14 +115,18 @@ class Suite:
         engine: must have been checked.
         ground: see there.
         margins: what the engine's own parts may take.
-        promised: the names of the attempts that the engine must contain.
+        less: the attempts that the engine need not contain, each with the reason.
+        tracer: what watches the engine's sandboxes.
     """
 
-    def __init__(self, engine: Engine, ground: Ground, margins: Margins, promised: frozenset[str]) -> None:
+    def __init__(
+        self, engine: Engine, ground: Ground, margins: Margins, less: Mapping[str, str], tracer: Tracing
+    ) -> None:
         self._engine = engine
         self._ground = ground
         self._margins = margins
-        self._promised = promised
+        self._less = less
+        self._tracer = tracer
         self._neighbour_secret = f"cn-{secrets.token_hex(12)}"
 
     async def run(self, attempts: Iterable[Attempt], tell: Callable[[Finding], None]) -> list[Finding]:
@@ -139,7 +154,7 @@ class Suite:
     async def _neighbour(self) -> AsyncIterator[None]:
         """Another run of the same engine, with a secret in its arguments, environment and files."""
         secret = self._neighbour_secret
-        folders = ("/tmp", "/dev/shm", ".") if self._isolated else (".",)  # noqa: S108  # the sandbox's own
+        folders = ("/tmp", "/dev/shm", ".")  # noqa: S108  # the sandbox's own
         code = (
             "import os, socket, sys, time\n"
             f"for folder in {list(folders)!r}:\n"
@@ -162,22 +177,31 @@ class Suite:
             await to_the_end(sandbox.destroy())
 
     @property
-    def _isolated(self) -> bool:
-        return self._engine.capabilities.isolation is not Isolation.NONE
+    def _readers(self) -> list[int]:
+        """The process that reads the traces, where there is one."""
+        pid = self._tracer.reader_pid if isinstance(self._tracer, Tracer) else None
+        return [] if pid is None else [pid]
 
     async def _one(self, attempt: Attempt) -> Finding:
         began = time.monotonic()
-        promised = attempt.name in self._promised
+        why_not = self._less.get(attempt.name, "")
         try:
-            if not attempt.harmless and not self._isolated:
-                verdict, evidence = Verdict.NOT_RUN, "not run: it could do harm where nothing isolates it"
+            if attempt.needs_trace and not self._readers:
+                verdict, evidence = Verdict.NOT_RUN, "nothing traces the sandbox"
             else:
                 verdict, evidence = await self._judged(attempt)
         except (EngineUnavailableError, OSError) as error:
             verdict, evidence = Verdict.NOT_RUN, f"the suite could not run it: {error}"
-        return Finding(attempt, verdict, evidence, time.monotonic() - began, promised)
+        return Finding(attempt, verdict, evidence, time.monotonic() - began, not why_not, why_not)
 
     async def _judged(self, attempt: Attempt) -> tuple[Verdict, str]:
+        for _ in range(judges.TRIES):
+            verdict, evidence, missed = await self._tried(attempt)
+            if verdict is not Verdict.CONTAINED or not missed:
+                return verdict, evidence
+        return Verdict.NOT_RUN, missed
+
+    async def _tried(self, attempt: Attempt) -> tuple[Verdict, str, str]:
         token = secrets.token_hex(8)
         bait = Bait(token, self._ground.bait, self._ground.place, victims=True)
         try:
@@ -190,14 +214,21 @@ class Suite:
         finally:
             bait.close()
 
-    async def _in(self, sandbox: Sandbox, attempt: Attempt, bait: Bait) -> tuple[Verdict, str]:
-        aim = bait.aim(bait.victim_pids, contained=self._isolated)
-        group = next((one for one in self._ground.tree.existing() if one.name == sandbox.id), None)
-        watch = Watch(sandbox.id, bait.token, self._ground.place, group, bait.victim_pids)
-        image = self._ground.rootfs if self._isolated else None
+    async def _in(self, sandbox: Sandbox, attempt: Attempt, bait: Bait) -> tuple[Verdict, str, str]:
+        readers = self._readers
+        aim = bait.aim(bait.victim_pids, readers)
+        ours = next((one for one in self._ground.tree.existing() if one.name == sandbox.id), None)
+        watch = Watch(
+            sandbox.id, bait.token, self._ground.place, ours or group_of(sandbox.id), [*bait.victim_pids, *readers],
+            of_daemon=ours is None,
+        )  # fmt: skip
+        # What an engine does not promise to hide counts only where it is asked for, or it would hide all the rest.
+        open_here = {what for what, owner in TOLD_BY.items() if owner in self._less and owner != attempt.name}
         known = self._ground.secrets(bait) | {"another run's secret": self._neighbour_secret}
+        known = {what: secret for what, secret in known.items() if what not in open_here}
+        images = self._ground.images()
         scene = Scene(
-            attempt, bait, watch, known, self._margins, image, judges.kernel_state(), judges.place_names(bait)
+            attempt, bait, watch, known, self._margins, images, judges.kernel_state(), judges.place_names(bait)
         )
         taken = _Taken()
         made = attempt_program(attempt, aim, bait.token)
@@ -205,17 +236,19 @@ class Suite:
         outcome = await self._watched(sandbox, made, attempt.limits, taken, watch)
         scene.seconds = time.monotonic() - began
         watch.look()
-        scene.left = sum(1 for _ in watch.members())
+        scene.left = watch.alive()
         scene.stdout, scene.stderr = bytes(taken.kept[Stream.STDOUT]), bytes(taken.kept[Stream.STDERR])
         scene.received = (taken.total[Stream.STDOUT], taken.total[Stream.STDERR])
         scene.termination = None if outcome is None else outcome.termination
+        scene.behaviour = None if outcome is None else outcome.behaviour
         found = judges.breaches(scene, (*attempt.judges, *judges.ALWAYS))
         if found:
-            return Verdict.VULNERABLE, "; ".join(found[:4])
+            return Verdict.VULNERABLE, "; ".join(found[:4]), ""
         if not attempt.ran(scene.termination, scene.stderr, bait.token):
             began_text = "it began" if BEGAN in scene.stderr else "it never began"
-            return Verdict.NOT_RUN, f"it did not reach its end: {began_text}, {scene.termination}"
-        return Verdict.CONTAINED, f"nothing seen by {', '.join(dict.fromkeys((*attempt.judges, *judges.ALWAYS)))}"
+            return Verdict.NOT_RUN, f"it did not reach its end: {began_text}, {scene.termination}", ""
+        looked = ", ".join(dict.fromkeys((*attempt.judges, *judges.ALWAYS)))
+        return Verdict.CONTAINED, f"nothing seen by {looked}", judges.missed(attempt, watch)
 
     @staticmethod
     async def _watched(sandbox: Sandbox, made: Program, limits: Limits, taken: _Taken, watch: Watch) -> Outcome | None:
@@ -245,6 +278,16 @@ async def to_the_end(work: Coroutine[Any, Any, object]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
+
+
+def group_of(name: str) -> Cgroup | None:
+    """The cgroup that a daemon made for the sandbox of this name, found by a process in it."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, CgroupsUnavailableError):  # gone meanwhile, or another's
+                if name in Path(entry.path, "cgroup").read_text():
+                    return cgroups.of_process(int(entry.name), name)
+    return None
 
 
 def attempt_program(attempt: Attempt, aim: dict[str, object], token: str) -> Program:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,23 @@ _FORBIDDEN = re.compile(
 class Watch:
     """What was seen of one attempt.
 
+    Attributes:
+        slowest: seconds; whatever was there for longer than this was there for a whole look.
+
     Args:
         name: part of the cgroup, arguments or working folder of everything that belongs to its sandbox.
         token: the value of its `MARK`.
         place: whose mount table is looked at.
         group: its cgroup, where it has one.
         victims: processes that must be left alone.
+        of_daemon: processes of a daemon have the name in arguments and working folder too, and do not count.
     """
 
-    def __init__(self, name: str, token: str, place: Place, group: Cgroup | None, victims: list[int]) -> None:
+    def __init__(
+        self, name: str, token: str, place: Place, group: Cgroup | None, victims: list[int], *, of_daemon: bool = False
+    ) -> None:
         self._name = name.encode()
+        self._of_daemon = of_daemon
         self._mark = f"{MARK}={token}".encode()
         self._token = token
         self._place = place
@@ -56,6 +64,8 @@ class Watch:
         self.mounts: set[str] = set()
         self.harm: set[str] = set()
         self.knob_changed = False
+        self.slowest = 0.0
+        self._since = time.monotonic()
         self._strangers: set[tuple[int, bytes]] = set()
         self._namespace = _link("/proc/self/ns/user")
 
@@ -67,6 +77,7 @@ class Watch:
 
     def look(self) -> None:
         """One look at everything."""
+        began = time.monotonic()
         members = list(self.members())
         tasks = 0
         for pid in members:
@@ -84,12 +95,14 @@ class Watch:
         if self._token in self._place.mounts():
             self.mounts.add("a mount of the attempt is in the host's table")
         self._look_at_victims()
+        self.slowest, self._since = max(self.slowest, time.monotonic() - self._since), began
 
     def _count(self) -> None:
         if self._group is not None:
             self.memory_bytes = max(self.memory_bytes, self._group.peak_memory_bytes() or 0)
             self.cpu_seconds = max(self.cpu_seconds, self._group.cpu_time().total_seconds() - self.cpu_at_start)
-            self.tasks = max(self.tasks, *(int(_bytes(str(f / "pids.current")) or 0) for f in self._group.folders), 0)
+            counts = [_bytes(str(f / name)) for f in self._group.folders for name in ("pids.current", "pids.peak")]
+            self.tasks = max(self.tasks, *(int(one or 0) for one in counts))
             self.knob_changed |= self._knob() not in (self._tasks_limit, b"")
 
     def _knob(self) -> bytes:
@@ -107,10 +120,7 @@ class Watch:
         self.open_files = max(self.open_files, count)
 
     def _look_at_privileges(self, pid: int) -> None:
-        status = dict(
-            line.split(":\t", 1) for line in _bytes(f"/proc/{pid}/status").decode(errors="replace").splitlines()
-            if ":\t" in line
-        )  # fmt: skip
+        status = _status(pid)
         if "0" in status.get("Uid", "").split():
             self.privileges.add("user 0")
         if int(status.get("CapEff", "0"), 16):
@@ -120,13 +130,17 @@ class Watch:
 
     def _look_at_victims(self) -> None:
         for pid in self._victims:
-            stat = _stat(pid)
-            if not stat or stat[0] == "Z":
+            status = _status(pid)
+            state = status.get("State", "Z")[0]
+            if state in "ZX":
                 self.harm.add("a process of the host was killed")
                 continue
-            if stat[0] in "Tt":
+            if state in "Tt":
                 self.harm.add("a process of the host was stopped")
-            if b"\nTracerPid:\t0\n" not in _bytes(f"/proc/{pid}/status"):
+            # A signal is there as soon as it was sent; what it does has to wait for a processor.
+            if any(int(status.get(key, "0"), 16) for key in ("SigPnd", "ShdPnd")):
+                self.harm.add("a process of the host got a signal")
+            if status.get("TracerPid") != "0":
                 self.harm.add("a process of the host was traced")
             if _score(pid) != self._states[pid]:
                 self.harm.add("a process of the host has another OOM score")
@@ -144,15 +158,20 @@ class Watch:
                 else:
                     self._strangers.add(key)
 
-    def marked(self) -> list[int]:
-        """The native processes of the attempt's own program."""
-        return [pid for pid in self.members() if self._mark in _bytes(f"/proc/{pid}/environ")]
+    def alive(self, apart: Iterable[int] = ()) -> int:
+        """How many processes there are of it now, those in `apart` left out.
+
+        The cgroup's own list counts beside the look through /proc: who forks and ends all the time has always gone when
+        a look comes to where it was, but the kernel, which puts a child into the list before its parent leaves it,
+        never finds the list empty.
+        """
+        listed = set() if self._group is None else set(self._group.pids())
+        return len((listed | set(self.members())) - set(apart))
 
     def _belongs(self, pid: int, arguments: bytes) -> bool:
         return (
-            self._name in arguments
-            or self._name in _bytes(f"/proc/{pid}/cgroup")
-            or self._name in _link(f"/proc/{pid}/cwd").encode()
+            self._name in _bytes(f"/proc/{pid}/cgroup")
+            or (not self._of_daemon and self._name in arguments + _link(f"/proc/{pid}/cwd").encode())
             or self._mark in _bytes(f"/proc/{pid}/environ")
         )
 
@@ -174,6 +193,12 @@ def _link(path: str) -> str:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on: 0 state, 16 nice, 17 threads, 38 policy."""
     return _bytes(f"/proc/{pid}/stat").decode(errors="replace").rpartition(") ")[2].split()
+
+
+def _status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status; empty when it has gone."""
+    lines = _bytes(f"/proc/{pid}/status").decode(errors="replace").splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 def _score(pid: int) -> bytes:

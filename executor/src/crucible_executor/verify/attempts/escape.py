@@ -117,11 +117,11 @@ ATTEMPTS = (
     ),
     Attempt(
         "mount", Family.ESCAPE, "a file system is mounted on the host",
-        _MOUNT, ("mounts",), Control(capabilities=(SYS_ADMIN,)), harmless=False,
+        _MOUNT, ("mounts",), Control(capabilities=(SYS_ADMIN,)),
     ),
     Attempt(
         "mount-by-new-calls", Family.ESCAPE, "a file system is mounted by fsopen, fsmount and move_mount",
-        _NEW_MOUNT_API, ("mounts",), Control(capabilities=(SYS_ADMIN,)), harmless=False,
+        _NEW_MOUNT_API, ("mounts",), Control(capabilities=(SYS_ADMIN,)),
     ),
     Attempt(
         "user-namespace", Family.ESCAPE, "the host's kernel makes the program a user namespace by unshare",
@@ -133,11 +133,11 @@ ATTEMPTS = (
     ),
     Attempt(
         "enter-namespaces", Family.ESCAPE, "the host's name is changed from another's namespace",
-        _SETNS, ("names",), Control(capabilities=(SYS_ADMIN, SYS_PTRACE), own_names=True), harmless=False,
+        _SETNS, ("names",), Control(capabilities=(SYS_ADMIN, SYS_PTRACE), own_names=True),
     ),
     Attempt(
         "cgroup-release-agent", Family.ESCAPE, "a release agent is set, which the host would run as root",
-        _RELEASE_AGENT, ("files",), Control(bait=True), harmless=False,
+        _RELEASE_AGENT, ("files",), Control(bait=True),
     ),
     Attempt(
         "chroot-climb", Family.ESCAPE, "a canary of the host is changed from above a nested root",
@@ -149,6 +149,6 @@ ATTEMPTS = (
     ),
     Attempt(
         "bind-the-host", Family.ESCAPE, "the host's folder is mounted inside and its canary changed",
-        _OVERLAY, ("files", "mounts"), Control(bait=True, capabilities=(SYS_ADMIN,)), harmless=False,
+        _OVERLAY, ("files", "mounts"), Control(bait=True, capabilities=(SYS_ADMIN,)),
     ),
 )  # fmt: skip

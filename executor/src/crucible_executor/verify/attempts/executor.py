@@ -1,10 +1,11 @@
-"""The executor's own interfaces: the init, its pipes, and frames that lie or are too large."""
+"""The executor's own interfaces: the init, its pipes, frames that lie; the module `trace` has those on the trace."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 from crucible_executor.model import Limit
+from crucible_executor.verify.attempts import trace
 from crucible_executor.verify.model import FORGED, Attempt, Control, Family, bounds
 
 _FORGED_FRAME = f"""
@@ -103,7 +104,7 @@ ATTEMPTS = (
     ),
     Attempt(
         "forged-report-by-proc", Family.EXECUTOR, "the recorded end was written through another process's descriptor",
-        _REPORT_OF_OTHERS, _LIE, Control(victims=True, report_in_victim=True), harmless=False,
+        _REPORT_OF_OTHERS, _LIE, Control(victims=True, report_in_victim=True),
     ),
     Attempt(
         "oversized-reports", Family.EXECUTOR, "reports that lie about their size or kind spoil the recorded end",
@@ -111,7 +112,7 @@ ATTEMPTS = (
     ),
     Attempt(
         "second-program", Family.EXECUTOR, "a second program is handed to the init through its own pipe",
-        _CONTROL_PIPE, _LIE, Control(victims=True, report_in_victim=True), harmless=False,
+        _CONTROL_PIPE, _LIE, Control(victims=True, report_in_victim=True),
     ),
     Attempt(
         "kill-the-init", Family.EXECUTOR, "the program's end is lost because what reports it was killed",
@@ -119,10 +120,11 @@ ATTEMPTS = (
     ),
     Attempt(
         "trace-the-init", Family.EXECUTOR, "the program's end is lost because what reports it was traced",
-        _TRACE_INIT, _LIE, no_control="tracing the control's own supervisor could stop the suite", harmless=False,
+        _TRACE_INIT, _LIE, no_control="tracing the control's own supervisor could stop the suite",
     ),
     Attempt(
         "held-output", Family.EXECUTOR, "a held pipe keeps the run alive after its deadline", _HOLD_OUTPUT, ("gone",),
-        Control(no_deadline=True), ends=frozenset({Limit.WALL_TIME}), limits=bounds(wall_time=timedelta(seconds=1)),
+        Control(no_deadline=True), ends=frozenset({Limit.WALL_TIME}), limits=bounds(wall_time=timedelta(seconds=3)),
     ),
+    *trace.ATTEMPTS,
 )  # fmt: skip

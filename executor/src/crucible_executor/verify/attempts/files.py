@@ -102,7 +102,7 @@ tried(os.mkdir, AIM["folder"] + "/made")
 ATTEMPTS = (
     Attempt(
         "read-only-root", Family.FILES, "the image that all runs share is changed", _ROOT, ("image", "files"),
-        Control(writable_root=True), harmless=False,
+        Control(writable_root=True),
     ),
     Attempt("canary-by-path", Family.FILES, "a file of the host is changed", _CHANGE, ("files",), Control(bait=True)),
     Attempt(
@@ -119,11 +119,11 @@ ATTEMPTS = (
     ),
     Attempt(
         "make-device", Family.FILES, "a device is made on the host, or opened", _MKNOD, ("files", "descriptors"),
-        Control(bait=True, capabilities=(MKNOD,)), harmless=False,
+        Control(bait=True, capabilities=(MKNOD,)),
     ),
     Attempt(
         "files-of-other-runs", Family.FILES, "a secret in another run's files is read", _OTHER_RUNS, ("leaks",),
-        Control(bait=True, victims=True), harmless=False, limits=bounds(output_bytes=256 << 10),
+        Control(bait=True, victims=True), limits=bounds(output_bytes=256 << 10),
     ),
     Attempt(
         "left-open-descriptors", Family.FILES, "a file of the host is reached by a descriptor left open",

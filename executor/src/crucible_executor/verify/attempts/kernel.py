@@ -100,7 +100,7 @@ hold()
 ATTEMPTS = (
     Attempt(
         "load-module", Family.KERNEL, "the host has another module, or a tainted kernel", _MODULE, ("kernel",),
-        no_control="loading a module cannot be undone for sure", harmless=False,
+        no_control="loading a module cannot be undone for sure",
     ),
     Attempt(
         "bpf", Family.KERNEL, "the host's kernel holds a map or program of the sandbox",
@@ -120,11 +120,11 @@ ATTEMPTS = (
     ),
     Attempt(
         "devices", Family.KERNEL, "the sandbox holds a device of the host", _DEVICES, ("descriptors",),
-        Control(device=True), harmless=False,
+        Control(device=True),
     ),
     Attempt(
         "odd-system-calls", Family.KERNEL, "the sandbox holds an object of the host's kernel that no program needs",
-        _ODD_CALLS, ("descriptors", "kernel"), Control(capabilities=(SYS_PTRACE,)), harmless=False,
+        _ODD_CALLS, ("descriptors", "kernel"), Control(capabilities=(SYS_PTRACE,)),
     ),
     Attempt(
         "system-v-ipc", Family.KERNEL, "a segment, queue or semaphore appears on the host",

@@ -106,7 +106,7 @@ ATTEMPTS = (
     ),
     Attempt(
         "setuid-program", Family.PRIVILEGE, "a set-user-id program of the host runs as root for it",
-        _SETUID_PROGRAM, ("privilege",), Control(bait=True, setuid=True), harmless=False,
+        _SETUID_PROGRAM, ("privilege",), Control(bait=True, setuid=True),
     ),
     Attempt(
         "own-setuid-program", Family.PRIVILEGE, "a file of the host gets privileges",

@@ -76,11 +76,11 @@ hold()
 ATTEMPTS = (
     Attempt(
         "environments", Family.PROC, "a secret in the environment of a host's process is read",
-        _ENVIRONMENTS, ("leaks",), Control(victims=True), harmless=False,
+        _ENVIRONMENTS, ("leaks",), Control(victims=True),
     ),
     Attempt(
         "command-lines", Family.PROC, "a secret in the arguments of a host's process is read",
-        _COMMANDS, ("leaks",), Control(victims=True), harmless=False,
+        _COMMANDS, ("leaks",), Control(victims=True),
     ),
     Attempt(
         "network-sysctl", Family.PROC, "a setting of the host's network is changed",
@@ -100,10 +100,10 @@ ATTEMPTS = (
     ),
     Attempt(
         "cgroup-limits", Family.PROC, "a limit in the host's cgroup tree is changed",
-        _CGROUP_KNOBS, ("knob",), Control(bait=True), harmless=False,
+        _CGROUP_KNOBS, ("knob",), Control(bait=True),
     ),
     Attempt(
         "new-proc", Family.PROC, "a fresh /proc, /sys or debugfs of the host is mounted",
-        _NEW_PROC, ("mounts",), Control(capabilities=(SYS_ADMIN,)), harmless=False,
+        _NEW_PROC, ("mounts",), Control(capabilities=(SYS_ADMIN,)),
     ),
 )  # fmt: skip

@@ -68,11 +68,11 @@ ATTEMPTS = (
     Attempt("boot-id", Family.SIDE, "the host can be told from others by its boot id", _BOOT_ID, ("leaks",), Control()),
     Attempt(
         "executor-environment", Family.SIDE, "a secret of the executor's environment is known",
-        _ENVIRONMENT, ("leaks",), Control(inherited_environment=True), harmless=False,
+        _ENVIRONMENT, ("leaks",), Control(inherited_environment=True),
     ),
     Attempt(
         "other-tenants", Family.SIDE, "arguments or environment of another run are known",
-        _OTHER_TENANTS, ("leaks",), Control(victims=True), harmless=False,
+        _OTHER_TENANTS, ("leaks",), Control(victims=True),
     ),
     Attempt(
         "host-paths", Family.SIDE, "names of the executor's folders and cgroups are known",
@@ -84,6 +84,6 @@ ATTEMPTS = (
     ),
     Attempt(
         "shared-memory", Family.SIDE, "what another run left in shared memory or a temporary folder is known",
-        _SHARED_MEMORY, ("leaks",), Control(bait=True), harmless=False,
+        _SHARED_MEMORY, ("leaks",), Control(bait=True),
     ),
 )  # fmt: skip
