@@ -202,3 +202,58 @@ async def test_failure_of_a_library_is_told_and_does_not_end_it(library):
         with pytest.raises(BenchError, match="RuntimeError: it burnt"):
             await run("fails")
         assert (await run("goes on")).stdout == b"GOES ON"
+
+
+GO_JUDGE = """#!/usr/bin/env python3
+import http.server, json, subprocess, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, said):
+        body = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.answer({"buildVersion": "v1"})
+
+    def do_POST(self):
+        (command,) = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["cmd"]
+        code = command["copyIn"]["main.py"]["content"]
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        status = "Accepted" if done.returncode == 0 else "Nonzero Exit Status"
+        self.answer([{"status": status, "files": {"stdout": done.stdout, "stderr": done.stderr}}])
+
+    def log_message(self, *_):
+        pass
+
+host, _, port = sys.argv[sys.argv.index("-http-addr") + 1].partition(":")
+http.server.ThreadingHTTPServer((host, int(port)), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A program that answers as go-judge's pages say it does."""
+    file = tmp_path / "go-judge"
+    file.write_text(GO_JUDGE.replace("/usr/bin/env python3", sys.executable))
+    file.chmod(0o755)
+    return go_judge.peer(file)
+
+
+async def test_server_of_a_given_binary_runs_programs_and_is_gone_afterwards(server):
+    async with server.open() as run:
+        assert (await run("print('hello')")).stdout == b"hello\n"
+        with pytest.raises(BenchError, match="Nonzero"):
+            await run("raise SystemExit(1)")
+    (line,) = await compare.compare([server], 1, 4, quiet)
+    assert line.reason == ""
+
+
+async def test_binary_that_is_no_server_is_absent(tmp_path):
+    file = tmp_path / "go-judge"
+    file.write_text("#!/bin/sh\nexit 1\n")
+    file.chmod(0o755)
+    (line,) = await compare.compare([go_judge.peer(file)], 1, 4, quiet)
+    assert (line.failed, line.reason) == (False, "go-judge does not start here")

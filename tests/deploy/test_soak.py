@@ -51,6 +51,11 @@ def test_growth_of_the_executor_its_reader_and_their_sandboxes_is_judged_and_oth
     assert not verdict("storage: MiB of its state", 1, 2, 3, 4).grew
 
 
+def test_journal_may_rise_to_its_bound_and_no_further():
+    assert not verdict("executor: MiB of its state", 0.1, 2.0, 3.9, 1.0, 4.2).grew
+    assert verdict("executor: MiB of its state", 0.1, 2.0, 8.1, 8.2, 8.3).grew
+
+
 def test_one_look_shows_no_growth():
     with pytest.raises(ValueError, match="two looks"):
         verdicts(looks("executor: RSS MiB", 1))

@@ -156,13 +156,16 @@ class Evaluations:
 
         deadline = asyncio.get_running_loop().time() + seconds
         with self._hub.end_of(evaluation_id) as ended:
+            unended = self._hub.is_unended(tenant, evaluation_id)  # then a first look would find nothing
             while True:
                 ended.clear()
                 left = deadline - asyncio.get_running_loop().time()
                 last = left <= 0 or self._hub.closing
-                view = await self._database.read(lambda connection: look(connection, last))  # noqa: B023
-                if view is not None:
-                    return view
+                if last or not unended:
+                    view = await self._database.read(lambda connection: look(connection, last))  # noqa: B023
+                    if view is not None:
+                        return view
+                unended = False
                 await wait_for(ended, min(left, FALLBACK_POLL))
 
     async def cancel(self, tenant: str, evaluation_id: str, by: str, reason: str) -> pb.Evaluation:

@@ -68,11 +68,13 @@ class EventLog:
         with self._hub.appended.subscribed() as appended:
             while True:
                 appended.clear()
-                batch = await self._database.read(_reader(_ALL, {"after": position, "upto": _END}))
-                if batch:
-                    position = batch[-1].position
-                    yield Batch(batch, position)
-                    continue
+                # What is not in the log yet need not be looked for: that would be a second read for every commit.
+                if position < self._database.last_position:
+                    batch = await self._database.read(_reader(_ALL, {"after": position, "upto": _END}))
+                    if batch:
+                        position = batch[-1].position
+                        yield Batch(batch, position)
+                        continue
                 self._hub.check_open()
                 await wait_for(appended, FALLBACK_POLL)
 

@@ -11,6 +11,8 @@ from crucible_rpc.errors import UnavailableError
 from crucible_storage.transaction import Notices, Stop
 
 MAX_STOPS_WAITING = 4096
+MAX_UNENDED = 100_000
+"""How many evaluations are remembered as not ended; of those beyond it, storage looks."""
 
 
 class Signal:
@@ -71,6 +73,7 @@ class Hub:
         self.appended = Signal()
         self.inspections = Signal()
         self._finished: dict[str, Signal] = {}
+        self._unended: dict[str, str] = {}
         self.closing = False
         self._stops: defaultdict[str, set[StopWatch]] = defaultdict(set)
 
@@ -99,12 +102,20 @@ class Hub:
             self.work.fire()
         if notices.appended:
             self.appended.fire()
+        for evaluation_id, tenant in notices.created:
+            if len(self._unended) < MAX_UNENDED:
+                self._unended[evaluation_id] = tenant
         for evaluation_id in notices.finished:
+            self._unended.pop(evaluation_id, None)
             if signal := self._finished.get(evaluation_id):
                 signal.fire()
         for stop in notices.stops:
             for watch in self._stops.get(stop.executor, ()):
                 watch.put(stop)
+
+    def is_unended(self, tenant: str, evaluation_id: str) -> bool:
+        """Whether this tenant's evaluation is known to be there and not terminal; False: it must be looked for."""
+        return self._unended.get(evaluation_id) == tenant
 
     @contextmanager
     def end_of(self, evaluation_id: str) -> Iterator[asyncio.Event]:

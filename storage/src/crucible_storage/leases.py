@@ -127,11 +127,13 @@ class Leases:
             while True:
                 changed.clear()
                 self._executors.registered(executor_id, boot_id)
-                given = await self._given(executor_id, boot_id, max_runs)
+                # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
+                waiting = self._database.queued > 0
+                given = await self._given(executor_id, boot_id, max_runs) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
-                await wait_for(changed, min(left, await self._until_delayed()))
+                await wait_for(changed, min(left, await self._until_delayed() if waiting else FALLBACK_POLL))
 
     async def _given(self, executor_id: str, boot_id: str, max_runs: int) -> list[work.Assignment]:
         """Leases what there is. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""

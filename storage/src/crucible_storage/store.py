@@ -60,6 +60,7 @@ def insert_record(transaction: WriteTransaction, record: Record, now: int) -> No
     record.seq = key[0] if key is not None else 0
     transaction.count(record.tenant, record.state, 1)
     transaction.notices.work = True
+    transaction.notices.created.append((record.id, record.tenant))
     _append(transaction, record, now)
 
 

@@ -49,6 +49,7 @@ class Notices:
 
     Attributes:
         work: whether an evaluation may now be leased that could not before.
+        created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
         stops: runs to be ended.
         last_position: of the event log.
@@ -56,6 +57,7 @@ class Notices:
     """
 
     work: bool = False
+    created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
     last_position: int = 0
@@ -130,7 +132,7 @@ class WriteTransaction:
         """Undoes everything done inside when it raises."""
         name = f"s{self._depth}"
         events, counts, work = len(self._events), dict(self.counts), self.notices.work
-        finished, stops = len(self.notices.finished), len(self.notices.stops)
+        created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
         self._depth += 1
@@ -140,7 +142,8 @@ class WriteTransaction:
         except BaseException:
             self._end_session(commit=False)
             self._undo(name)
-            del self._events[events:], self.notices.finished[finished:], self.notices.stops[stops:]
+            del self._events[events:], self.notices.created[created:]
+            del self.notices.finished[finished:], self.notices.stops[stops:]
             self.counts, self.notices.work = counts, work
             raise
         finally:

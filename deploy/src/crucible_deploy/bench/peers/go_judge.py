@@ -73,6 +73,7 @@ def _run(port: int, code: str) -> Ran:
         "clockLimit": 60 * _SECOND_NS,
         "memoryLimit": 256 << 20,
         "procLimit": 32,
+        "copyOut": ["stdout", "stderr"],
         "copyIn": {"main.py": {"content": code}},
     }
     began = time.perf_counter()
