@@ -38,7 +38,7 @@ class PlatformServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_platform_service_pb2.GetStatusRequest, _platform_service_pb2.GetStatusResponse]
     """Whether each process answers, and how much work there is. Answers also when others are down."""
     ListRuntimes: _grpc.UnaryUnaryMultiCallable[_platform_service_pb2.ListRuntimesRequest, _platform_service_pb2.ListRuntimesResponse]
-    """The runtimes that at least one registered executor has."""
+    """Every runtime of every registered executor, with why it cannot be used where none of them can."""
 
 @_typing.type_check_only
 class PlatformServiceAsyncStub(PlatformServiceStub):
@@ -50,7 +50,7 @@ class PlatformServiceAsyncStub(PlatformServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_platform_service_pb2.GetStatusRequest, _platform_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Whether each process answers, and how much work there is. Answers also when others are down."""
     ListRuntimes: _aio.UnaryUnaryMultiCallable[_platform_service_pb2.ListRuntimesRequest, _platform_service_pb2.ListRuntimesResponse]  # type: ignore[assignment]
-    """The runtimes that at least one registered executor has."""
+    """Every runtime of every registered executor, with why it cannot be used where none of them can."""
 
 class PlatformServiceServicer(metaclass=_abc_1.ABCMeta):
     """What this Crucible can do and how it is. Every call carries an API key; errors as in `EvaluationService`."""
@@ -77,6 +77,6 @@ class PlatformServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _platform_service_pb2.ListRuntimesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_platform_service_pb2.ListRuntimesResponse, _abc.Awaitable[_platform_service_pb2.ListRuntimesResponse]]:
-        """The runtimes that at least one registered executor has."""
+        """Every runtime of every registered executor, with why it cannot be used where none of them can."""
 
 def add_PlatformServiceServicer_to_server(servicer: PlatformServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
