@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from crucible_executor import ahead
@@ -15,7 +17,7 @@ from tests.conformance.promises import Promise, needs
 
 pytestmark = needs(Promise.ISOLATION)
 
-BOUNDS = limits(memory_bytes=1 << 30, processes=64, open_files=256)
+BOUNDS = limits(wall_time=timedelta(seconds=60), memory_bytes=1 << 30, processes=64, open_files=256)
 
 SCIENCE = """
 import numpy, pandas, scipy.linalg, sympy
