@@ -72,8 +72,9 @@ format: environment ## put the code into its form
 typecheck: environment ## mypy, strict
 	@$(RUN) .venv/bin/mypy
 
-images: setup ## build the root file systems and check every byte of them (root)
-	@$(RUN) $(PYTHON) -m crucible_deploy.images verify
+images: setup ## build every root file system and check every byte of them (root)
+	@$(RUN) .venv/bin/crucible images build --all
+	@$(RUN) .venv/bin/crucible images check
 
 up: setup ## start the stack; Ctrl-C stops it (root)
 	@.venv/bin/crucible up

@@ -304,7 +304,9 @@ class Platform(platform_grpc.PlatformServiceServicer):
 
     async def ListRuntimes(self, request, context):
         await self._gateway.enter("ListRuntimes", context)
-        return platform.ListRuntimesResponse(runtimes=[platform_pb2.Runtime(name="python", command=["python3"])])
+        node = platform_pb2.Runtime(name="node", unavailable_reason="no image")
+        python = platform_pb2.Runtime(name="python", command=["python3"])
+        return platform.ListRuntimesResponse(runtimes=[node, python])
 
     async def RunSelfTest(self, request, context):
         await context.send_initial_metadata(())  # as the gateway does: from here on no transport repeats the call

@@ -197,7 +197,8 @@ async def test_keys_and_platform(calls):
     assert capabilities.engines[0].enforces == (Limit.WALL_TIME, Limit.MEMORY)
     assert capabilities.default_limits == Limits(wall_time=timedelta(seconds=30), memory_bytes=512 << 20)
     assert (await calls("status")).queue == results.QueueStatus(1, 2, 3)
-    assert [one.name for one in await calls("runtimes")] == ["python"]
+    listed = [(one.name, one.unavailable_reason) for one in await calls("runtimes")]
+    assert listed == [("node", "no image"), ("python", "")]
 
 
 async def test_run_many_keeps_its_bound_and_yields_everything(client, gateway):

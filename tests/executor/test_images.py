@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import gc
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +47,52 @@ def test_unknown_and_impossible_names_are_refused(tmp_path: Path, name: str):
     put(tmp_path)
     with pytest.raises(ImageNotFoundError):
         ImageStore(tmp_path).resolve(name)
+
+
+def test_only_images_of_runtimes_exist_whatever_else_is_in_the_store(tmp_path: Path):
+    put(tmp_path, name="other")
+    store = ImageStore(tmp_path)
+    assert store.names() == []
+    for name in ("other", DIGEST):
+        with pytest.raises(ImageNotFoundError):
+            store.resolve(name)
+    assert ImageStore(tmp_path, ["other"]).resolve("other").digest == DIGEST
+
+
+def test_the_image_that_every_machine_has_comes_first_and_a_broken_one_does_no_harm(tmp_path: Path):
+    for name in ("python", "node", "broken"):
+        put(tmp_path, name=name)
+    (tmp_path / "broken.json").write_text("{")
+    store = ImageStore(tmp_path, ["python", "broken", "missing", "node"])
+    assert store.names() == ["python", "node"]
+    assert store.resolve(DIGEST).rootfs.is_dir()
+
+
+def test_an_image_in_use_is_locked_until_its_user_is_gone(tmp_path: Path):
+    """`crucible images rm` asks for the same lock alone."""
+    tree = put(tmp_path).parent
+    store = ImageStore(tmp_path)
+    with folder_of(tree) as folder:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ImageNotFoundError, match="being removed"):
+            store.resolve("python")
+    store.resolve("python")
+    with folder_of(tree) as folder:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ImageStore(tmp_path).resolve("python")  # by several at once
+        del store
+        gc.collect()
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def folder_of(tree: Path) -> Iterator[int]:
+    folder = os.open(tree, os.O_RDONLY)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 @pytest.mark.parametrize("digest", ["sha256:short", None, 7])

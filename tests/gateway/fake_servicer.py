@@ -71,8 +71,11 @@ class Keys:
         return ClientTls(*self.files(process))
 
 
-def an_executor(id_="x1", *, live=True, engines=None, runtimes=("python",), **ceilings):
-    """A registered executor: gvisor, which enforces everything, and subprocess, which is not there."""
+def an_executor(id_="x1", *, live=True, engines=None, runtimes=("python",), lacks=(), **ceilings):
+    """A registered executor: gvisor, which enforces everything, and subprocess, which is not there.
+
+    It has `runtimes`, and knows those that it lacks the image of.
+    """
     limits = ev.Limits(
         **{"memory_bytes": 2048 * MIB, "cpus": 2.0, "processes": 256, "output_bytes": 16 * MIB, **ceilings}
     )
@@ -88,7 +91,10 @@ def an_executor(id_="x1", *, live=True, engines=None, runtimes=("python",), **ce
                 platform.Engine(name="subprocess", isolation=1, unavailable_reason="start it with --unsafe"),
             ],
             default_engine="gvisor",
-            runtimes=[platform.Runtime(name=name, image="base", command=[name]) for name in runtimes],
+            runtimes=[
+                *(platform.Runtime(name=name, image="base", command=[name]) for name in runtimes),
+                *(platform.Runtime(name=name, unavailable_reason=f"build the image of {name}") for name in lacks),
+            ],
             ceilings=limits,
             slots=4,
         )

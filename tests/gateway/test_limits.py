@@ -107,6 +107,16 @@ def test_runtime_that_no_executor_has_is_refused_with_those_there_are():
     assert error.metadata["field"] == "spec.program.runtime"
 
 
+def test_runtime_whose_image_is_nowhere_is_refused_with_how_to_get_it():
+    spec = a_spec()
+    spec.program.runtime = "node"
+    error = refusal(spec, an_executor(lacks=["node"]), an_executor(), reason="RUNTIME_NOT_AVAILABLE")
+    assert "build the image of node" in error.message
+    completed(spec, an_executor(lacks=["node"]), an_executor(runtimes=["node"]))
+    spec.program.runtime = "cobol"
+    assert "node" not in refusal(spec, an_executor(lacks=["node"]), reason="RUNTIME_NOT_AVAILABLE").message
+
+
 def test_limit_that_the_engine_cannot_enforce_is_refused_only_when_asked_for():
     weak = an_executor(engines=[engine(enforces=[ev.LIMIT_WALL_TIME])])
     error = refusal(a_spec(limits=ev.Limits(memory_bytes=100 * MIB)), weak, reason="LIMIT_NOT_ENFORCEABLE")

@@ -397,8 +397,8 @@ async def test_reader_that_reads_nothing_does_not_hold_up_the_end(gateway, clien
 async def test_capabilities_merge_what_executors_offer(client, store):
     gvisor = platform.Engine(name="gvisor", available=False, unavailable_reason="no runsc")
     store.executors = [
-        an_executor("a", engines=[gvisor], runtimes=["bash", "python"]),
-        an_executor("b", processes=999),
+        an_executor("a", engines=[gvisor], runtimes=["bash", "python"], lacks=["node", "go"]),
+        an_executor("b", processes=999, runtimes=["python", "go"]),
         an_executor("c", live=False, memory_bytes=1 << 45),
     ]
     answer = await client.platform.GetCapabilities(platform_api.GetCapabilitiesRequest())
@@ -408,7 +408,9 @@ async def test_capabilities_merge_what_executors_offer(client, store):
     assert answer.default_limits.wall_time.seconds == 30
     assert (answer.max_message_bytes, answer.max_attempts) == (4 * MIB, 3)
     runtimes = await client.platform.ListRuntimes(platform_api.ListRuntimesRequest())
-    assert [each.name for each in runtimes.runtimes] == ["bash", "python"]
+    assert [(each.name, each.unavailable_reason) for each in runtimes.runtimes] == [
+        ("bash", ""), ("go", ""), ("node", "build the image of node"), ("python", ""),
+    ]  # fmt: skip
 
 
 async def test_status_names_every_process_and_the_tenants_queue(client, store, spec):

@@ -93,6 +93,7 @@ async def test_only_what_the_executor_can_run_is_leased(world, add):
     await add("bash in gvisor", runtime="bash")
     await add("python in docker", engine="docker")
     await add("broken", engine="broken")
+    await add("without its image", runtime="absent")
     await world.register(engines=("gvisor", "docker"), runtimes=("python",))
     assert sorted(world.names[one.evaluation] for one in await world.lease(10)) == [
         "python in docker",

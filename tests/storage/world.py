@@ -56,7 +56,7 @@ def executor(executor_id="ex-1", boot_id="boot-1", *, engines=("gvisor",), runti
         id=executor_id,
         boot_id=boot_id,
         engines=[Engine(name=name, available=True) for name in engines] + [Engine(name="broken")],
-        runtimes=[Runtime(name=name) for name in runtimes],
+        runtimes=[*(Runtime(name=name) for name in runtimes), Runtime(name="absent", unavailable_reason="no image")],
         slots=4,
     )
 

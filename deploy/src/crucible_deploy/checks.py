@@ -15,7 +15,7 @@ from crucible_deploy import record, users
 from crucible_deploy.images import ImageStore
 from crucible_deploy.layout import PROCESSES, TRACE_READER, Layout
 from crucible_deploy.paths import MARKER
-from crucible_deploy.rootfs import PYTHON
+from crucible_deploy.rootfs import PYTHON, RECIPES
 from crucible_deploy.sandbox_check import SandboxError, start_sandbox
 from crucible_deploy.tree_digest import UnfitTreeError
 
@@ -56,6 +56,7 @@ def run_checks(layout: Layout) -> Iterator[Check]:
     fit = {check.name for check in (*machine, image) if check.status == "ok"}
     yield sandbox(layout, {"root", "runsc", "image"} - fit)
     yield docker()
+    yield more_images(layout)
     yield home(layout)
     yield users_check()
     yield ports(layout)
@@ -125,6 +126,17 @@ def image_check(layout: Layout) -> Check:
     except (UnfitTreeError, OSError) as error:
         return Check("image", "fail", str(error), f"remove {store.rootfs(manifest).parent}, then make setup")
     return Check("image", "ok", f"Python {manifest.python}, {manifest.digest[:19]}…, every byte verified")
+
+
+def more_images(layout: Layout) -> Check:
+    """Which images there are beside the one that set-up builds; without them Crucible is as fit as with them."""
+    store = ImageStore(layout.paths.images)
+    found = [
+        f"{name}: {'built' if store.manifest(name) else f'crucible images build {name}'}"
+        for name in RECIPES
+        if name != PYTHON.name
+    ]
+    return Check("more images", "ok", ", ".join(found))
 
 
 def sandbox(layout: Layout, missing: set[str]) -> Check:

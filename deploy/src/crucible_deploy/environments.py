@@ -58,7 +58,7 @@ def find_python() -> Path:
     own = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     others = [Path("/usr/bin") / f"python3.{minor}" for minor in (14, 13, 12, 11)]
     for path in (Path("/usr/bin/python3"), own, *others):
-        if path.exists() and _readable_by_all(path.resolve()) and _version(path) >= _MIN_PYTHON:
+        if path.exists() and readable_by_all(path.resolve()) and _version(path) >= _MIN_PYTHON:
             return path
     raise EnvironmentsError("no Python 3.11 or newer that all users can run; install the package python3.11")
 
@@ -170,7 +170,8 @@ def _check_import(target: Path, process: str, account: Account) -> None:
         raise EnvironmentsError(f"the user {account.name} cannot run {target}:\n{words}")
 
 
-def _readable_by_all(path: Path) -> bool:
+def readable_by_all(path: Path) -> bool:
+    """Whether every user can reach and run this file."""
     return path.stat().st_mode & 0o005 == 0o005 and all(p.stat().st_mode & 0o001 for p in path.parents)
 
 

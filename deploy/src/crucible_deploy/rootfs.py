@@ -1,4 +1,4 @@
-"""The recipe of the `python` root file system: a trimmed Debian with Python's standard library, made by debootstrap."""
+"""How a root file system is made from a recipe: a trimmed Debian from debootstrap, with wheels from a lock file."""
 
 import glob
 import hashlib
@@ -6,16 +6,15 @@ import json
 import os
 import platform
 import shutil
-import signal
 import stat
-import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from crucible_deploy import commands, wheels
+from crucible_deploy.failures import BuildError
+from crucible_deploy.paths import Paths, sha256
 
-class BuildError(Exception):
-    """A root file system could not be built; the text says why and what to do."""
+_LOCKS = Path(__file__).with_name("locks")
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Recipe:
     """All that decides what a root file system holds, apart from the distribution's own updates.
 
     `remove` are glob patterns below the root; of `empty` folders the content goes and the folder stays; `prepare` are
-    folders with their mode. `revision` is raised whenever the code below changes what comes out.
+    folders with their mode. `lock` is a file in `locks/` that names wheels with their hashes. `revision` is raised
+    whenever the code below changes what comes out.
     """
 
     name: str = "python"
@@ -53,21 +53,42 @@ class Recipe:
         ("root", 0o755),
     )
 
+    lock: str | None = None
+
+    @property
+    def lock_file(self) -> Path | None:
+        """Where the lock is."""
+        return None if self.lock is None else _LOCKS / self.lock
+
     @property
     def digest(self) -> str:
         """Names the recipe on this architecture: a manifest with another one is out of date."""
-        text = json.dumps([asdict(self), platform.machine()], sort_keys=True)
+        said = asdict(self)
+        if self.lock_file is None:
+            del said["lock"]
+        else:
+            said["lock"] = sha256(self.lock_file)
+        text = json.dumps([said, platform.machine()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 PYTHON = Recipe()
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        PYTHON,
+        Recipe("python-science", lock="python-science.txt"),
+        Recipe("node", packages=("nodejs",)),
+    )
+}
+"""What can be built, by name. Set-up builds `python`; the others are built when they are asked for."""
 
 # Times have no meaning in the tree, but equal ones keep two builds of it equal under rsync, tar and the like.
 _EPOCH = 1_577_836_800
 _HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
 
 
-def build(recipe: Recipe, root: Path, *, mirror: str, log: Path) -> dict[str, object]:
+def build(recipe: Recipe, root: Path, *, mirror: str, log: Path, paths: Paths) -> dict[str, object]:
     """Fills the folder `root`, which must not exist, and returns the facts for the manifest.
 
     Takes about a minute and 400 MB of disk on the way. Needs root.
@@ -76,12 +97,14 @@ def build(recipe: Recipe, root: Path, *, mirror: str, log: Path) -> dict[str, ob
         BuildError: a step failed; the text names the log.
     """
     _debootstrap(recipe, root, mirror, log)
-    facts: dict[str, object] = {
-        "packages": _packages(root, log),
-        "python": _in(root, log, "python3", "-c", "import platform; print(platform.python_version())").strip(),
-    }
+    facts: dict[str, object] = {"packages": _packages(root, log)}
+    if (root / "usr/bin/python3").exists():
+        facts["python"] = _in(root, log, "python3", "-c", "import platform; print(platform.python_version())").strip()
     trim(recipe, root)
-    _compile(root, log)
+    if "python" in facts:
+        _compile(root, log)
+    if recipe.lock_file is not None:
+        facts["wheels"] = wheels.install(recipe.lock_file, root, str(facts["python"]), paths, log)
     normalise(root)
     return facts
 
@@ -99,19 +122,8 @@ def _debootstrap(recipe: Recipe, root: Path, mirror: str, log: Path) -> None:
         str(root),
         mirror,
     ]
-    _run([*_jail(), *command], log, f"debootstrap could not build {recipe.suite} from {mirror} (is the network there?)")
-
-
-def _jail() -> list[str]:
-    """Mount and pid namespaces tied to our life: however a build ends, no mount and no process stays behind.
-
-    Where that is impossible (say, in a chroot), a killed build's mounts are removed by the next one.
-    """
-    jail = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    possible = (
-        subprocess.run([*jail, "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
-    )
-    return ["setpriv", "--pdeathsig", "KILL", *(jail if possible else [])]
+    failure = f"debootstrap could not build {recipe.suite} from {mirror} (is the network there?)"
+    commands.run([*commands.jail(), *command], log, failure)
 
 
 def _packages(root: Path, log: Path) -> dict[str, str]:
@@ -172,36 +184,6 @@ def normalise(root: Path) -> None:
 
 def _in(root: Path, log: Path, *command: str) -> str:
     """Runs a command of the tree inside it, with an environment that holds nothing of the caller's."""
-    return _run(["chroot", str(root), *command], log, f"`{' '.join(command[:3])}` failed in the new root file system")
-
-
-def _run(command: Sequence[str], log: Path, failure: str) -> str:
-    """Runs a command to its end and returns its output; it dies with us, also on Ctrl-C."""
-    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-    passed_on = {name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ}
-    with log.open("ab") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**environment, **passed_on, "DEBIAN_FRONTEND": "noninteractive"},
-            start_new_session=True,
-            text=True,
-            umask=0o022,
-        )
-        try:
-            output, _ = process.communicate()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        errors.write(output.encode())
-    if process.returncode != 0:
-        raise BuildError(f"{failure}; the log is {log}\n{_tail(log)}")
-    return output
-
-
-def _tail(log: Path) -> str:
-    """The last lines of the log, for a message."""
-    return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-5:])
+    return commands.run(
+        ["chroot", str(root), *command], log, f"`{' '.join(command[:3])}` failed in the new root file system"
+    )

@@ -1,10 +1,13 @@
 """The unprivileged users of the processes: made when missing, removed only when Crucible made them."""
 
+import grp
 import json
 import pwd
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +30,39 @@ class Account:
 
 
 ROOT = Account("root", 0, 0)
+
+
+_TRANSIENT_IDS = range(61184, 65520)
+"""What systemd sets aside for users that exist only while something runs."""
+
+
+def transient() -> Account:
+    """A user that has no name, no file and no process on this machine, for one piece of work.
+
+    Raises:
+        UsersError: none is free.
+    """
+    taken = {entry.pw_uid for entry in pwd.getpwall()} | {entry.gr_gid for entry in grp.getgrall()}
+    for path in Path("/proc").iterdir():
+        with suppress(OSError):
+            taken.add(path.stat().st_uid)
+    free = [number for number in _TRANSIENT_IDS if number not in taken]
+    if not free:
+        raise UsersError(f"no user id from {_TRANSIENT_IDS[0]} to {_TRANSIENT_IDS[-1]} is free")
+    number = secrets.choice(free)
+    return Account(f"uid-{number}", number, number)
+
+
+def without_privilege(account: Account) -> list[str]:
+    """The start of a command that goes on as this user without groups and capabilities, now and for ever.
+
+    It dies with its parent: a change of the user undoes what was said of that before.
+    """
+    return [
+        *("setpriv", "--reuid", str(account.uid), "--regid", str(account.gid), "--clear-groups"),
+        *("--pdeathsig", "KILL"),
+        *("--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs", "--"),
+    ]
 
 
 def record_of(home: Path) -> Path:

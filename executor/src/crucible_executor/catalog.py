@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,10 +33,17 @@ class OfferedEngine:
 
 @dataclass(frozen=True)
 class OfferedRuntime:
-    """A runtime and the digest of the root file system it runs in; empty when that is not here."""
+    """A runtime, the digest of the root file system it runs in, and whether it can be used.
+
+    Attributes:
+        runtime: its declaration.
+        image_digest: empty when that image is not here.
+        unavailable: why no engine here can start it, and how to mend that; empty when one can.
+    """
 
     runtime: Runtime
     image_digest: str
+    unavailable: str = ""
 
 
 class ImageDigests(Protocol):
@@ -104,14 +112,15 @@ class Catalog:
         offered = self.runtimes.get(name)
         if offered is None:
             raise FailedPreconditionError("RUNTIME_NOT_AVAILABLE", f"this executor has no runtime {name[:64]!r}")
-        if not uses_image(engine):
-            return offered.runtime, ""
-        if not offered.image_digest:
+        if uses_image(engine):
+            missing = "" if offered.image_digest else _no_image(offered.runtime)
+        else:
+            missing = not_on_host(offered.runtime)
+        if missing:
             raise FailedPreconditionError(
-                "RUNTIME_NOT_AVAILABLE",
-                f"the image {offered.runtime.image} of the runtime {name} is not on this executor",
+                "RUNTIME_NOT_AVAILABLE", f"the runtime {name} cannot be used on this executor: {missing}"
             )
-        return offered.runtime, offered.image_digest
+        return offered.runtime, offered.image_digest if uses_image(engine) else ""
 
 
 def uses_image(engine: Engine) -> bool:
@@ -139,13 +148,28 @@ async def checked(engine: Engine) -> OfferedEngine:
 def offer_runtimes(
     runtimes: Iterable[Runtime], images: ImageDigests, engines: Iterable[OfferedEngine]
 ) -> list[OfferedRuntime]:
-    """The runtimes whose image is here; all of them when an engine that needs no image can be used."""
+    """All runtimes, each with why it cannot be used, if so: its image is not here, and no engine does without one."""
     without_image = any(not one.unavailable and not uses_image(one.engine) for one in engines)
     offered = []
     for runtime in runtimes:
-        digest = images.digest(runtime.image)
-        if digest is not None or without_image:
-            offered.append(OfferedRuntime(runtime, digest or ""))
-        else:
-            _log.warning("runtime has no image here", extra=logs.fields(runtime=runtime.name, image=runtime.image))
+        digest = images.digest(runtime.image) or ""
+        usable = digest or (without_image and not not_on_host(runtime))
+        if not usable:
+            _log.info("runtime has no image here", extra=logs.fields(runtime=runtime.name, image=runtime.image))
+        offered.append(OfferedRuntime(runtime, digest, "" if usable else _no_image(runtime)))
     return offered
+
+
+def not_on_host(runtime: Runtime) -> str:
+    """Why an engine whose programs see the host cannot start it; empty when it can."""
+    if runtime.needs_image:
+        return f"it is what its image {runtime.image} holds, and programs of this engine see the host instead"
+    return "" if os.access(runtime.command[0], os.X_OK) else f"this machine has no {runtime.command[0]}"
+
+
+def _no_image(runtime: Runtime) -> str:
+    image = runtime.image
+    return (
+        f"its image {image} is not here; run `crucible images build {image}` on the executor's machine "
+        "and start the executor again"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from crucible_executor.model import Isolation, SandboxClass
 from crucible_executor.selftest.model import Check
 from crucible_executor.settings import Settings
 from crucible_executor.tracing.tracer import UNTRACED, Tracer, TracerPaths, Tracing, Untraced
+from crucible_rpc import logs
+
+_log = logging.getLogger(__name__)
 
 
 class MissingEngine(Engine):
@@ -60,7 +64,8 @@ class StoredImages:
         """See `ImageDigests`."""
         try:
             return self._store.resolve(image).digest
-        except ImageNotFoundError:
+        except ImageNotFoundError as error:
+            _log.info("image cannot be used", extra=logs.fields(image=image, reason=str(error)))
             return None
 
 

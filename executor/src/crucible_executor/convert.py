@@ -264,6 +264,7 @@ def executor(
                 image=offered.runtime.image,
                 image_digest=offered.image_digest,
                 command=offered.runtime.command,
+                unavailable_reason=offered.unavailable,
             )
             for name, offered in catalog.runtimes.items()
         ],

@@ -150,10 +150,17 @@ def _with_engine(executors: Sequence[status.RegisteredExecutor], name: str) -> l
 
 
 def _with_runtime(candidates: list[_Candidate], name: str) -> list[_Candidate]:
-    having = [each for each in candidates if any(rt.name == name for rt in each.registered.executor.runtimes)]
+    known = [(each, rt) for each in candidates for rt in each.registered.executor.runtimes if rt.name == name]
+    having = [each for each, runtime in known if not runtime.unavailable_reason]
     if not having:
-        names = _listed({rt.name for each in candidates for rt in each.registered.executor.runtimes})
-        text = f"no executor with the engine {candidates[0].engine.name!r} has the runtime {name!r}; there are: {names}"
+        if known:
+            why = sorted(known, key=lambda one: not one[0].registered.live)[0][1].unavailable_reason
+            text = f"the runtime {name!r} is not available: {why[:_MAX_TEXT]}"
+        else:
+            all_ = (rt for each in candidates for rt in each.registered.executor.runtimes)
+            names = _listed({rt.name for rt in all_ if not rt.unavailable_reason})
+            engine = candidates[0].engine.name
+            text = f"no executor with the engine {engine!r} has the runtime {name!r}; there are: {names}"
         metadata = {"field": "spec.program.runtime", "runtime": name}
         raise FailedPreconditionError("RUNTIME_NOT_AVAILABLE", text, metadata=metadata)
     return [each for each in having if each.registered.live] or having

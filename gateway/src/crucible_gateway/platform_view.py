@@ -81,7 +81,7 @@ class PlatformView:
         )
 
     async def runtimes(self) -> list[platform.Runtime]:
-        """The runtimes that at least one registered executor has, by name; a live executor's where two differ.
+        """Every runtime by name: as an executor has it that can start it, a live one before others.
 
         Raises:
             UnavailableError: storage cannot be asked.
@@ -89,7 +89,9 @@ class PlatformView:
         found: dict[str, platform.Runtime] = {}
         for registered in _live_first((await self._executors.now()).executors):
             for runtime in registered.executor.runtimes:
-                found.setdefault(runtime.name, runtime)
+                known = found.get(runtime.name)
+                if known is None or (known.unavailable_reason and not runtime.unavailable_reason):
+                    found[runtime.name] = runtime
         return [found[name] for name in sorted(found)]
 
     async def default_engine(self) -> str:

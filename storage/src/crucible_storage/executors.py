@@ -146,4 +146,5 @@ class Executors:
 
 def _known(executor: Executor) -> Known:
     engines = frozenset(engine.name for engine in executor.engines if engine.available)
-    return Known(executor.boot_id, engines, frozenset(runtime.name for runtime in executor.runtimes))
+    runtimes = frozenset(runtime.name for runtime in executor.runtimes if not runtime.unavailable_reason)
+    return Known(executor.boot_id, engines, runtimes)

@@ -213,7 +213,7 @@ class AsyncClient:
         return await self._call(calls.status())
 
     async def runtimes(self) -> tuple[results.Runtime, ...]:
-        """The runtimes that at least one executor has."""
+        """Every runtime, with why it cannot be used where no executor can."""
         return await self._call(calls.runtimes())
 
     async def self_test(

@@ -171,7 +171,9 @@ def platform_status(message: platform_service_pb2.GetStatusResponse) -> results.
 
 def runtime(message: platform_pb2.Runtime) -> results.Runtime:
     """A runtime."""
-    return results.Runtime(message.name, message.image, message.image_digest, tuple(message.command))
+    return results.Runtime(
+        message.name, message.image, message.image_digest, tuple(message.command), message.unavailable_reason
+    )
 
 
 def api_key(message: admin_service_pb2.ApiKey) -> results.ApiKey:

@@ -483,12 +483,13 @@ class PlatformStatus:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """How programs of one language are started."""
+    """How programs of one language are started; `unavailable_reason` is empty when they can be."""
 
     name: str
     image: str
     image_digest: str
     command: tuple[str, ...]
+    unavailable_reason: str = ""
 
 
 class Role(StrEnum):

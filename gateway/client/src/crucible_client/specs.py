@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-RUNTIME_BY_SUFFIX: Mapping[str, str] = {".py": "python", ".sh": "bash"}
+RUNTIME_BY_SUFFIX: Mapping[str, str] = {".js": "node", ".py": "python", ".sh": "bash"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ _MAX_STDIN_BYTES = 64 << 20
 _OPTIONS = (
     click.argument("file", metavar="FILE|-"),
     click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]"),
-    click.option("--runtime", help="Default: by the suffix of FILE (.py, .sh); python for -."),
+    click.option("--runtime", help="Default: by the suffix of FILE (.py, .sh, .js); python for -."),
     click.option("--engine", default="", help="Default: the server's. Nothing else is ever used instead."),
     click.option("--file", "extra", type=PAIR, multiple=True, metavar="NAME=PATH", help="Puts PATH beside it as NAME."),
     click.option("--env", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Adds to the program's environment."),

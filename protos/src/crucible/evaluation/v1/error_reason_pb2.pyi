@@ -43,7 +43,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ENGINE_NOT_AVAILABLE: _ErrorReason.ValueType  # 9
     """FAILED_PRECONDITION: no registered executor has this engine; `GetCapabilities` lists those there are."""
     ERROR_REASON_RUNTIME_NOT_AVAILABLE: _ErrorReason.ValueType  # 10
-    """FAILED_PRECONDITION: no registered executor has this runtime; `ListRuntimes` lists those there are."""
+    """FAILED_PRECONDITION: no registered executor can start this runtime; `ListRuntimes` says which can be, and why not."""
     ERROR_REASON_LIMIT_NOT_ENFORCEABLE: _ErrorReason.ValueType  # 11
     """FAILED_PRECONDITION: the engine asked for cannot enforce a limit asked for."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 12
@@ -123,7 +123,7 @@ ERROR_REASON_API_KEY_NOT_FOUND: ErrorReason.ValueType  # 8
 ERROR_REASON_ENGINE_NOT_AVAILABLE: ErrorReason.ValueType  # 9
 """FAILED_PRECONDITION: no registered executor has this engine; `GetCapabilities` lists those there are."""
 ERROR_REASON_RUNTIME_NOT_AVAILABLE: ErrorReason.ValueType  # 10
-"""FAILED_PRECONDITION: no registered executor has this runtime; `ListRuntimes` lists those there are."""
+"""FAILED_PRECONDITION: no registered executor can start this runtime; `ListRuntimes` says which can be, and why not."""
 ERROR_REASON_LIMIT_NOT_ENFORCEABLE: ErrorReason.ValueType  # 11
 """FAILED_PRECONDITION: the engine asked for cannot enforce a limit asked for."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 12

@@ -73,12 +73,15 @@ class Runtime(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     image: _builtins.str
     """The name of the image it runs in."""
     image_digest: _builtins.str
-    """The digest of that image's root file system, `sha256:` and hex."""
+    """The digest of that image's root file system, `sha256:` and hex. Empty when the image is not there."""
+    unavailable_reason: _builtins.str
+    """Why no program of it can be run (say, its image is not there), and how to mend that. Empty when one can."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The start of the command; the entry point and arguments follow."""
@@ -90,10 +93,11 @@ class Runtime(_message.Message):
         image: _builtins.str = ...,
         image_digest: _builtins.str = ...,
         command: _abc.Iterable[_builtins.str] | None = ...,
+        unavailable_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "image", b"image", "image_digest", b"image_digest", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "image", b"image", "image_digest", b"image_digest", "name", b"name", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -129,7 +133,7 @@ class Executor(_message.Message):
 
     @_builtins.property
     def runtimes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Runtime]:
-        """The runtimes it has."""
+        """Every runtime it knows, also those that it cannot start now."""
 
     @_builtins.property
     def ceilings(self) -> _evaluation_pb2.Limits:

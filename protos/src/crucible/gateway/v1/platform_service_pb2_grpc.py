@@ -81,7 +81,7 @@ class PlatformServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRuntimes(self, request, context):
-        """The runtimes that at least one registered executor has.
+        """Every runtime of every registered executor, with why it cannot be used where none of them can.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

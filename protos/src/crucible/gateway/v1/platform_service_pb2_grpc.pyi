@@ -38,7 +38,7 @@ class PlatformServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_platform_service_pb2.GetStatusRequest, _platform_service_pb2.GetStatusResponse]
     """Whether each process answers, and how much work there is. Answers also when others are down."""
     ListRuntimes: _grpc.UnaryUnaryMultiCallable[_platform_service_pb2.ListRuntimesRequest, _platform_service_pb2.ListRuntimesResponse]
-    """The runtimes that at least one registered executor has."""
+    """Every runtime of every registered executor, with why it cannot be used where none of them can."""
     RunSelfTest: _grpc.UnaryStreamMultiCallable[_platform_service_pb2.RunSelfTestRequest, _platform_service_pb2.RunSelfTestResponse]
     """Has an executor check each of its own parts, and streams each result as it comes; the summary is the last. Running
     work is not touched. It ends with the call. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, no live executor has the
@@ -62,7 +62,7 @@ class PlatformServiceAsyncStub(PlatformServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_platform_service_pb2.GetStatusRequest, _platform_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Whether each process answers, and how much work there is. Answers also when others are down."""
     ListRuntimes: _aio.UnaryUnaryMultiCallable[_platform_service_pb2.ListRuntimesRequest, _platform_service_pb2.ListRuntimesResponse]  # type: ignore[assignment]
-    """The runtimes that at least one registered executor has."""
+    """Every runtime of every registered executor, with why it cannot be used where none of them can."""
     RunSelfTest: _aio.UnaryStreamMultiCallable[_platform_service_pb2.RunSelfTestRequest, _platform_service_pb2.RunSelfTestResponse]  # type: ignore[assignment]
     """Has an executor check each of its own parts, and streams each result as it comes; the summary is the last. Running
     work is not touched. It ends with the call. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, no live executor has the
@@ -101,7 +101,7 @@ class PlatformServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _platform_service_pb2.ListRuntimesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_platform_service_pb2.ListRuntimesResponse, _abc.Awaitable[_platform_service_pb2.ListRuntimesResponse]]:
-        """The runtimes that at least one registered executor has."""
+        """Every runtime of every registered executor, with why it cannot be used where none of them can."""
 
     @_abc_1.abstractmethod
     def RunSelfTest(
