@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from docker import APIClient
 
-from crucible_deploy import unpacking
-from tests.conformance import docker_daemon
+from crucible_deploy import docker_daemon, unpacking
 from tests.conformance.conftest import newest_runsc
 from tests.deploy import archives as a
 from tests.deploy.archives import tree
