@@ -218,7 +218,7 @@ async def test_what_takes_too_long_is_ended_and_has_no_summary(tmp_path):
         found(one) async for one in inspections(suite, tmp_path, longest={VERIFY: timedelta(seconds=0.1)}).run(leave())
     ]
     assert [one.WhichOneof("kind") for one in events] == ["attempt", "failed"]
-    assert events[-1].failed.reason == "it took longer than 0.1 s"
+    assert events[-1].failed.reason == "it took longer than it may"
     assert suite.removed.is_set()
 
 

@@ -34,26 +34,26 @@ from tests.system.test_executor_doors import tls_of
 SLOW = "wall-time"  # runs for seconds, whatever the machine
 
 
-def left_of_suites(stack) -> list[str]:
-    """Cgroups of attack suites and of the executor's own for inspections, and processes of a suite."""
-    folders = [str(one) for one in Path("/sys/fs/cgroup").glob("**/cv??????????????")]
-    folders += [str(one) for one in Path("/sys/fs/cgroup").glob(f"**/{stack.layout.cgroup}-inspect")]
-    folders += [str(one) for one in Path("/sys/fs/cgroup").glob(f"**/{stack.layout.cgroup}-selftest")]
+def left_of_suites(stack, names=()) -> list[str]:
+    """Processes of this stack's attack suites, cgroups of suites of these names, and the executor's own for both."""
+    own = [f"{stack.layout.cgroup}-inspect", f"{stack.layout.cgroup}-selftest", *names]
+    roots = (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir())
+    folders = [str(root / name) for root in roots for name in own if (root / name).exists()]
     return folders + [f"process {pid}" for pid in suites(stack)]
 
 
-def suites(stack) -> list[int]:
-    """The processes of attack suites of this stack's executor."""
+def suites(stack) -> dict[int, str]:
+    """The names of this stack's attack suites by their processes."""
     interpreter = str(stack.layout.environment("executor")).encode()
-    found = []
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                arguments = (entry / "cmdline").read_bytes()
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if interpreter in arguments and b"crucible_executor.verify" in arguments:
-                found.append(int(entry.name))
+            if interpreter in arguments[0] and b"--name" in arguments:
+                found[int(entry.name)] = arguments[arguments.index(b"--name") + 1].decode()
     return found
 
 
@@ -117,17 +117,21 @@ async def test_only_an_administrator_may_attack_and_only_once_at_a_time(stack, c
         assert [one async for one in user.self_test(engine="gvisor")][-1].good
     async with aclosing(client.verify_isolation(engine="gvisor", attempts=["mount", SLOW])) as first:
         assert (await anext(first)).verdict is Verdict.CONTAINED
+        names = set(suites(stack).values())
+        assert len(names) == 1
         with pytest.raises(ResourceExhaustedError) as refused:
             await anext(client.verify_isolation(engine="gvisor", attempts=["mount"]))
         assert refused.value.reason == "INSPECTION_RUNNING"
-    await asyncio.to_thread(until, lambda: left_of_suites(stack) == [], 30, "the end of a suite whose caller left")
+    gone = "the end of a suite whose caller left"
+    await asyncio.to_thread(until, lambda: left_of_suites(stack, names) == [], 60, gone)
 
 
 @pytest.mark.parametrize("process", ["worker", "executor"])
 async def test_an_inspection_whose_carrier_dies_ends_without_a_verdict_and_leaves_nothing(stack, client, process):
     attempts = client.verify_isolation(engine="gvisor", attempts=["mount", SLOW])
     assert (await anext(attempts)).name == "mount"
-    assert suites(stack)
+    names = set(suites(stack).values())
+    assert len(names) == 1
     killed = stack.kill(process)
     later = []
     with pytest.raises(UnavailableError) as lost:
@@ -135,7 +139,7 @@ async def test_an_inspection_whose_carrier_dies_ends_without_a_verdict_and_leave
     assert not [one for one in later if isinstance(one, VerificationSummary)]
     assert lost.value.reason == "INSPECTION_LOST"
     await asyncio.to_thread(until, lambda: stack.processes().get(process) not in (None, killed))
-    await asyncio.to_thread(until, lambda: left_of_suites(stack) == [], 30, "the end of what the suite made")
+    await asyncio.to_thread(until, lambda: left_of_suites(stack, names) == [], 60, "the end of what the suite made")
     await _verified(client)
 
 

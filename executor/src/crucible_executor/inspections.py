@@ -148,33 +148,11 @@ class Inspections:
 
     async def _bounded(self, ticket: pb.InspectionTicket) -> AsyncGenerator[Found | pb.InspectionFailed, None]:
         """What it finds, until it ends, takes too long, or the executor stops."""
-        longest = self._longest[ticket.kind]
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + longest.total_seconds()
+        deadline = asyncio.get_running_loop().time() + self._longest[ticket.kind].total_seconds()
         closing = asyncio.ensure_future(self._closing.wait())
         try:
             async with aclosing(self._found(ticket)) as found:
-                while True:
-                    step = asyncio.ensure_future(anext(found, None))
-                    try:
-                        await asyncio.wait(
-                            {step, closing}, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED
-                        )
-                    finally:
-                        done = step.done()
-                        if not done:
-                            step.cancel()
-                            await _settled(step)
-                    if not done:
-                        stopped = closing.done()
-                        text = (
-                            "the executor stopped" if stopped else f"it took longer than {longest.total_seconds():g} s"
-                        )
-                        yield pb.InspectionFailed(reason=text)
-                        return
-                    one = _result(step)
-                    if one is None:
-                        return
+                while (one := await _next(found, closing, deadline)) is not None:
                     yield one
                     if isinstance(one, pb.InspectionFailed):
                         return
@@ -192,16 +170,10 @@ class Inspections:
     async def _self_test(self, engine: str) -> AsyncGenerator[Found, None]:
         began = time.monotonic()
         count = dict.fromkeys(model.Status, 0)
-        async for result in model.run(self._parts.checks(engine)):
-            count[result.status] += 1
-            made = pb.CheckResult(
-                component=result.component,
-                name=result.name,
-                status=_STATUSES[result.status],
-                evidence=result.evidence,
-            )
-            made.duration.FromMilliseconds(int(result.seconds * 1000))
-            yield made
+        async with aclosing(model.run(self._parts.checks(engine))) as results:
+            async for result in results:
+                count[result.status] += 1
+                yield _check(result)
         summary = pb.SelfTestSummary(
             executor=self._executor_id,
             passed=count[model.Status.PASSED],
@@ -222,6 +194,33 @@ class Inspections:
         payload = event.SerializeToString()
         signature = self._signer.sign(CONTEXT, payload)
         return SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)
+
+
+def _check(result: model.Result) -> pb.CheckResult:
+    made = pb.CheckResult(
+        component=result.component, name=result.name, status=_STATUSES[result.status], evidence=result.evidence
+    )
+    made.duration.FromMilliseconds(int(result.seconds * 1000))
+    return made
+
+
+async def _next(
+    found: AsyncGenerator[Found, None], closing: asyncio.Future[Any], deadline: float
+) -> Found | pb.InspectionFailed | None:
+    """What is found next, and None at the end; `failed` when the executor stops or the time is up before that."""
+    step = asyncio.ensure_future(anext(found, None))
+    either: list[asyncio.Future[Any]] = [step, closing]
+    left = max(0.0, deadline - asyncio.get_running_loop().time())
+    try:
+        await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        in_time = step.done()
+        if not in_time:
+            step.cancel()
+            await _settled(step)
+    if in_time:
+        return _result(step)
+    return pb.InspectionFailed(reason="the executor stopped" if closing.done() else "it took longer than it may")
 
 
 async def _settled(step: asyncio.Future[Any]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import enum
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -63,7 +63,7 @@ class Result:
     seconds: float
 
 
-async def run(checks: Iterable[Check], longest: timedelta = LONGEST_CHECK) -> AsyncIterator[Result]:
+async def run(checks: Iterable[Check], longest: timedelta = LONGEST_CHECK) -> AsyncGenerator[Result, None]:
     """Runs checks one after the other; one that takes longer than `longest` has failed."""
     for check in checks:
         began = time.monotonic()
