@@ -6,6 +6,7 @@ A chosen set, some of each family; `crucible verify --engine docker` and `docker
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,15 @@ def test_without_dockerd_the_engine_is_unavailable_and_says_so(environment):
     done = subprocess.run(argv, env=without, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert "dockerd is not installed" in done.stderr
+
+
+def test_the_daemon_writes_nothing_where_a_docker_of_the_machine_does(environment):
+    def written():
+        places = [Path(place) for place in ("/etc/docker", "/opt/containerd", "/run/containerd", "/run/docker")]
+        found = [one for place in places for one in (place, *place.rglob("*")) if one.exists()]
+        return {str(one): one.lstat().st_mtime_ns for one in found}
+
+    before = written()
+    found, _ = run(environment, command("--json", "--engine", "docker", *only("forged-marks")))
+    assert found["forged-marks"]["verdict"] == "CONTAINED"
+    assert written() == before

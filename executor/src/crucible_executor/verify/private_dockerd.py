@@ -32,6 +32,9 @@ _LAYERS = (
 )
 """Where daemons keep the layers of images and containers, below their data folder, by storage driver."""
 
+_STUBBORN = (Path("/run"), Path("/etc/docker"), Path("/opt/containerd"))
+"""Where a daemon, its containerd and their shims write (sockets, a key, empty folders), whatever they are told."""
+
 
 @dataclass(frozen=True)
 class PrivateDockerd:
@@ -69,16 +72,29 @@ def running(folder: Path, runsc: Path, cgroup: str) -> Iterator[PrivateDockerd]:
             "Docker (Debian: docker.io)."
         )
     folder.mkdir(mode=0o711)
-    # Shims make their sockets there, whatever they are told.
-    namespaces.mount("crucible-verify", "/run", "tmpfs", namespaces.MS_NODEV | namespaces.MS_NOSUID, "mode=0755")
-    daemon = _start(dockerd, folder, runsc, cgroup)
-    try:
+    with contextlib.ExitStack() as cleanup:
+        for path in _STUBBORN:
+            cleanup.enter_context(_hidden(path))
+        daemon = _start(dockerd, folder, runsc, cgroup)
+        cleanup.callback(_stop, daemon)
         made = PrivateDockerd(f"unix://{folder}/socket", folder / "data")
         _wait(daemon, made.address, folder / "log")
         yield made
+
+
+@contextlib.contextmanager
+def _hidden(folder: Path) -> Iterator[None]:
+    """Lays an empty file system over a folder; one that there was not is removed again."""
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    namespaces.mount("crucible-verify", str(folder), "tmpfs", namespaces.MS_NODEV | namespaces.MS_NOSUID, "mode=0755")
+    try:
+        yield
     finally:
-        _stop(daemon)
-        namespaces.unmount("/run")
+        namespaces.unmount(str(folder))
+        if made:
+            with contextlib.suppress(OSError):  # a Docker of the machine's has begun to use it
+                folder.rmdir()
 
 
 def _start(dockerd: str, folder: Path, runsc: Path, cgroup: str) -> subprocess.Popen[bytes]:
