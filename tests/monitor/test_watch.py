@@ -201,7 +201,7 @@ async def test_watcher_that_never_reads_gives_its_place_up_and_can_go_on_where_i
 
 
 async def test_watcher_that_reads_slowly_keeps_its_place(start_monitor, watch, log):
-    monitor = await start_monitor(watcher_patience=timedelta(seconds=0.5))
+    monitor = await start_monitor(watcher_patience=timedelta(seconds=2))
     for _ in range(200):
         log.output(name(1), b"x" * 65_536)
     log.end(name(1))
@@ -211,7 +211,7 @@ async def test_watcher_that_reads_slowly_keeps_its_place(start_monitor, watch, l
         async for answer in slow:
             seen.append(answer.event.position)
             if len(seen) % 25 == 0:
-                await asyncio.sleep(0.2)  # all in all far longer than the patience
+                await asyncio.sleep(0.4)  # all in all longer than the patience
     assert seen == told(log, name(1))
 
 
