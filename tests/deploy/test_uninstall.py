@@ -170,12 +170,10 @@ def test_what_a_killed_private_stack_left_goes_too_and_one_in_use_stays(uninstal
 def test_where_nothing_is_installed_there_is_nothing_to_remove_and_doctor_says_what_to_do(tmp_path):
     package = Path(__file__).resolve().parents[2] / "deploy" / "src"
     env = {"PATH": "/usr/bin:/bin", "CRUCIBLE_HOME": str(tmp_path / "home"), "CRUCIBLE_CACHE": str(tmp_path / "cache")}
-    command = ["/usr/bin/python3", "-B", "-m", "crucible_deploy.uninstall"]
+    command = ["/usr/bin/python3", "-B", "-m", "crucible_deploy.uninstall", "--private", str(tmp_path)]
     alone = env | {"PYTHONPATH": str(package)}
     done = subprocess.run(command, env=alone, cwd="/", capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("There was nothing to remove.\n")
-    assert all(line.startswith("still there: ") for line in done.stdout.splitlines()[1:])
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "There was nothing to remove.\n")
     doctor = [sys.executable, "-m", "crucible_client", "doctor", "--json"]
     asked = subprocess.run(doctor, env=env, capture_output=True, text=True, timeout=60, check=False)
     said = json.loads(asked.stdout)

@@ -169,12 +169,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Removes the installation that the environment names; returns the exit code."""
     parser = argparse.ArgumentParser(prog="uninstall", description="Undo what set-up and `crucible up` made.")
     parser.add_argument("--checkout", type=Path, help="the checkout whose .venv goes too")
-    checkout: Path | None = parser.parse_args(arguments).checkout
+    parser.add_argument("--private", type=Path, default=private_homes.PARENT, help="where private stacks have homes")
+    given = parser.parse_args(arguments)
+    checkout: Path | None = given.checkout
+    private: Path = given.private
     if os.geteuid() != 0:
         return _refuse("it must run as root: sudo make uninstall")
     removed = 0
     try:
-        for what in Uninstall(Layout.of(os.environ), checkout).run():
+        for what in Uninstall(Layout.of(os.environ), checkout, private_parent=private).run():
             sys.stdout.write(f"removed {what}\n")
             sys.stdout.flush()
             removed += 1
@@ -183,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     sys.stdout.write("Debian packages stay.\n" if removed else "There was nothing to remove.\n")
-    for one in private_homes.found():
+    for one in private_homes.found(private):
         sys.stdout.write(f"still there: {one}\n")
     return 0
 
