@@ -62,8 +62,11 @@ async def test_limit_hits_are_told_in_the_log_and_kept(world):
     assignment = await world.running()
     final = w.final_record(assignment, exited(1))
     final.limit_hits.add(limit=pb.LIMIT_PROCESSES)
+    final.unobserved_limits.append(pb.LIMIT_OPEN_FILES)
     await world.report(report(assignment, ex.RunEvent(finished=w.signed(final))))
-    assert [hit.limit for hit in (await world.get(assignment)).limit_hits] == [pb.LIMIT_PROCESSES]
+    stored = await world.get(assignment)
+    assert [hit.limit for hit in stored.limit_hits] == [pb.LIMIT_PROCESSES]
+    assert list(stored.unobserved_limits) == [pb.LIMIT_OPEN_FILES]
     kinds = [event.WhichOneof("kind") for event in await world.events()]
     assert kinds == ["state_changed", "state_changed", "state_changed", "limit_hit", "state_changed"]
 

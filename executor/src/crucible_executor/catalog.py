@@ -18,10 +18,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OfferedEngine:
-    """An engine and whether it can be used; `unavailable` is empty when it can, else says why not."""
+    """An engine, and why it could not be used when this executor started; `refused` is empty when it could."""
 
     engine: Engine
-    unavailable: str
+    refused: str
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be used now; empty when it can."""
+        return self.refused or self.engine.failing
 
     @property
     def capabilities(self) -> Capabilities:
@@ -109,10 +114,10 @@ async def check_engines(engines: Iterable[Engine]) -> list[OfferedEngine]:
             await engine.check()
         except EngineUnavailableError as error:
             _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=str(error)))
-            offered.append(OfferedEngine(engine, unavailable=str(error) or "it did not say why"))
+            offered.append(OfferedEngine(engine, refused=str(error) or "it did not say why"))
         else:
             _log.info("engine can be used", extra=logs.fields(engine=name, version=engine.capabilities.version))
-            offered.append(OfferedEngine(engine, unavailable=""))
+            offered.append(OfferedEngine(engine, refused=""))
     return offered
 
 

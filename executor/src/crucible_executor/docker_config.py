@@ -21,7 +21,9 @@ class Kind:
         tasks_per_process: what the host's pids limit allows for each process; systrap needs two (measured).
         own_tasks: added to that for what runs beside the program.
         boot_tasks: the least pids limit until the init waits.
-        counts_by_cgroup: processes are bounded by the pids cgroup; else by RLIMIT_NPROC, of a kernel of its own.
+        shares_kernel: it runs on the host's kernel, which counts its processes by the pids cgroup, exactly, and knows
+            how full its file systems are; otherwise processes are bounded by RLIMIT_NPROC, of a kernel of its own.
+        not_observable: see `Capabilities`.
     """
 
     name: str
@@ -32,24 +34,37 @@ class Kind:
     tasks_per_process: int
     own_tasks: int
     boot_tasks: int
-    counts_by_cgroup: bool
+    shares_kernel: bool
+    not_observable: frozenset[Limit]
 
     def tasks(self, sandbox_class: SandboxClass) -> int:
         """The host's pids limit while a program runs."""
         return self.tasks_per_process * sandbox_class.processes + self.own_tasks
 
 
-RUNC = Kind("docker", "runc", Isolation.CONTAINER, frozenset(Limit), 2 << 20, 1, 1, 64, counts_by_cgroup=True)
+RUNC = Kind(
+    "docker",
+    "runc",
+    Isolation.CONTAINER,
+    frozenset(Limit),
+    own_memory_bytes=2 << 20,
+    tasks_per_process=1,
+    own_tasks=1,
+    boot_tasks=64,
+    shares_kernel=True,
+    not_observable=frozenset({Limit.OPEN_FILES}),
+)
 RUNSC = Kind(
     "docker-gvisor",
     "runsc",
     Isolation.USER_KERNEL,
     frozenset(Limit) - {Limit.DISK_INODES},
-    32 << 20,
-    3,
-    512,
-    512,
-    counts_by_cgroup=False,
+    own_memory_bytes=32 << 20,
+    tasks_per_process=3,
+    own_tasks=512,
+    boot_tasks=512,
+    shares_kernel=False,
+    not_observable=frozenset({Limit.OPEN_FILES, Limit.PROCESSES}),
 )
 
 

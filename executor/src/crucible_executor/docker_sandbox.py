@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from crucible_executor import cgroups, init_protocol
+from crucible_executor import cgroups, init_protocol, limit_hits
 from crucible_executor.cgroups import Cgroup
 from crucible_executor.docker_config import Kind, container_config
 from crucible_executor.dockerd import CALL_S, AttachedStream, Daemon, DaemonError, MissingError
 from crucible_executor.engines.base import EngineUnavailableError, Sandbox, Sink
+from crucible_executor.host_disks import HostDisks
 from crucible_executor.host_pipes import PipeReader, PipeWriter
 from crucible_executor.init_protocol import Channel, FrameReader, ProtocolError, Report, ReportKind, ReportReader
 from crucible_executor.model import (
@@ -74,6 +75,7 @@ class DockerSandbox(Sandbox):
         self._container = ""
         self._cgroup: Cgroup | None = None
         self._counters: _Counters | None = None
+        self._disks: HostDisks | None = None
         self._control: PipeWriter | None = None
         self._attached: PipeReader | None = None
         self._stream = AttachedStream(self._arrived)
@@ -117,6 +119,8 @@ class DockerSandbox(Sandbox):
         state = (await self._inspect())["State"]
         self._cgroup = cgroups.of_process(int(state["Pid"]), self._container)
         self._cgroup.limit_tasks(self._kind.tasks(self._class))
+        if self._kind.shares_kernel:
+            self._disks = HostDisks(int(state["Pid"]))
 
     async def _inspect(self) -> dict[str, Any]:
         found: dict[str, Any] = await self._daemon.call(
@@ -155,7 +159,7 @@ class DockerSandbox(Sandbox):
             raise RuntimeError(f"Sandbox {self.id} takes one program, once.")
         self._used = True
         # This sentry does not count the program itself, whose uid changed after it was forked.
-        processes = init_protocol.UNCHANGED if self._kind.counts_by_cgroup else limits.processes - 1
+        processes = init_protocol.UNCHANGED if self._kind.shares_kernel else limits.processes - 1
         frame = init_protocol.encode(program, dataclasses.replace(limits, processes=processes))
         run = self._run = Supervision(limits, sink)
         self._sink = sink
@@ -180,7 +184,10 @@ class DockerSandbox(Sandbox):
         if not drained:
             cause = SandboxFailed("dockerd did not pass on all of the container's output.")
         termination = self._termination(cause, oom_killed) or SandboxFailed(await self._explain())
-        return Outcome(termination, tuple(self._limit_hits()), self._usage(run))
+        hits = tuple(self._limit_hits(limits))
+        seen = {hit.limit for hit in hits} | self._seen_limits()
+        hidden = limit_hits.unobserved(self._kind.enforces, limits, seen)
+        return Outcome(termination, hits, self._usage(run), unobserved=hidden)
 
     def _count(self) -> None:
         """Reads the cgroup's counters, as long as there is one; they only grow."""
@@ -239,25 +246,26 @@ class DockerSandbox(Sandbox):
             f"({self._class.memory_bytes} for the program, {self._kind.own_memory_bytes} for the sandbox itself)"
         )
 
-    def _limit_hits(self) -> Iterator[LimitHit]:
-        last = self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
-        if last is not None:
-            for folder, full, inodes in (
-                ("/workspace", last.workspace_full, last.workspace_inodes_full),
-                ("/tmp", last.tmp_full, last.tmp_inodes_full),  # noqa: S108  # the sandbox's own
-            ):
-                if full:
-                    yield LimitHit(Limit.DISK, "sandbox init", f"{folder} was full when the program ended")
-                if inodes and self._class.disk_inodes is not None:
-                    yield LimitHit(
-                        Limit.DISK_INODES, "sandbox init", f"{folder} had no free inode at the program's end"
-                    )
-        if self._counters is not None and self._counters.refused_tasks:
-            refused = f"{self._counters.refused_tasks} process(es) or thread(s) refused"
-            yield LimitHit(Limit.PROCESSES, "host pids cgroup", refused)
+    def _limit_hits(self, limits: Limits) -> Iterator[LimitHit]:
+        if self._disks is not None:
+            yield from limit_hits.by_file_systems(self._disks.states(), limits)
+        else:
+            yield from limit_hits.by_init(self._last_report(), limits)
+        if self._counters is not None:
+            yield from limit_hits.by_cgroup(self._counters.refused_tasks)
+
+    def _seen_limits(self) -> set[Limit]:
+        """The limits of which a hit would have been seen."""
+        seen = {Limit.PROCESSES} if self._kind.shares_kernel and self._counters is not None else set()
+        if self._disks is not None or self._last_report() is not None:
+            seen |= {Limit.DISK, Limit.DISK_INODES}
+        return seen
+
+    def _last_report(self) -> Report | None:
+        return self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
 
     def _usage(self, run: Supervision) -> Usage:
-        last = self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
+        last = self._last_report()
         told = None if last is None else last.user_cpu + last.system_cpu
         if self._counters is None:
             return Usage(run.wall_time, told, None, None)
@@ -294,6 +302,8 @@ class DockerSandbox(Sandbox):
             self._control.close()
         if self._attached is not None:
             self._attached.close()
+        if self._disks is not None:
+            self._disks.close()
         if not self._container:
             await self._daemon.settled()  # a call to create it may still be under way
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -42,17 +42,17 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
     """Speaks protobuf; the rules are in `Runs`.
 
     Args:
-        executor: what this executor is and offers.
+        describe: says what this executor is and offers at the moment.
         runs: its runs.
     """
 
-    def __init__(self, executor: Executor, runs: Runs) -> None:
-        self._executor = executor
+    def __init__(self, describe: Callable[[], Executor], runs: Runs) -> None:
+        self._describe = describe
         self._runs = runs
 
     async def GetExecutor(self, request: ex.GetExecutorRequest, context: Any) -> ex.GetExecutorResponse:
         """See the contract."""
-        return ex.GetExecutorResponse(executor=self._executor)
+        return ex.GetExecutorResponse(executor=self._describe())
 
     async def Execute(self, request: ex.ExecuteRequest, context: Any) -> AsyncIterator[ex.ExecuteResponse]:
         """See the contract."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import uuid
 from collections.abc import Sequence
@@ -106,7 +107,8 @@ class ExecutorService:
             lost = await runs.recover()
         except JournalFullError as error:
             raise StartError(f"{error}; free some space in {settings.state_dir}") from error
-        executor = convert.executor(
+        describe = functools.partial(
+            convert.executor,
             catalog,
             executor_id=state.executor_id,
             boot_id=boot_id,
@@ -114,7 +116,7 @@ class ExecutorService:
             slots=settings.slot_count,
         )
         server = _server(settings, registry)
-        server.add(executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(executor, runs))
+        server.add(executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(describe, runs))
         service = cls(settings, state, boot_id, journal, runs, server, engines)
         server.on_drain(service._begin_draining)
         service.port = await server.start()

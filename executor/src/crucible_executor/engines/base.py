@@ -33,12 +33,21 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine promises. A request that needs a limit which is not in `enforces` is refused."""
+    """What an engine promises.
+
+    Attributes:
+        name: the registry's.
+        version: what its runtime says of itself.
+        isolation: what it puts between program and host.
+        enforces: a request that needs another limit is refused.
+        not_observable: of these, the ones of which this engine never sees whether they refused something.
+    """
 
     name: str
     version: str
     isolation: Isolation
     enforces: frozenset[Limit]
+    not_observable: frozenset[Limit] = frozenset()
 
 
 class EngineUnavailableError(Exception):
@@ -126,9 +135,14 @@ class Engine(abc.ABC):
     def capabilities(self) -> Capabilities:
         """What this engine promises."""
 
+    @property
+    def failing(self) -> str:
+        """Why it cannot be used just now, although `check` once said that it can; empty when it can."""
+        return ""
+
     @abc.abstractmethod
     async def check(self) -> None:
-        """Finds out whether this machine can run the engine, by running something real.
+        """Finds out whether this machine can run the engine, by running something real. May be asked again.
 
         Raises:
             EngineUnavailableError: it cannot; says why and what to do.

@@ -8,7 +8,8 @@ mounted. What the daemon does not say early or exactly enough is read from the c
   with its last process. CPU time, peak memory and refused processes: the cgroup's counters.
 - processes: with runc the cgroup's pids limit, exactly; the program's uid is shared by all containers, so RLIMIT_NPROC
   could not do it. With runsc the sentry enforces RLIMIT_NPROC, as in the gvisor engine.
-- disk: the size of a tmpfs at `/workspace`, `/tmp` and `/dev/shm` each. Inodes: `nr_inodes`, which only runc knows.
+- disk: the size of a tmpfs at `/workspace`, `/tmp` and `/dev/shm` each. Inodes: `nr_inodes`, which only runc knows. How
+  full they are tells the host's kernel with runc, the init with runsc.
 - end: every process of the cgroup is killed from here, so that a daemon which hangs cannot keep a program alive.
 
 A shared kernel (`docker`) also shows what gVisor hides: the host's kernel, its command line, its mounts' paths.
@@ -48,7 +49,8 @@ class _Engine(Engine):
     @property
     def capabilities(self) -> Capabilities:
         """What this engine promises; its version is known after `check`."""
-        return Capabilities(self._kind.name, self._version, self._kind.isolation, self._kind.enforces)
+        kind = self._kind
+        return Capabilities(kind.name, self._version, kind.isolation, kind.enforces, kind.not_observable)
 
     async def check(self) -> None:
         """Asks dockerd what it and the kernel can do, and runs `/bin/true` of the first image."""

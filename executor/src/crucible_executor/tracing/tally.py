@@ -17,7 +17,7 @@ from crucible_executor.behaviour import (
     Behaviour,
     Observation,
 )
-from crucible_executor.tracing import actions, wire
+from crucible_executor.tracing import actions, refusals, wire
 
 MAX_MESSAGES = 250_000
 """Looked at of one run, about 4 s of CPU time; more are counted as dropped."""
@@ -50,6 +50,7 @@ class Tally:
         self._messages = 0
         self._unread = 0
         self._dropped = 0
+        self._refused = 0
 
     def add(self, data: memoryview, *, whole: bool = True) -> None:
         """Takes one datagram, whatever it is; `whole` is False when it was longer than `data`."""
@@ -71,6 +72,7 @@ class Tally:
         message = wire.message(data)
         # Only ever more: a kernel that takes its own count back is not believed.
         self._dropped = max(self._dropped, message.dropped)
+        self._refused += refusals.is_refused_process(message)
         for action, example in self._actions.of(message):
             kind = self._kinds[action]
             kind.count += 1
@@ -82,7 +84,13 @@ class Tally:
     def report(self) -> bytes:
         """What `behaviour` reads; at most `MAX_REPORT` bytes."""
         kinds = {action.value: [kind.count, kind.first, kind.examples] for action, kind in self._kinds.items()}
-        document = {"greeted": self._greeted, "dropped": self._dropped, "unread": self._unread, "kinds": kinds}
+        document = {
+            "greeted": self._greeted,
+            "dropped": self._dropped,
+            "unread": self._unread,
+            "refused": self._refused,
+            "kinds": kinds,
+        }
         return json.dumps(document).encode()
 
 
@@ -97,7 +105,7 @@ def behaviour(report: bytes, since: datetime, until: datetime) -> Behaviour:
     try:
         document = json.loads(report[:MAX_REPORT])
         kinds = {action: _actions(document["kinds"][action.value], since, until) for action in Action}
-        dropped, unread = _count(document["dropped"]), _count(document["unread"])
+        dropped, unread, refused = (_count(document[name]) for name in ("dropped", "unread", "refused"))
         greeted = document["greeted"] is True
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError):
         return Behaviour.not_observed("what the reader of the trace said makes no sense")
@@ -109,7 +117,7 @@ def behaviour(report: bytes, since: datetime, until: datetime) -> Behaviour:
     if unread:
         lost.append(f"{unread} message(s) were beyond the budget of {MAX_MESSAGES} or could not be read")
     observation = Observation.PARTIAL if lost else Observation.OBSERVED
-    return Behaviour(observation, "; ".join(lost), kinds, dropped + unread)
+    return Behaviour(observation, "; ".join(lost), kinds, dropped + unread, refused)
 
 
 def _actions(said: Any, since: datetime, until: datetime) -> Actions:

@@ -120,6 +120,9 @@ class Untraced:
         reason: what each run says about it.
     """
 
+    watches = False
+    """See `Tracer.watches`."""
+
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
@@ -162,6 +165,11 @@ class Tracer:
         self._next = 1
         self._started_at = 0.0
         self._quick_deaths = 0
+
+    @property
+    def watches(self) -> bool:
+        """Whether sandboxes are traced here, unless something fails."""
+        return points.supported()
 
     @property
     def reader_pid(self) -> int | None:

@@ -39,6 +39,8 @@ class Kind(enum.IntEnum):
     OPEN = 7
     CONNECT = 10
     SOCKET = 12
+    CLONE_CALL = 23
+    FORK_CALL = 29
 
 
 @dataclass(frozen=True)

@@ -29,17 +29,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+crucible/executor/v1/executor_service.proto\x12\x14\x63rucible.executor.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x02\n\x06Ticket\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0frun_spec_sha256\x18\x04 \x01(\x0c\x12.\n\x06limits\x18\x05 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xecutor_id\x18\x07 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x07RunSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x92\x03\n\x0eRunTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12.\n\x06killed\x18\x04 \x01(\x0b\x32\x1c.crucible.executor.v1.KilledH\x00\x12=\n\x0esandbox_failed\x18\x05 \x01(\x0b\x32#.crucible.executor.v1.SandboxFailedH\x00\x12*\n\x04lost\x18\x06 \x01(\x0b\x32\x1a.crucible.executor.v1.LostH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"8\n\x06Killed\x12.\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1f.crucible.executor.v1.KillCause\"\x1f\n\rSandboxFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x16\n\x04Lost\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"D\n\tRunOutput\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\xdd\x06\n\x0b\x46inalRecord\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12\x17\n\x0frun_spec_sha256\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63ode_sha256\x18\x06 \x01(\x0c\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x14\n\x0cimage_digest\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12\x34\n\tisolation\x18\x0b \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12.\n\x06limits\x18\x0c \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x39\n\x0btermination\x18\r \x01(\x0b\x32$.crucible.executor.v1.RunTermination\x12\x34\n\nlimit_hits\x18\x0e \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12/\n\x06stdout\x18\x10 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12/\n\x06stderr\x18\x11 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12\x13\n\x0b\x65xecutor_id\x18\x12 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x13 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nstart_kind\x18\x18 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\x12\x34\n\tbehaviour\x18\x19 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\"\xbc\x01\n\x08RunEvent\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.crucible.executor.v1.ProgramStartedH\x00\x12\x36\n\x06output\x18\x02 \x01(\x0b\x32$.crucible.executor.v1.RunOutputChunkH\x00\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytesH\x00\x42\x06\n\x04kind\":\n\x0eProgramStarted\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x0eRunOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12GetExecutorRequest\"I\n\x13GetExecutorResponse\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\"\x82\x01\n\x0e\x45xecuteRequest\x12\x33\n\x06ticket\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x02 \x01(\x0c\x12)\n\x06permit\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x0f\x45xecuteResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"M\n\rAttachRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rstdout_offset\x18\x02 \x01(\x03\x12\x15\n\rstderr_offset\x18\x03 \x01(\x03\"?\n\x0e\x41ttachResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x1d\n\x0bKillRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x0cKillResponse\x12\x34\n\x0cstate_before\x18\x01 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"%\n\x12\x41\x63knowledgeRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\"\x15\n\x13\x41\x63knowledgeResponse\"\x11\n\x0fListRunsRequest\";\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.crucible.executor.v1.Run\"D\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"R\n\x14\x45xtendPermitsRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12)\n\x06permit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\x15\x45xtendPermitsResponse\x12\x13\n\x0bnot_running\x18\x01 \x03(\t*y\n\tKillCause\x12\x1a\n\x16KILL_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14KILL_CAUSE_REQUESTED\x10\x01\x12\x1d\n\x19KILL_CAUSE_PERMIT_EXPIRED\x10\x02\x12\x17\n\x13KILL_CAUSE_SHUTDOWN\x10\x03*k\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x15\n\x11RUN_STATE_REFUSED\x10\x03\x32\x9e\x05\n\x0f\x45xecutorService\x12\x62\n\x0bGetExecutor\x12(.crucible.executor.v1.GetExecutorRequest\x1a).crucible.executor.v1.GetExecutorResponse\x12X\n\x07\x45xecute\x12$.crucible.executor.v1.ExecuteRequest\x1a%.crucible.executor.v1.ExecuteResponse0\x01\x12U\n\x06\x41ttach\x12#.crucible.executor.v1.AttachRequest\x1a$.crucible.executor.v1.AttachResponse0\x01\x12M\n\x04Kill\x12!.crucible.executor.v1.KillRequest\x1a\".crucible.executor.v1.KillResponse\x12\x62\n\x0b\x41\x63knowledge\x12(.crucible.executor.v1.AcknowledgeRequest\x1a).crucible.executor.v1.AcknowledgeResponse\x12Y\n\x08ListRuns\x12%.crucible.executor.v1.ListRunsRequest\x1a&.crucible.executor.v1.ListRunsResponse\x12h\n\rExtendPermits\x12*.crucible.executor.v1.ExtendPermitsRequest\x1a+.crucible.executor.v1.ExtendPermitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+crucible/executor/v1/executor_service.proto\x12\x14\x63rucible.executor.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x02\n\x06Ticket\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0frun_spec_sha256\x18\x04 \x01(\x0c\x12.\n\x06limits\x18\x05 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xecutor_id\x18\x07 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x07RunSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x92\x03\n\x0eRunTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12.\n\x06killed\x18\x04 \x01(\x0b\x32\x1c.crucible.executor.v1.KilledH\x00\x12=\n\x0esandbox_failed\x18\x05 \x01(\x0b\x32#.crucible.executor.v1.SandboxFailedH\x00\x12*\n\x04lost\x18\x06 \x01(\x0b\x32\x1a.crucible.executor.v1.LostH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"8\n\x06Killed\x12.\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1f.crucible.executor.v1.KillCause\"\x1f\n\rSandboxFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x16\n\x04Lost\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"D\n\tRunOutput\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\x97\x07\n\x0b\x46inalRecord\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12\x17\n\x0frun_spec_sha256\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63ode_sha256\x18\x06 \x01(\x0c\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x14\n\x0cimage_digest\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12\x34\n\tisolation\x18\x0b \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12.\n\x06limits\x18\x0c \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x39\n\x0btermination\x18\r \x01(\x0b\x32$.crucible.executor.v1.RunTermination\x12\x34\n\nlimit_hits\x18\x0e \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12/\n\x06stdout\x18\x10 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12/\n\x06stderr\x18\x11 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12\x13\n\x0b\x65xecutor_id\x18\x12 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x13 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nstart_kind\x18\x18 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\x12\x34\n\tbehaviour\x18\x19 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x12\x38\n\x11unobserved_limits\x18\x1c \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\"\xbc\x01\n\x08RunEvent\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.crucible.executor.v1.ProgramStartedH\x00\x12\x36\n\x06output\x18\x02 \x01(\x0b\x32$.crucible.executor.v1.RunOutputChunkH\x00\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytesH\x00\x42\x06\n\x04kind\":\n\x0eProgramStarted\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x0eRunOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12GetExecutorRequest\"I\n\x13GetExecutorResponse\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\"\x82\x01\n\x0e\x45xecuteRequest\x12\x33\n\x06ticket\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x02 \x01(\x0c\x12)\n\x06permit\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x0f\x45xecuteResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"M\n\rAttachRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rstdout_offset\x18\x02 \x01(\x03\x12\x15\n\rstderr_offset\x18\x03 \x01(\x03\"?\n\x0e\x41ttachResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x1d\n\x0bKillRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x0cKillResponse\x12\x34\n\x0cstate_before\x18\x01 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"%\n\x12\x41\x63knowledgeRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\"\x15\n\x13\x41\x63knowledgeResponse\"\x11\n\x0fListRunsRequest\";\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.crucible.executor.v1.Run\"D\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"R\n\x14\x45xtendPermitsRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12)\n\x06permit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\x15\x45xtendPermitsResponse\x12\x13\n\x0bnot_running\x18\x01 \x03(\t*y\n\tKillCause\x12\x1a\n\x16KILL_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14KILL_CAUSE_REQUESTED\x10\x01\x12\x1d\n\x19KILL_CAUSE_PERMIT_EXPIRED\x10\x02\x12\x17\n\x13KILL_CAUSE_SHUTDOWN\x10\x03*k\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x15\n\x11RUN_STATE_REFUSED\x10\x03\x32\x9e\x05\n\x0f\x45xecutorService\x12\x62\n\x0bGetExecutor\x12(.crucible.executor.v1.GetExecutorRequest\x1a).crucible.executor.v1.GetExecutorResponse\x12X\n\x07\x45xecute\x12$.crucible.executor.v1.ExecuteRequest\x1a%.crucible.executor.v1.ExecuteResponse0\x01\x12U\n\x06\x41ttach\x12#.crucible.executor.v1.AttachRequest\x1a$.crucible.executor.v1.AttachResponse0\x01\x12M\n\x04Kill\x12!.crucible.executor.v1.KillRequest\x1a\".crucible.executor.v1.KillResponse\x12\x62\n\x0b\x41\x63knowledge\x12(.crucible.executor.v1.AcknowledgeRequest\x1a).crucible.executor.v1.AcknowledgeResponse\x12Y\n\x08ListRuns\x12%.crucible.executor.v1.ListRunsRequest\x1a&.crucible.executor.v1.ListRunsResponse\x12h\n\rExtendPermits\x12*.crucible.executor.v1.ExtendPermitsRequest\x1a+.crucible.executor.v1.ExtendPermitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.executor.v1.executor_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KILLCAUSE']._serialized_start=3311
-  _globals['_KILLCAUSE']._serialized_end=3432
-  _globals['_RUNSTATE']._serialized_start=3434
-  _globals['_RUNSTATE']._serialized_end=3541
+  _globals['_KILLCAUSE']._serialized_start=3369
+  _globals['_KILLCAUSE']._serialized_end=3490
+  _globals['_RUNSTATE']._serialized_start=3492
+  _globals['_RUNSTATE']._serialized_end=3599
   _globals['_TICKET']._serialized_start=252
   _globals['_TICKET']._serialized_end=542
   _globals['_RUNSPEC']._serialized_start=544
@@ -55,43 +55,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNOUTPUT']._serialized_start=1141
   _globals['_RUNOUTPUT']._serialized_end=1209
   _globals['_FINALRECORD']._serialized_start=1212
-  _globals['_FINALRECORD']._serialized_end=2073
-  _globals['_RUNEVENT']._serialized_start=2076
-  _globals['_RUNEVENT']._serialized_end=2264
-  _globals['_PROGRAMSTARTED']._serialized_start=2266
-  _globals['_PROGRAMSTARTED']._serialized_end=2324
-  _globals['_RUNOUTPUTCHUNK']._serialized_start=2326
-  _globals['_RUNOUTPUTCHUNK']._serialized_end=2426
-  _globals['_GETEXECUTORREQUEST']._serialized_start=2428
-  _globals['_GETEXECUTORREQUEST']._serialized_end=2448
-  _globals['_GETEXECUTORRESPONSE']._serialized_start=2450
-  _globals['_GETEXECUTORRESPONSE']._serialized_end=2523
-  _globals['_EXECUTEREQUEST']._serialized_start=2526
-  _globals['_EXECUTEREQUEST']._serialized_end=2656
-  _globals['_EXECUTERESPONSE']._serialized_start=2658
-  _globals['_EXECUTERESPONSE']._serialized_end=2722
-  _globals['_ATTACHREQUEST']._serialized_start=2724
-  _globals['_ATTACHREQUEST']._serialized_end=2801
-  _globals['_ATTACHRESPONSE']._serialized_start=2803
-  _globals['_ATTACHRESPONSE']._serialized_end=2866
-  _globals['_KILLREQUEST']._serialized_start=2868
-  _globals['_KILLREQUEST']._serialized_end=2897
-  _globals['_KILLRESPONSE']._serialized_start=2899
-  _globals['_KILLRESPONSE']._serialized_end=2967
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=2969
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=3006
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=3008
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=3029
-  _globals['_LISTRUNSREQUEST']._serialized_start=3031
-  _globals['_LISTRUNSREQUEST']._serialized_end=3048
-  _globals['_LISTRUNSRESPONSE']._serialized_start=3050
-  _globals['_LISTRUNSRESPONSE']._serialized_end=3109
-  _globals['_RUN']._serialized_start=3111
-  _globals['_RUN']._serialized_end=3179
-  _globals['_EXTENDPERMITSREQUEST']._serialized_start=3181
-  _globals['_EXTENDPERMITSREQUEST']._serialized_end=3263
-  _globals['_EXTENDPERMITSRESPONSE']._serialized_start=3265
-  _globals['_EXTENDPERMITSRESPONSE']._serialized_end=3309
-  _globals['_EXECUTORSERVICE']._serialized_start=3544
-  _globals['_EXECUTORSERVICE']._serialized_end=4214
+  _globals['_FINALRECORD']._serialized_end=2131
+  _globals['_RUNEVENT']._serialized_start=2134
+  _globals['_RUNEVENT']._serialized_end=2322
+  _globals['_PROGRAMSTARTED']._serialized_start=2324
+  _globals['_PROGRAMSTARTED']._serialized_end=2382
+  _globals['_RUNOUTPUTCHUNK']._serialized_start=2384
+  _globals['_RUNOUTPUTCHUNK']._serialized_end=2484
+  _globals['_GETEXECUTORREQUEST']._serialized_start=2486
+  _globals['_GETEXECUTORREQUEST']._serialized_end=2506
+  _globals['_GETEXECUTORRESPONSE']._serialized_start=2508
+  _globals['_GETEXECUTORRESPONSE']._serialized_end=2581
+  _globals['_EXECUTEREQUEST']._serialized_start=2584
+  _globals['_EXECUTEREQUEST']._serialized_end=2714
+  _globals['_EXECUTERESPONSE']._serialized_start=2716
+  _globals['_EXECUTERESPONSE']._serialized_end=2780
+  _globals['_ATTACHREQUEST']._serialized_start=2782
+  _globals['_ATTACHREQUEST']._serialized_end=2859
+  _globals['_ATTACHRESPONSE']._serialized_start=2861
+  _globals['_ATTACHRESPONSE']._serialized_end=2924
+  _globals['_KILLREQUEST']._serialized_start=2926
+  _globals['_KILLREQUEST']._serialized_end=2955
+  _globals['_KILLRESPONSE']._serialized_start=2957
+  _globals['_KILLRESPONSE']._serialized_end=3025
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=3027
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=3064
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=3066
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=3087
+  _globals['_LISTRUNSREQUEST']._serialized_start=3089
+  _globals['_LISTRUNSREQUEST']._serialized_end=3106
+  _globals['_LISTRUNSRESPONSE']._serialized_start=3108
+  _globals['_LISTRUNSRESPONSE']._serialized_end=3167
+  _globals['_RUN']._serialized_start=3169
+  _globals['_RUN']._serialized_end=3237
+  _globals['_EXTENDPERMITSREQUEST']._serialized_start=3239
+  _globals['_EXTENDPERMITSREQUEST']._serialized_end=3321
+  _globals['_EXTENDPERMITSRESPONSE']._serialized_start=3323
+  _globals['_EXTENDPERMITSRESPONSE']._serialized_end=3367
+  _globals['_EXECUTORSERVICE']._serialized_start=3602
+  _globals['_EXECUTORSERVICE']._serialized_end=4272
 # @@protoc_insertion_point(module_scope)
