@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 # Nothing here reads from the terminal, and new files are readable by the services whatever the caller's umask is.
 RUN := umask 022 && exec </dev/null &&
 
-.PHONY: help setup setup-tests environment demo test test-all test-unit bench proto lint format typecheck images up clean uninstall
+.PHONY: help setup setup-tests environment demo test test-all test-unit bench engines proto lint format typecheck images up clean uninstall
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ test-unit: environment ## the tests that need no root
 
 bench: setup ## the benchmark table, each row beside its baseline (root)
 	@$(RUN) $(PYTHON) -m crucible_deploy.bench
+
+engines: setup-tests ## the conformance matrix of all engines, written to docs/ENGINES.md (root)
+	@$(RUN) $(PYTHON) -m pytest tests/conformance --deselect tests/conformance/test_engines_page.py --engines-md docs/ENGINES.md
 
 proto: environment ## generate the Python of the contracts
 	@$(RUN) $(PYTHON) protos/generate.py

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 
 import pytest
 
 from crucible_executor.engines.base import Engine, ProgramRefusedError
 from crucible_executor.model import Exited, File, Isolation, Program, SandboxFailed, Signalled
 from tests.conformance.harness import ENVIRONMENT, LIMITS, PYTHON, Recorder, limits, python, run, sandbox_class
+from tests.conformance.matrix import VERSION
 from tests.conformance.promises import GUISES, NEED_ROOT, PROMISES, Promise, needs
 
 
@@ -24,9 +26,12 @@ async def test_engine_claims_exactly_what_is_tested_here(engine: Engine, engine_
     assert engine_name in NEED_ROOT or claimed.isolation is Isolation.NONE
 
 
-async def test_check_runs_a_real_program_and_then_knows_its_version(engine: Engine):
+async def test_check_runs_a_real_program_and_then_knows_its_version(
+    engine: Engine, record_property: Callable[[str, object], None]
+):
     await engine.check()
     assert engine.capabilities.version not in ("", "unknown")
+    record_property(VERSION, engine.capabilities.version)
 
 
 @pytest.mark.parametrize("code", [0, 1, 255])
@@ -144,6 +149,20 @@ async def test_no_core_files_and_own_session(engine: Engine):
         "print(resource.getrlimit(resource.RLIMIT_CORE), os.getsid(0) == os.getpid(), os.getpid() != 1)"
     )
     assert (await run(engine, python(code))).stdout == b"(0, 0) True True\n"
+
+
+@needs(Promise.ISOLATION)
+async def test_a_crash_dumps_no_core_and_the_limit_cannot_be_raised(engine: Engine):
+    code = (
+        "import os, resource\n"
+        "try: resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20)); print('raised')\n"
+        "except (ValueError, OSError): print('refused')\n"
+        "if os.fork() == 0: os.abort()\n"
+        "_, status = os.wait()\n"
+        "print(os.WTERMSIG(status), os.WCOREDUMP(status), [n for n in os.listdir() if n.startswith('core')])"
+    )
+    result = await run(engine, python(code))
+    assert result.stdout == b"refused\n6 False []\n"
 
 
 async def test_processes_of_pythons_own_pool_work(engine: Engine):
