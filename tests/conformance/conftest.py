@@ -17,15 +17,27 @@ from crucible_executor import cgroups
 from crucible_executor.engines.base import Engine
 from crucible_executor.engines.registry import Host
 from crucible_executor.images import ImageStore
+from crucible_executor.tracing.tracer import UNTRACED, Tracer, TracerPaths, Tracing
 from tests.conformance import warm
+from tests.conformance.matrix import Matrix
 from tests.conformance.promises import GUISES, NEED_DOCKER, NEED_ROOT, PROMISES
 
 CACHE = Path(os.environ.get("CRUCIBLE_CACHE", "/var/cache/crucible"))
 ROOT = Path(__file__).resolve().parents[2]
+TRACE_READER = "daemon"  # any user but root; `crucible up` makes one of its own
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engines-md", type=Path, help="write the conformance matrix of the tests that run to this file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*promises): a test for the engines that promise these")
+    config.addinivalue_line("markers", "only(*engines): a test of these engines, whatever others promise")
+    config.addinivalue_line("markers", "traced: a test that runs where programs are watched, if the engine can be")
+    page = config.getoption("--engines-md", default=None)  # known only where this folder is named
+    if page is not None:
+        config.pluginmanager.register(Matrix(page))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,12 +45,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     mark = metafunc.definition.get_closest_marker("needs")
     needed = frozenset(mark.args if mark else ())
+    only = metafunc.definition.get_closest_marker("only")
     metafunc.parametrize(
         "engine_name",
         [
             pytest.param(name, marks=[pytest.mark.root] if name in NEED_ROOT else [])
             for name, promised in PROMISES.items()
-            if needed <= promised
+            if needed <= promised and (only is None or name in only.args)
         ],
     )
 
@@ -65,8 +78,8 @@ def images() -> Path:
 def docker_address() -> Iterator[str]:
     """A Docker daemon for all tests, with gVisor as its runtime `runsc`."""
     try:
-        with docker_daemon.running(newest_runsc()) as address:
-            yield address
+        with docker_daemon.running(newest_runsc()) as daemon:
+            yield daemon.address
     except DockerDaemonError as error:
         pytest.fail(f"{error}; `make test` installs it where there is none")
 
@@ -77,17 +90,23 @@ def newest_runsc() -> Path:
 
 
 @pytest.fixture
-def host(init_dir: Path, images: Path, engine_name: str, request: pytest.FixtureRequest) -> Host:
+async def host(init_dir: Path, images: Path, engine_name: str, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
     unique = uuid.uuid4().hex[:12]
     shared_memory = Path("/dev/shm")
-    return Host(
+    tracer: Tracing = UNTRACED
+    if request.node.get_closest_marker("traced") and GUISES.get(engine_name, engine_name) == "gvisor":
+        paths = TracerPaths(init_dir / "crucible-launch", TRACE_READER)
+        tracer = Tracer(paths, cgroups.detect(f"crucible-test-{unique}-trace"))
+    yield Host(
         runsc=newest_runsc(),
         init_dir=init_dir,
         images=images,
         run_dir=shared_memory / f"crucible-test-{unique}",
         cgroup=f"crucible-test-{unique}",
         docker_host=request.getfixturevalue("docker_address") if engine_name in NEED_DOCKER else "unix:///nowhere",
+        tracer=tracer,
     )
+    await tracer.close()
 
 
 @pytest.fixture

@@ -42,3 +42,8 @@ GUISES = {"gvisor-warm": "gvisor"}
 def needs(*needed: Needed) -> pytest.MarkDecorator:
     """Marks a test as one for the engines that promise all of `needed`; without the mark it is for every engine."""
     return pytest.mark.needs(*needed)
+
+
+def only(*engines: str, why: str) -> pytest.MarkDecorator:
+    """Marks a test as one for these engines, although others promise the same; the matrix then says `why`."""
+    return pytest.mark.only(*engines, why=why)

@@ -14,8 +14,9 @@ from crucible_executor.model import Exited, File, Limits, Program, StartKind
 from tests.conformance import warm
 from tests.conformance.conftest import remove
 from tests.conformance.harness import ENVIRONMENT, LIMITS, PYTHON, Recorder, Result, limits, python, run, sandbox_class
+from tests.conformance.promises import only
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, only("gvisor", why="It compares two guises of one engine.")]
 
 # Everything that a process can be asked about itself and its surroundings. Addresses, times and random numbers differ
 # between any two runs and are left out.
@@ -119,7 +120,9 @@ print(json.dumps(seen, indent=1, sort_keys=True, default=str))
 async def cold(host: Host) -> AsyncIterator[Engine]:
     made = warm.make("gvisor", host)
     yield made
-    assert await made.sweep() == 0
+    abandoned = await made.sweep()
+    remove(host, "gvisor")
+    assert abandoned == 0
 
 
 @pytest.fixture
@@ -129,7 +132,6 @@ async def ahead(host: Host, cold: Engine) -> AsyncIterator[Engine]:
     made = warm.AlwaysWarm(cold)
     yield made
     await made.close()
-    remove(host, "gvisor")
 
 
 async def both(cold: Engine, ahead: Engine, program: Program, bounds: Limits = LIMITS) -> tuple[Result, Result]:

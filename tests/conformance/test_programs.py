@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -14,6 +15,7 @@ from crucible_executor.engines.base import Engine, ProgramRefusedError
 from crucible_executor.model import Exited, File, Isolation, Limit, Program, SandboxFailed, Signalled
 from crucible_executor.selftest import model
 from tests.conformance.harness import ENVIRONMENT, LIMITS, PYTHON, Recorder, limits, python, run, sandbox_class
+from tests.conformance.matrix import VERSION
 from tests.conformance.promises import GUISES, NEED_ROOT, PROMISES, Promise, needs
 
 
@@ -26,9 +28,12 @@ async def test_engine_claims_exactly_what_is_tested_here(engine: Engine, engine_
     assert engine_name in NEED_ROOT or claimed.isolation is Isolation.NONE
 
 
-async def test_engine_knows_its_version_after_its_check_and_passes_its_self_test(engine: Engine):
+async def test_engine_knows_its_version_after_its_check_and_passes_its_self_test(
+    engine: Engine, record_property: Callable[[str, object], None]
+):
     await engine.check()
     assert engine.capabilities.version not in ("", "unknown")
+    record_property(VERSION, engine.capabilities.version)
     results = {one.name: one async for one in model.run(engine.self_test())}
     assert [one for one in results.values() if one.status is model.Status.FAILED] == []
     assert results["a program runs and prints its token"].status is model.Status.PASSED
@@ -161,6 +166,20 @@ async def test_no_core_files_and_own_session(engine: Engine):
         "print(resource.getrlimit(resource.RLIMIT_CORE), os.getsid(0) == os.getpid(), os.getpid() != 1)"
     )
     assert (await run(engine, python(code))).stdout == b"(0, 0) True True\n"
+
+
+@needs(Promise.ISOLATION)
+async def test_a_crash_dumps_no_core_and_the_limit_cannot_be_raised(engine: Engine):
+    code = (
+        "import os, resource\n"
+        "try: resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20)); print('raised')\n"
+        "except (ValueError, OSError): print('refused')\n"
+        "if os.fork() == 0: os.abort()\n"
+        "_, status = os.wait()\n"
+        "print(os.WTERMSIG(status), os.WCOREDUMP(status), [n for n in os.listdir() if n.startswith('core')])"
+    )
+    result = await run(engine, python(code))
+    assert result.stdout == b"refused\n6 False []\n"
 
 
 async def test_processes_of_pythons_own_pool_work(engine: Engine):

@@ -20,8 +20,8 @@ RM = "/usr/bin/rm"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A `docker save` of an image of two layers: an imported tree, and what a container changed in it."""
-    with docker_daemon.running(newest_runsc()) as address:
-        client = APIClient(base_url=address, timeout=60)
+    with docker_daemon.running(newest_runsc()) as daemon:
+        client = APIClient(base_url=daemon.address, timeout=60)
         client.import_image_from_data(base(), repository="base", tag="1")
         host = client.create_host_config(network_mode="none")
         container = client.create_container("base:1", [RM, "-r", "/etc/gone", "/etc/file"], host_config=host)["Id"]

@@ -1,3 +1,4 @@
+import http.server
 import json
 import socket
 import threading
@@ -16,6 +17,34 @@ V1 = """\
 31 23 0:27 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
 32 23 0:28 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
 """
+
+
+@pytest.mark.parametrize(("value", "status"), [("0.0", "ok"), ("1.0", "fail")])
+def test_an_engine_that_failed_again_and_again_is_named(value, status):
+    text = f'crucible_executor_engine_breaker_open{{engine="gvisor"}} {value}\n'
+
+    class Metrics(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        found = checks.engines(f"127.0.0.1:{server.server_port}")
+        thread.join()
+    assert found.status == status
+    assert ("gvisor" in found.found) == (status == "fail")
+
+
+def test_an_executor_that_does_not_tell_its_metrics_is_a_failure():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    assert checks.engines(address).status == "fail"
 
 
 @pytest.fixture

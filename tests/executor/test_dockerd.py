@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from crucible_executor import dockerd
+from crucible_executor import docker_config, dockerd
 from crucible_executor.dockerd import AttachedStream, Daemon, DaemonError
 from crucible_executor.engines import docker
 from crucible_executor.engines.base import EngineUnavailableError
-from crucible_executor.engines.docker import DockerEngine, DockerGvisorEngine, container_config
+from crucible_executor.engines.docker import DockerEngine, DockerGvisorEngine
 from crucible_executor.images import ImageStore
 from crucible_executor.model import SandboxClass
 
@@ -152,8 +152,8 @@ def test_what_a_runtime_complains_is_bounded():
 
 def test_nothing_of_the_host_is_in_a_containers_configuration():
     sandbox_class = SandboxClass("python", 64 << 20, 1 << 20, 100, 0.5, 7)
-    for kind in (docker._RUNC, docker._RUNSC):
-        config = container_config(kind, "sha256:0", sandbox_class, {})
+    for kind in (docker_config.RUNC, docker_config.RUNSC):
+        config = docker_config.container_config(kind, "sha256:0", sandbox_class, {})
         host = config["HostConfig"]
         assert not {"Binds", "Mounts", "Devices", "VolumesFrom", "Privileged", "PidMode"} & (set(host) | set(config))
         assert host["Memory"] == host["MemorySwap"] > 64 << 20

@@ -146,7 +146,7 @@ async def main():
     kind = sys.argv[5]
     tree = cgroups.detect(paths.run_dir.name)
     if kind == "v1":
-        tree = cgroups.CgroupTreeV1(cgroups._mounts(Path("/proc/self/mountinfo"))[0], paths.run_dir.name)
+        tree = cgroups.CgroupTreeV1(cgroups.hierarchy.mounts(Path("/proc/self/mountinfo"))[0], paths.run_dir.name)
     engine = GvisorEngine(paths, ImageStore(CACHE / "images"), tree)
     sandboxes = [await held(engine) for _ in range(2)]
     print(len(sandboxes), flush=True)
@@ -158,7 +158,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("kind", ["detected", "v1"])
 async def test_frozen_leftovers_of_a_killed_executor_are_swept(engine: GvisorEngine, paths: GvisorPaths, kind: str):
     """Also where a frozen process does not die of a signal (the freezer of v1)."""
-    mounts, _ = cgroups._mounts(Path("/proc/self/mountinfo"))
+    mounts, _ = cgroups.hierarchy.mounts(Path("/proc/self/mountinfo"))
     if kind == "v1" and "freezer" not in mounts:
         pytest.skip("this machine mounts no v1 freezer controller")
     owner = await asyncio.create_subprocess_exec(

@@ -48,23 +48,33 @@ def test_code_digest_is_as_the_contract_describes_it():
 def test_limit_hit_keeps_who_saw_it(tmp_path):
     keys = signing.generate()
     hits = (
-        model.LimitHit(model.Limit.PROCESSES, "host pids cgroup", "3 refused"),
-        model.LimitHit(model.Limit.DISK, "sandbox init", "full"),
+        model.LimitHit(model.Limit.PROCESSES, model.Source.PIDS_CGROUP, "3 refused"),
+        model.LimitHit(model.Limit.DISK, model.Source.SANDBOX_INIT, "full"),
+        model.LimitHit(model.Limit.PROCESSES, model.Source.SANDBOX_KERNEL, "2 refused"),
+        model.LimitHit(model.Limit.DISK_INODES, model.Source.HOST_FILE_SYSTEM, "none free"),
     )
     output = KeptOutput(10, tmp_path / "o")
     record = ex.FinalRecord(run_id="r")
     now = datetime.now(UTC)
-    outcome = model.Outcome(model.Exited(0), hits, USAGE)
+    outcome = model.Outcome(model.Exited(0), hits, USAGE, unobserved=frozenset({model.Limit.OPEN_FILES}))
     signed = records.Records(signing.Signer(keys.private_pem)).of_outcome(
         record, outcome, None, stdout=output, stderr=output, started=now, ended=now
     )
     signing.Verifier.of(keys.public_pem).verify(records.CONTEXT, signed.payload, signed.key_id, signed.signature)
     back = ex.FinalRecord.FromString(signed.payload)
-    assert [hit.limit for hit in back.limit_hits] == [ev.LIMIT_PROCESSES, ev.LIMIT_DISK]
+    assert [hit.limit for hit in back.limit_hits] == [
+        ev.LIMIT_PROCESSES,
+        ev.LIMIT_DISK,
+        ev.LIMIT_PROCESSES,
+        ev.LIMIT_DISK_INODES,
+    ]
     assert [hit.evidence.source for hit in back.limit_hits] == [
         ev.EVIDENCE_SOURCE_CGROUP,
         ev.EVIDENCE_SOURCE_SANDBOX_INIT,
+        ev.EVIDENCE_SOURCE_SANDBOX_KERNEL,
+        ev.EVIDENCE_SOURCE_HOST_FILE_SYSTEM,
     ]
+    assert list(back.unobserved_limits) == [ev.LIMIT_OPEN_FILES]
     assert not back.usage.HasField("sandbox_cpu_time")
 
 

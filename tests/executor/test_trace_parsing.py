@@ -133,6 +133,20 @@ def test_calls_before_the_programs_start_and_the_inits_are_no_loss():
     assert (told.observation, told.dropped) == (Observation.OBSERVED, 0)
 
 
+def test_processes_that_the_kernel_refused_for_their_number_are_counted_and_are_no_action():
+    told = after_start(
+        tm.process_call(0),
+        tm.process_call(11),
+        tm.process_call(11, tm.FORK_CALL),
+        tm.process_call(1),  # EPERM: a user namespace
+        tm.message(tm.CLONE_CALL, tm.field(3, 56)),  # where the call enters
+    )
+    assert told.refused_processes == 2
+    assert {kind.count for kind in told.actions.values()} == {0}
+    lie = tm.message(tm.CLONE_CALL, tm.field(2, 5))
+    assert after_start(lie).observation is Observation.PARTIAL
+
+
 def test_dropped_messages_make_it_partial_and_are_counted_once():
     told = after_start(
         tm.execve(b"/bin/a", dropped=3), tm.execve(b"/bin/b", dropped=5), tm.execve(b"/bin/c", dropped=1)
@@ -214,6 +228,7 @@ def _bent(draw: st.DrawFn) -> bytes:
 @given(st.lists(st.binary(max_size=300) | _shaped | _bent(), max_size=20), st.booleans())
 def test_no_bytes_crash_the_reader_or_exceed_the_bounds(stream: list[bytes], proper: bool):
     told = seen(*((tm.HANDSHAKE, tm.execve()) if proper else ()), *stream, greeted=False)
+    assert told.refused_processes <= len(stream)
     for kind in told.actions.values():
         assert kind.count <= 2 * len(stream)
         assert len(kind.examples) <= MAX_EXAMPLES
@@ -246,7 +261,8 @@ def test_a_reader_that_was_taken_over_cannot_say_more_than_a_report_may(data: st
         st.integers(), st.none() | st.floats() | st.integers(), st.lists(st.text(max_size=9), max_size=3)
     )
     kinds = {action.value: data.draw(st.just([0, None, []]) | likely | _json) for action in Action}
-    document = {"greeted": data.draw(_json | st.just(True)), "dropped": data.draw(_json | st.just(0))}
+    counts = {name: data.draw(_json | st.just(0)) for name in ("dropped", "refused")}
+    document = {"greeted": data.draw(_json | st.just(True)), **counts}
     told = tally.behaviour(json.dumps({**document, "unread": 0, "kinds": kinds}).encode(), SINCE, UNTIL)
     for kind in told.actions.values():
         assert 0 <= kind.count <= 2**53

@@ -6,6 +6,7 @@ import struct
 
 HANDSHAKE = b"\x08\x01"
 CLONE, EXECVE, RAW, OPEN, CONNECT, EXECVE_CALL, SOCKET = 2, 3, 6, 7, 10, 11, 12
+CLONE_CALL, FORK_CALL = 23, 29
 PROGRAM, INIT = 2, 1
 
 
@@ -36,3 +37,8 @@ def execve(path: bytes = b"/usr/bin/python3", *argv: bytes, process: int = PROGR
 
 def opened(path: bytes, flags: int = 0, **more: object) -> bytes:
     return message(OPEN, field(6, path), field(7, flags), **more)
+
+
+def process_call(error: int, kind: int = CLONE_CALL) -> bytes:
+    """What a call that makes a process sends where it returns."""
+    return message(kind, field(2, field(2, error) if error else field(1, 77)), field(3, 56))

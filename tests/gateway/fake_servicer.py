@@ -44,7 +44,7 @@ from crucible_rpc.tls import ClientTls, ServerTls
 
 MIB = 1 << 20
 FINISHED = {ev.EVALUATION_STATE_SUCCEEDED, ev.EVALUATION_STATE_FAILED, ev.EVALUATION_STATE_CANCELLED}
-ALL_LIMITS = [limit for limit in ev.Limit.values() if limit]
+ALL_LIMITS = [limit for limit in ev.Limit.values() if limit not in (0, ev.LIMIT_DISK_INODES)]
 
 
 class Keys:
@@ -72,7 +72,7 @@ class Keys:
 
 
 def an_executor(id_="x1", *, live=True, engines=None, runtimes=("python",), lacks=(), **ceilings):
-    """A registered executor: gvisor, which enforces everything, and subprocess, which is not there.
+    """A registered executor: gvisor, which enforces everything but inodes, and subprocess, which is not there.
 
     It has `runtimes`, and knows those that it lacks the image of.
     """

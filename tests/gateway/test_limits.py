@@ -126,10 +126,11 @@ def test_limit_that_the_engine_cannot_enforce_is_refused_only_when_asked_for():
     assert (filled.memory_bytes, filled.processes, filled.cpus, filled.disk_bytes) == (0, 0, 0, 0)
 
 
-def test_inodes_are_enforceable_only_where_an_executor_has_a_ceiling_for_them():
+def test_inodes_are_a_limit_of_their_own_which_not_every_engine_enforces():
     asked = ev.Limits(disk_inodes=100)
-    refusal(a_spec(limits=asked), an_executor(), reason="LIMIT_NOT_ENFORCEABLE")
-    assert completed(a_spec(limits=asked), an_executor(disk_inodes=1000)).limits.disk_inodes == 100
+    refusal(a_spec(limits=asked), an_executor(disk_inodes=1000), reason="LIMIT_NOT_ENFORCEABLE")
+    able = an_executor(engines=[engine(enforces=[*ALL_LIMITS, ev.LIMIT_DISK_INODES])], disk_inodes=1000)
+    assert completed(a_spec(limits=asked), able).limits.disk_inodes == 100
 
 
 def test_executors_that_are_known_but_not_live_are_waited_for():

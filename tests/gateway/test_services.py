@@ -423,6 +423,22 @@ async def test_status_names_every_process_and_the_tenants_queue(client, store, s
     assert (answer.queue.queued, answer.queue.finished) == (1, 0)
 
 
+async def test_status_and_capabilities_name_an_engine_that_fails_again_and_again(client, store, spec):
+    broken = platform.Engine(name="gvisor", unavailable_reason="The engine gvisor fails: no runsc", breaker_open=True)
+    missing = platform.Engine(name="docker", unavailable_reason="no dockerd")
+    store.executors = [an_executor("a", engines=[broken, missing])]
+    answer = await client.platform.GetStatus(platform_api.GetStatusRequest())
+    (told,) = [each for each in answer.processes if each.process == "executor/a"]
+    assert (told.serving, told.detail) == (True, "The engine gvisor fails: no runsc")
+    capabilities = await client.platform.GetCapabilities(platform_api.GetCapabilitiesRequest())
+    assert {each.name: (each.available, each.breaker_open) for each in capabilities.engines} == {
+        "docker": (False, False),
+        "gvisor": (False, True),
+    }
+    with pytest.raises(FailedPreconditionError, match="no runsc"):
+        await client.evaluations.CreateEvaluation(api.CreateEvaluationRequest(spec=spec))
+
+
 async def test_status_answers_also_while_others_are_down_and_the_key_is_old(start_gateway, dial, storage, monitor):
     client = dial(await start_gateway(key_ttl=timedelta(0)))
     await client.platform.GetStatus(platform_api.GetStatusRequest())

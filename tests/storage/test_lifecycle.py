@@ -11,6 +11,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc.errors import AbortedError, FailedPreconditionError, NotFoundError
 from crucible_rpc.signing import Verifier
 from crucible_storage import executors, store
+from crucible_storage.sweeper import Sweeper
 from tests.storage import world as w
 from tests.storage.world import FENCE, exited, finished, killed, output, report, started
 
@@ -62,8 +63,11 @@ async def test_limit_hits_are_told_in_the_log_and_kept(world):
     assignment = await world.running()
     final = w.final_record(assignment, exited(1))
     final.limit_hits.add(limit=pb.LIMIT_PROCESSES)
+    final.unobserved_limits.append(pb.LIMIT_OPEN_FILES)
     await world.report(report(assignment, ex.RunEvent(finished=w.signed(final))))
-    assert [hit.limit for hit in (await world.get(assignment)).limit_hits] == [pb.LIMIT_PROCESSES]
+    stored = await world.get(assignment)
+    assert [hit.limit for hit in stored.limit_hits] == [pb.LIMIT_PROCESSES]
+    assert list(stored.unobserved_limits) == [pb.LIMIT_OPEN_FILES]
     kinds = [event.WhichOneof("kind") for event in await world.events()]
     assert kinds == ["state_changed", "state_changed", "state_changed", "limit_hit", "state_changed"]
 
@@ -378,7 +382,12 @@ async def test_a_lease_that_is_asked_for_before_a_new_start_registers_is_not_giv
 
 async def test_executors_that_are_long_gone_make_room_for_new_ones(world, monkeypatch):
     """Where each start of an executor has a new id, the past ones would one day keep every new one out."""
+
+    async def nothing(sweeper):
+        return 0
+
     monkeypatch.setattr(executors, "MAX_EXECUTORS", 3)
+    monkeypatch.setattr(Sweeper, "look", nothing)  # else the lease may be taken back when the clock is moved
     assignment = await world.running()  # ex-1 holds a lease: it stays
     await world.register(executor_id="gone")
     world.clock.advance(executors.FORGET_AFTER)

@@ -1,9 +1,11 @@
 """What this machine needs to run Crucible, checked one by one. Set-up and doctor share the shell's part of the list."""
 
+import contextlib
 import http.client
 import json
 import os
 import pwd
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,6 +25,8 @@ Status = Literal["ok", "todo", "fail"]
 
 _V1_CONTROLLERS = frozenset({"memory", "cpu", "cpuacct", "pids"})
 _MOST_DOCKER_BYTES = 4 << 20
+_MOST_METRICS_BYTES = 4 << 20
+_BREAKERS = re.compile(r'^crucible_executor_engine_breaker_open\{engine="([^"]+)"\} (\S+)$', re.MULTILINE)
 _V2_CONTROLLERS = frozenset({"memory", "cpu", "pids"})
 
 
@@ -57,6 +61,8 @@ def run_checks(layout: Layout) -> Iterator[Check]:
     yield sandbox(layout, {"root", "runsc", "image"} - fit)
     yield docker()
     yield more_images(layout)
+    if is_running(layout):
+        yield engines(layout.admin_address("executor"))
     yield home(layout)
     yield users_check()
     yield ports(layout)
@@ -168,6 +174,21 @@ def docker(path: Path = Path("/var/run/docker.sock")) -> Check:
     offered = [name for name, runtime in (("docker", "runc"), ("docker-gvisor", "runsc")) if runtime in runtimes]
     lacking = "" if "runsc" in runtimes else "; docker-gvisor needs a runtime named runsc in /etc/docker/daemon.json"
     return Check("docker", "ok", f"version {version}, for {', '.join(offered) or 'no engine'}{lacking}")
+
+
+def engines(executor: str) -> Check:
+    """Whether an engine of the running executor fails again and again; `executor` is its admin address."""
+    try:
+        with contextlib.closing(http.client.HTTPConnection(executor, timeout=3)) as connection:
+            connection.request("GET", "/metrics")
+            metrics = connection.getresponse().read(_MOST_METRICS_BYTES).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return Check("engines", "fail", f"the executor's metrics cannot be read: {error}", "see crucible status")
+    failing = [match[1] for match in _BREAKERS.finditer(metrics) if float(match[2])]
+    if failing:
+        mend = "see crucible status for the reason; it is tried again by itself"
+        return Check("engines", "fail", f"{', '.join(failing)} failed again and again and is closed", mend)
+    return Check("engines", "ok", "no engine of the running executor fails")
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -29,35 +29,80 @@ class DockerDaemonError(Exception):
     """No dockerd could be started; the text says why."""
 
 
+class DockerDaemon:
+    """One dockerd with gVisor as its runtime `runsc`: its folder, and the process while there is one.
+
+    Args:
+        runsc: becomes the runtime.
+
+    Raises:
+        DockerDaemonError: there is no dockerd.
+    """
+
+    def __init__(self, runsc: Path) -> None:
+        if shutil.which("dockerd") is None:
+            raise DockerDaemonError("dockerd is missing; Debian's package is docker.io")
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        runsc_runtime = {"path": str(runsc), "runtimeArgs": ["--network=none", "--platform=systrap"]}
+        (self._folder / "daemon.json").write_text(json.dumps({"runtimes": {"runsc": runsc_runtime}}))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+
+    @property
+    def address(self) -> str:
+        """Where it listens; the same over starts."""
+        return f"unix://{self._folder}/socket"
+
+    def start(self) -> None:
+        """Starts it and waits until it answers. After `kill` it starts anew, and knows nothing of before.
+
+        Raises:
+            DockerDaemonError: it does not start.
+        """
+        self._starts += 1
+        state = self._folder / str(self._starts)
+        state.mkdir()
+        log = self._folder / "log"
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [
+                    "dockerd", f"--config-file={self._folder}/daemon.json", f"--data-root={state}/data",
+                    f"--exec-root={state}/exec", f"--pidfile={state}/pid", f"--host={self.address}",
+                    "--iptables=false", "--bridge=none", "--exec-opt=native.cgroupdriver=cgroupfs",
+                ],
+                # A session of its own: Ctrl-C at the terminal ends it through us, after its containers.
+                stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
+            )  # fmt: skip
+        _wait(self._process, self._folder / "socket", log)
+
+    def kill(self) -> None:
+        """SIGKILL for it, its containerd and its shims: all of Docker but what the containers run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        _end_left(self._folder)
+
+    def remove(self) -> None:
+        """Ends it in order and removes its folder."""
+        if self._process is not None:
+            _end(self._process)
+        _end_left(self._folder)
+        mounts.remove_tree(self._folder)
+
+
 @contextlib.contextmanager
-def running(runsc: Path) -> Iterator[str]:
-    """Starts one with gVisor as its runtime `runsc`, yields its address, and ends it with its folders.
+def running(runsc: Path) -> Iterator[DockerDaemon]:
+    """A daemon that answers; removed in the end.
 
     Raises:
         DockerDaemonError: there is no dockerd, or it does not start.
     """
-    if shutil.which("dockerd") is None:
-        raise DockerDaemonError("dockerd is missing; Debian's package is docker.io")
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    runsc_runtime = {"path": str(runsc), "runtimeArgs": ["--network=none", "--platform=systrap"]}
-    (folder / "daemon.json").write_text(json.dumps({"runtimes": {"runsc": runsc_runtime}}))
-    with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen(
-            [
-                "dockerd", f"--config-file={folder}/daemon.json", f"--data-root={folder}/data",
-                f"--exec-root={folder}/exec", f"--pidfile={folder}/pid", f"--host=unix://{folder}/socket",
-                "--iptables=false", "--bridge=none", "--exec-opt=native.cgroupdriver=cgroupfs",
-            ],
-            # A session of its own: Ctrl-C at the terminal ends it through us, after its containers.
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    daemon = DockerDaemon(runsc)
     try:
-        _wait(daemon, folder / "socket", folder / "log")
-        yield f"unix://{folder}/socket"
+        daemon.start()
+        yield daemon
     finally:
-        _end(daemon)
-        _end_left(folder)
-        mounts.remove_tree(folder)
+        daemon.remove()
 
 
 def _wait(daemon: subprocess.Popen[bytes], socket_file: Path, log: Path) -> None:

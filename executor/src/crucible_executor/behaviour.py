@@ -53,13 +53,15 @@ class Actions:
 class Behaviour:
     """What one run tried. With NOT_OBSERVED, `actions` is empty and says nothing; `reason` says why.
 
-    `dropped` counts messages that were sent or due and are missing in `actions`.
+    `dropped` counts messages that were sent or due and are missing in `actions`. `refused_processes` counts processes
+    and threads that the sandbox's kernel refused for there being too many: no kind of attempt, but a limit's doing.
     """
 
     observation: Observation
     reason: str
     actions: Mapping[Action, Actions]
     dropped: int = 0
+    refused_processes: int = 0
 
     @classmethod
     def not_observed(cls, reason: str) -> Behaviour:

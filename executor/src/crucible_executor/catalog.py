@@ -20,10 +20,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OfferedEngine:
-    """An engine and whether it can be used; `unavailable` is empty when it can, else says why not."""
+    """An engine, and why it could not be used when this executor started; `refused` is empty when it could."""
 
     engine: Engine
-    unavailable: str
+    refused: str
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be used now; empty when it can."""
+        return self.refused or self.engine.failing
 
     @property
     def capabilities(self) -> Capabilities:
@@ -72,11 +77,14 @@ class Catalog:
 
     @property
     def not_serving(self) -> str:
-        """Why this executor takes no work: its default engine cannot be used. Empty when it does."""
+        """Why this executor takes no work: its default engine did not pass its self-test. Empty when it does.
+
+        One that fails later, behind its breaker, is refused by itself, and the others go on.
+        """
         offered = self.engines.get(self.default_engine)
         if offered is None:
             return f"there is no engine {self.default_engine!r}, which it is set to use by default"
-        return offered.unavailable and f"the default engine {self.default_engine} cannot be used: {offered.unavailable}"
+        return offered.refused and f"the default engine {self.default_engine} cannot be used: {offered.refused}"
 
     def unavailable(self, name: str) -> str:
         """Why an engine cannot be used now: by itself, or because the executor takes no work. Empty when it can."""
@@ -140,9 +148,9 @@ async def checked(engine: Engine) -> OfferedEngine:
         await engine_test.ensure(engine)
     except EngineUnavailableError as error:
         _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=str(error)))
-        return OfferedEngine(engine, unavailable=str(error) or "it did not say why")
+        return OfferedEngine(engine, refused=str(error) or "it did not say why")
     _log.info("engine can be used", extra=logs.fields(engine=name, version=engine.capabilities.version))
-    return OfferedEngine(engine, unavailable="")
+    return OfferedEngine(engine, refused="")
 
 
 def offer_runtimes(

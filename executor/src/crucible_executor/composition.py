@@ -11,10 +11,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from crucible_executor import cgroups
 from crucible_executor.cgroups import CgroupsUnavailableError
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, HoldableEngine, Sandbox
+from crucible_executor.engines.guarded import GuardedEngine
 from crucible_executor.engines.pooled import PooledEngine, PoolSettings
 from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.images import ImageNotFoundError, ImageStore
-from crucible_executor.metrics import PoolMetrics
+from crucible_executor.metrics import EngineMetrics, PoolMetrics
 from crucible_executor.model import Isolation, SandboxClass
 from crucible_executor.selftest.model import Check
 from crucible_executor.settings import Settings
@@ -83,7 +84,7 @@ def tracer_of(settings: Settings) -> Tracing:
 def engines_of(
     settings: Settings, *, unsafe: bool, tracer: Tracing = UNTRACED, registry: CollectorRegistry = REGISTRY
 ) -> list[Engine]:
-    """Every engine of the registry, pooled where it can be; those without isolation only when `unsafe`."""
+    """Every engine of the registry behind a breaker, pooled where it can be; without isolation only when `unsafe`."""
     host = Host(
         runsc=settings.runsc,
         init_dir=settings.init_dir,
@@ -93,9 +94,9 @@ def engines_of(
         docker_host=settings.docker_host,
         tracer=tracer,
     )
-    metrics = PoolMetrics(registry)
+    pools, breakers = PoolMetrics(registry), EngineMetrics(registry)
     engines = [_made(name, make, host) for name, make in ENGINES.items() if unsafe or name not in UNSAFE]
-    return [_pooled(engine, settings, metrics) for engine in engines]
+    return [GuardedEngine(_pooled(engine, settings, pools), breakers) for engine in engines]
 
 
 def _pooled(engine: Engine, settings: Settings, metrics: PoolMetrics) -> Engine:

@@ -46,7 +46,7 @@ LIMITS = {
     Limit.PROCESSES: ev.LIMIT_PROCESSES,
     Limit.OPEN_FILES: ev.LIMIT_OPEN_FILES,
     Limit.DISK: ev.LIMIT_DISK,
-    Limit.DISK_INODES: ev.LIMIT_DISK,  # the contract has one name for both
+    Limit.DISK_INODES: ev.LIMIT_DISK_INODES,
 }
 OBSERVATIONS = {
     Observation.NOT_OBSERVED: ev.OBSERVATION_NOT_OBSERVED,
@@ -242,7 +242,7 @@ def event(value: Event) -> ex.RunEvent:
 def executor(
     catalog: Catalog, *, executor_id: str, boot_id: str, ceilings: Limits, slots: int
 ) -> platform_pb2.Executor:
-    """What this executor is and offers."""
+    """What this executor is and offers now."""
     return platform_pb2.Executor(
         id=executor_id,
         boot_id=boot_id,
@@ -253,7 +253,9 @@ def executor(
                 isolation=ISOLATIONS[offered.capabilities.isolation],
                 enforces=sorted({LIMITS[limit] for limit in offered.capabilities.enforces}),
                 available=not catalog.unavailable(name),
-                unavailable_reason=catalog.unavailable(name),
+                unavailable_reason=_cut(catalog.unavailable(name)),
+                not_observable=sorted({LIMITS[limit] for limit in offered.capabilities.not_observable}),
+                breaker_open=bool(offered.engine.failing),
             )
             for name, offered in catalog.engines.items()
         ],

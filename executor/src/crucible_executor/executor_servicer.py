@@ -43,7 +43,7 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
     """Speaks protobuf; the rules are in `Runs`.
 
     Args:
-        describe: what this executor is and offers now.
+        describe: says what this executor is and offers at the moment.
         runs: its runs.
     """
 

@@ -29,6 +29,24 @@ class PoolMetrics:
         self.breaker_open = gauge("breaker_open", "1 while a class fails so often that it is tried only now and then.")
 
 
+class EngineMetrics:
+    """Counts what engines fail at, by engine.
+
+    Args:
+        registry: where the metrics are shown.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.failures = Counter(
+            "crucible_executor_engine_failures", "Sandboxes that could not be made or failed.", ["engine"],
+            registry=registry,
+        )  # fmt: skip
+        self.breaker_open = Gauge(
+            "crucible_executor_engine_breaker_open", "1 while an engine fails and is only tried by itself.", ["engine"],
+            registry=registry,
+        )  # fmt: skip
+
+
 class ExecutorMetrics:
     """Counts runs.
 

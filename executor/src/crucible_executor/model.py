@@ -163,12 +163,25 @@ class SandboxFailed:
 Termination = Exited | Signalled | LimitExceeded | Killed | SandboxFailed
 
 
+REFUSING = frozenset({Limit.PROCESSES, Limit.OPEN_FILES, Limit.DISK, Limit.DISK_INODES})
+"""The limits that refuse a program something and let it go on."""
+
+
+class Source(enum.Enum):
+    """Who saw that a limit refused something; the first two are the host's own word."""
+
+    PIDS_CGROUP = "host pids cgroup"
+    HOST_FILE_SYSTEM = "host's file system"
+    SANDBOX_KERNEL = "trace of the sandbox's kernel"
+    SANDBOX_INIT = "sandbox init"
+
+
 @dataclass(frozen=True)
 class LimitHit:
-    """A limit that refused the program something without ending it. `source` says who saw it."""
+    """A limit that refused the program something without ending it."""
 
     limit: Limit
-    source: str
+    source: Source
     detail: str
 
 
@@ -184,9 +197,18 @@ class Usage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended, after the sandbox's processes are gone. `behaviour` is None where the engine has no trace."""
+    """How one run ended, after the sandbox's processes are gone.
+
+    Attributes:
+        termination: what ended it.
+        limit_hits: what limits refused it.
+        usage: what it used.
+        behaviour: what it tried; None where the engine has no trace.
+        unobserved: of `REFUSING`, the limits in force of which nobody can say whether they refused something.
+    """
 
     termination: Termination
     limit_hits: tuple[LimitHit, ...]
     usage: Usage
     behaviour: Behaviour | None = None
+    unobserved: frozenset[Limit] = frozenset()

@@ -24,6 +24,7 @@ from crucible_executor.model import (
     Outcome,
     SandboxFailed,
     Signalled,
+    Source,
 )
 from crucible_executor.model import Limit as LimitName
 from crucible_executor.output import KeptOutput
@@ -46,6 +47,12 @@ _LIMIT_SOURCES = {
     LimitName.CPU_TIME: ev.EVIDENCE_SOURCE_CGROUP,
     LimitName.MEMORY: ev.EVIDENCE_SOURCE_CGROUP,
     LimitName.OUTPUT: ev.EVIDENCE_SOURCE_OUTPUT_COUNT,
+}
+_HIT_SOURCES = {
+    Source.PIDS_CGROUP: ev.EVIDENCE_SOURCE_CGROUP,
+    Source.HOST_FILE_SYSTEM: ev.EVIDENCE_SOURCE_HOST_FILE_SYSTEM,
+    Source.SANDBOX_KERNEL: ev.EVIDENCE_SOURCE_SANDBOX_KERNEL,
+    Source.SANDBOX_INIT: ev.EVIDENCE_SOURCE_SANDBOX_INIT,
 }
 
 
@@ -124,6 +131,7 @@ class Records:
         """
         record.termination.CopyFrom(termination(outcome, cause, started=started is not None))
         record.limit_hits.extend(_limit_hit(hit) for hit in outcome.limit_hits)
+        record.unobserved_limits.extend(sorted(convert.LIMITS[limit] for limit in outcome.unobserved))
         record.behaviour.CopyFrom(convert.behaviour(_behaviour(outcome, record.engine, started=started is not None)))
         record.stdout.CopyFrom(_run_output(stdout))
         record.stderr.CopyFrom(_run_output(stderr))
@@ -188,14 +196,9 @@ def _behaviour(outcome: Outcome, engine: str, *, started: bool) -> Behaviour:
 
 
 def _limit_hit(hit: LimitHit) -> ev.LimitHit:
-    # Engines say in words who saw it, for example "host pids cgroup".
-    source = ev.EVIDENCE_SOURCE_EXECUTOR
-    if "cgroup" in hit.source:
-        source = ev.EVIDENCE_SOURCE_CGROUP
-    elif "init" in hit.source:
-        source = ev.EVIDENCE_SOURCE_SANDBOX_INIT
-    detail = _cut(f"{hit.detail} (seen by: {hit.source})")
-    return ev.LimitHit(limit=convert.LIMITS[hit.limit], evidence=ev.Evidence(source=source, detail=detail))
+    detail = _cut(f"{hit.detail} (seen by: {hit.source.value})")
+    evidence = ev.Evidence(source=_HIT_SOURCES[hit.source], detail=detail)
+    return ev.LimitHit(limit=convert.LIMITS[hit.limit], evidence=evidence)
 
 
 def _run_output(output: KeptOutput) -> ex.RunOutput:

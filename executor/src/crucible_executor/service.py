@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.executor.v1 import executor_service_pb2_grpc, inspection_service_pb2_grpc
 from crucible_executor import convert
 from crucible_executor.attack_suite import ChildSuite
@@ -135,16 +135,14 @@ class ExecutorService:
             lost = await runs.recover()
         except JournalFullError as error:
             raise StartError(f"{error}; free some space in {settings.state_dir}") from error
-
-        def describe() -> Executor:
-            return convert.executor(
-                catalog,
-                executor_id=state.executor_id,
-                boot_id=boot_id,
-                ceilings=settings.ceilings,
-                slots=settings.slot_count,
-            )
-
+        describe = functools.partial(
+            convert.executor,
+            catalog,
+            executor_id=state.executor_id,
+            boot_id=boot_id,
+            ceilings=settings.ceilings,
+            slots=settings.slot_count,
+        )
         inspections = Inspections(
             tickets=InspectionTicketCheck(verifier, state.executor_id, boot_id),
             catalog=catalog,

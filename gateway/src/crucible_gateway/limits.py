@@ -1,7 +1,6 @@
 """What a spec becomes before it is stored: engine and limits filled in, and refused when no executor could run it.
 
 An executor says which engines it has, which limits each of them enforces, and its ceilings. A ceiling of 0 is none.
-`disk_inodes` counts as enforceable only where an executor states a ceiling for it: `LIMIT_DISK` also stands for bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,7 @@ LIMIT_OF: dict[str, ev.Limit.ValueType] = {
     "output_bytes": ev.LIMIT_OUTPUT,
     "open_files": ev.LIMIT_OPEN_FILES,
     "disk_bytes": ev.LIMIT_DISK,
-    "disk_inodes": ev.LIMIT_DISK,
+    "disk_inodes": ev.LIMIT_DISK_INODES,
 }
 # An executor keeps these with its own clock and count whatever the engine: their defaults are always filled in.
 KEPT_BY_THE_EXECUTOR = frozenset({"wall_time", "output_bytes"})
@@ -58,8 +57,6 @@ class _Candidate:
         return self.registered.executor.ceilings
 
     def enforces(self, field: str) -> bool:
-        if field == "disk_inodes" and not self.ceilings.disk_inodes:
-            return False
         return LIMIT_OF[field] in self.engine.enforces
 
 

@@ -163,12 +163,17 @@ def _executor_status(registered: executors_api.RegisteredExecutor, unknown: str 
     answer = api.ProcessStatus(
         process=f"executor/{registered.executor.id}",
         serving=registered.live and unknown is None and not own,
-        detail=unknown or (own if registered.live else silent),
+        detail=unknown or ((own or _failing_engines(registered)) if registered.live else silent),
         slots=registered.executor.slots,
     )
     if registered.HasField("last_seen_time"):
         answer.last_seen_time.CopyFrom(registered.last_seen_time)
     return answer
+
+
+def _failing_engines(registered: executors_api.RegisteredExecutor) -> str:
+    failing = [engine for engine in registered.executor.engines if engine.breaker_open]
+    return " ".join(engine.unavailable_reason for engine in failing)
 
 
 def _at_most(defaults: ev.Limits, ceilings: ev.Limits) -> ev.Limits:

@@ -63,7 +63,8 @@ def check_is_of(final: ex.FinalRecord, record: Record) -> None:
             raise invalid(f"the final record's {name} is not this run's")
     if ended_by_itself(final):
         _check_limits(final.limits, pb.Limits.FromString(record.limits))
-    if len(final.limit_hits) > MAX_HITS or final.termination.WhichOneof("kind") is None:
+    named = max(len(final.limit_hits), len(final.unobserved_limits))
+    if named > MAX_HITS or final.termination.WhichOneof("kind") is None:
         raise invalid("the final record does not say how the run ended, or names too many limits")
 
 
@@ -103,6 +104,7 @@ def result(final: ex.FinalRecord, signed: SignedBytes) -> pb.Evaluation:
     """What the record adds to an evaluation; a termination only where the program ended by itself or by a limit."""
     made = pb.Evaluation(
         limit_hits=final.limit_hits,
+        unobserved_limits=final.unobserved_limits,
         usage=final.usage if final.HasField("usage") else None,
         behaviour=final.behaviour if final.HasField("behaviour") else None,
         stdout=_summary(final.stdout),

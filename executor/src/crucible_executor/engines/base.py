@@ -38,15 +38,22 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine promises. A request that needs a limit which is not in `enforces` is refused.
+    """What an engine promises.
 
-    With `traced`, its sandboxes tell their sink what a program tries, or that this is not observed.
+    Attributes:
+        name: the registry's.
+        version: what its runtime says of itself.
+        isolation: what it puts between program and host.
+        enforces: a request that needs another limit is refused.
+        not_observable: of these, the ones of which this engine never sees whether they refused something.
+        traced: its sandboxes tell their sink what a program tries, or that this is not observed.
     """
 
     name: str
     version: str
     isolation: Isolation
     enforces: frozenset[Limit]
+    not_observable: frozenset[Limit] = frozenset()
     traced: bool = False
 
 
@@ -135,9 +142,16 @@ class Engine(abc.ABC):
     def capabilities(self) -> Capabilities:
         """What this engine promises."""
 
+    @property
+    def failing(self) -> str:
+        """Why it cannot be used just now, although `check` once said that it can; empty when it can."""
+        return ""
+
     @abc.abstractmethod
     async def check(self) -> None:
-        """Finds out whether this machine has what the engine needs, and prepares it. Runs no program yet.
+        """Finds out whether this machine has what the engine needs, and prepares it.
+
+        Runs no program; may be asked again.
 
         Raises:
             EngineUnavailableError: it has not; says why and what to do.

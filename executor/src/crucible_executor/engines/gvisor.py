@@ -10,7 +10,7 @@ What enforces what, measured with runsc 20260527:
 - isolation: the sentry runs as nobody without capabilities in its own user, mount, pid and network namespaces, behind
   seccomp; with an image as one EROFS file it has no process beside it that opens files of the host.
 - open files: RLIMIT_NOFILE. Disk: `size=` of the sentry's tmpfs at `/workspace`, `/tmp` and `/dev/shm`, each. Inodes:
-  tmpfs in this sentry knows no `nr_inodes`, so that limit is not declared.
+  runsc hands its tmpfs no `nr_inodes` of the bundle (`tmpfsAllowedData`), so that limit is not declared.
 - wall time and output: this process.
 """
 
@@ -29,7 +29,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crucible_executor import ahead, bundle, init_protocol, leftovers
+from crucible_executor import ahead, bundle, init_protocol, leftovers, limit_hits
+from crucible_executor.behaviour import Behaviour
 from crucible_executor.cgroups import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree
 from crucible_executor.engines.base import (
     Capabilities,
@@ -76,6 +77,9 @@ TASKS_PER_PROCESS = 3
 
 T = TypeVar("T", Limits, Interpreter)
 
+VERSION_LIMIT_S = 20.0
+"""For `runsc --version`."""
+
 _BOOT_LIMIT = timedelta(seconds=30)
 _FLAGS = ("--platform=systrap", "--network=none", "--ignore-cgroups", "--overlay2=none", "--directfs=false")
 _ENFORCED = frozenset(Limit) - {Limit.DISK_INODES}
@@ -113,12 +117,13 @@ class GvisorEngine(HoldableEngine):
     @property
     def capabilities(self) -> Capabilities:
         """What this engine promises; its version is known after `check`."""
-        return Capabilities("gvisor", self._version, Isolation.USER_KERNEL, _ENFORCED, traced=True)
+        hidden = {Limit.OPEN_FILES} if self._tracer.watches else {Limit.OPEN_FILES, Limit.PROCESSES}
+        return Capabilities("gvisor", self._version, Isolation.USER_KERNEL, _ENFORCED, frozenset(hidden), traced=True)
 
     async def check(self) -> None:
         """Prepares folder, cgroups and images."""
         self._prepare()
-        self._version = self._runsc_version()
+        self._version = await asyncio.to_thread(self._runsc_version)  # one that hangs must not hold up other runs
         names = self._images.names()
         if not names:
             raise EngineUnavailableError("There is no image to run a sandbox on: run `make images`.")
@@ -156,8 +161,9 @@ class GvisorEngine(HoldableEngine):
         """What runsc says; one built from its Go module says nothing, then the name of its folder."""
         try:
             shown = subprocess.run(
-                [self._paths.runsc, "--version"], capture_output=True, text=True, timeout=20, check=True, env={}
-            ).stdout
+                [self._paths.runsc, "--version"],
+                capture_output=True, text=True, timeout=VERSION_LIMIT_S, check=True, env={},
+            ).stdout  # fmt: skip
         except (OSError, subprocess.SubprocessError) as error:
             raise EngineUnavailableError(f"{self._paths.runsc} does not run: {error}. Run `make setup`.") from error
         said = shown.partition("\n")[0].removeprefix("runsc version ").strip()
@@ -395,7 +401,7 @@ class GvisorSandbox(HoldableSandbox):
             run.close()
         if not drained:
             cause = SandboxFailed("The output of the sandbox did not end with its processes.")
-        return dataclasses.replace(self._outcome(cause, run), behaviour=behaviour)
+        return self._outcome(cause, run, limits, behaviour)
 
     async def _end_processes(self) -> None:
         """Ends everything and reads the init's last words, which lie in the pipe by then."""
@@ -408,7 +414,7 @@ class GvisorSandbox(HoldableSandbox):
         if self._reports is not None:
             await asyncio.wait([self._reports.finished], timeout=5)
 
-    def _outcome(self, cause: Termination | None, run: Supervision) -> Outcome:
+    def _outcome(self, cause: Termination | None, run: Supervision, limits: Limits, behaviour: Behaviour) -> Outcome:
         ended = self._seen.get(ReportKind.ENDED)
         oom_kills = self._cgroup.oom_kills()
         termination: Termination
@@ -420,7 +426,12 @@ class GvisorSandbox(HoldableSandbox):
             termination = Signalled(ended.b & 0x7F) if ended.signalled else Exited(ended.b & 0xFF)
         else:
             termination = SandboxFailed(self._explain())
-        return Outcome(termination, tuple(self._limit_hits()), self._usage(run))
+        hits = tuple(self._limit_hits(limits, behaviour))
+        seen = {hit.limit for hit in hits} | ({Limit.DISK} if self._last_report() else set())
+        if limit_hits.trace_is_whole(behaviour):
+            seen.add(Limit.PROCESSES)
+        hidden = limit_hits.unobserved(_ENFORCED, limits, seen)
+        return Outcome(termination, hits, self._usage(run), behaviour, hidden)
 
     def _memory_evidence(self, oom_kills: int) -> str:
         limit = self._memory_bytes + SENTRY_MEMORY_BYTES
@@ -429,19 +440,17 @@ class GvisorSandbox(HoldableSandbox):
             f"({self._memory_bytes} for the program, {SENTRY_MEMORY_BYTES} for the sandbox itself)"
         )
 
-    def _limit_hits(self) -> Iterator[LimitHit]:
-        last = self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
-        if last is not None and last.workspace_full:
-            yield LimitHit(Limit.DISK, "sandbox init", "/workspace was full when the program ended")
-        if last is not None and last.tmp_full:
-            yield LimitHit(Limit.DISK, "sandbox init", "/tmp was full when the program ended")  # noqa: S108
-        refused = self._cgroup.refused_tasks()
-        if refused:
-            yield LimitHit(Limit.PROCESSES, "host pids cgroup", f"{refused} process(es) or thread(s) refused")
+    def _last_report(self) -> Report | None:
+        return self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
+
+    def _limit_hits(self, limits: Limits, behaviour: Behaviour) -> Iterator[LimitHit]:
+        yield from limit_hits.by_init(self._last_report(), limits)
+        yield from limit_hits.by_trace(behaviour)
+        yield from limit_hits.by_cgroup(self._cgroup.refused_tasks())
 
     def _usage(self, run: Supervision) -> Usage:
         sandbox_cpu = self._cgroup.cpu_time()
-        last = self._seen.get(ReportKind.GONE) or self._seen.get(ReportKind.ENDED)
+        last = self._last_report()
         # The init's word, but never more than the cgroup saw.
         program_cpu = None if last is None else min(last.user_cpu + last.system_cpu, sandbox_cpu)
         return Usage(run.wall_time, program_cpu, sandbox_cpu, self._cgroup.peak_memory_bytes())

@@ -17,7 +17,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from crucible_executor import init_protocol, leftovers
+from crucible_executor import init_protocol, leftovers, limit_hits
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
 from crucible_executor.host_pipes import PipeReader, pipe_from_child
 from crucible_executor.host_process import HostProcess
@@ -60,7 +60,8 @@ class SubprocessEngine(Engine):
     @property
     def capabilities(self) -> Capabilities:
         """What this engine promises: next to nothing."""
-        return Capabilities("subprocess", os.uname().release, Isolation.NONE, _ENFORCED)
+        hidden = frozenset({Limit.OPEN_FILES})
+        return Capabilities("subprocess", os.uname().release, Isolation.NONE, _ENFORCED, hidden)
 
     async def check(self) -> None:
         """Makes the folder and looks for its tender."""
@@ -136,7 +137,8 @@ class SubprocessSandbox(Sandbox):
             cause = SandboxFailed("A process that left the program's descendants still holds its output.")
         last = self._seen.get(ReportKind.GONE)
         cpu = None if last is None else last.user_cpu + last.system_cpu
-        return Outcome(self._termination(cause), (), Usage(run.wall_time, cpu, None, None))
+        hidden = limit_hits.unobserved(_ENFORCED, limits, ())
+        return Outcome(self._termination(cause), (), Usage(run.wall_time, cpu, None, None), unobserved=hidden)
 
     def _spawn(self, program: Program, limits: Limits, run: Supervision, sink: Sink) -> None:
         try:

@@ -1,7 +1,8 @@
 """What the sandbox's kernel is told to trace: a runsc `--pod-init-config` (gVisor, `pkg/sentry/seccheck/config.go`).
 
 Only points that an action is made of: nothing that a program does all the time, such as reading, writing or polling.
-System calls are traced where they enter, so that an attempt that blocks, fails or does not exist is seen too.
+System calls are traced where they enter, so that an attempt that blocks, fails or does not exist is seen too; those
+that make a process also where they return, for only there it is known that the limit refused one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
+
+from crucible_executor.tracing import refusals
 
 PRIVILEGED = {
     101: "ptrace", 103: "syslog", 105: "setuid", 106: "setgid", 113: "setreuid", 114: "setregid", 116: "setgroups",
@@ -48,6 +51,7 @@ def session(endpoint: Path) -> bytes:
         *(_syscall(f"sysno/{number}") for number in NAMED),
         *(_syscall(name) for name in ("socket", "connect")),
         *(_syscall(f"sysno/{number}") for number in PRIVILEGED),
+        *({"name": f"syscall/{name}/exit"} for name in refusals.CALLS),
     ]
     sink = {
         "name": "remote",

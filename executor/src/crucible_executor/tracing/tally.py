@@ -16,7 +16,7 @@ from crucible_executor.behaviour import (
     Behaviour,
     Observation,
 )
-from crucible_executor.tracing import actions, wire
+from crucible_executor.tracing import actions, refusals, wire
 from crucible_executor.tracing.live import Telling, checked_count, is_shown, missing
 
 MAX_MESSAGES = 250_000
@@ -52,6 +52,7 @@ class Tally:
         self._messages = 0
         self._unread = 0
         self._dropped = 0
+        self._refused = 0
 
     def add(self, data: memoryview, *, whole: bool = True) -> None:
         """Takes one datagram, whatever it is; `whole` is False when it was longer than `data`."""
@@ -80,6 +81,7 @@ class Tally:
         if message.dropped > self._dropped:
             self._dropped = message.dropped
             self.telling.lost(self._dropped, self._unread)
+        self._refused += refusals.is_refused_process(message)
         for action, example in self._actions.of(message):
             kind = self._kinds[action]
             kind.count += 1
@@ -93,7 +95,13 @@ class Tally:
         """What `behaviour` reads; at most `MAX_REPORT` bytes."""
         dropped = self._dropped + self._actions.unsent
         kinds = {action.value: [kind.count, kind.first, kind.examples] for action, kind in self._kinds.items()}
-        document = {"greeted": self._greeted, "dropped": dropped, "unread": self._unread, "kinds": kinds}
+        document = {
+            "greeted": self._greeted,
+            "dropped": dropped,
+            "unread": self._unread,
+            "refused": self._refused,
+            "kinds": kinds,
+        }
         return json.dumps(document).encode()
 
 
@@ -108,7 +116,7 @@ def behaviour(report: bytes, since: datetime, until: datetime) -> Behaviour:
     try:
         document = json.loads(report[:MAX_REPORT])
         kinds = {action: _actions(document["kinds"][action.value], since, until) for action in Action}
-        dropped, unread = checked_count(document["dropped"]), checked_count(document["unread"])
+        dropped, unread, refused = (checked_count(document[name]) for name in ("dropped", "unread", "refused"))
         greeted = document["greeted"] is True
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError):
         return Behaviour.not_observed("what the reader of the trace said makes no sense")
@@ -116,7 +124,7 @@ def behaviour(report: bytes, since: datetime, until: datetime) -> Behaviour:
         return Behaviour.not_observed("the sandbox's kernel opened no trace")
     lost = missing(dropped, unread)
     observation = Observation.PARTIAL if lost else Observation.OBSERVED
-    return Behaviour(observation, lost, kinds, dropped + unread)
+    return Behaviour(observation, lost, kinds, dropped + unread, refused)
 
 
 def _actions(said: Any, since: datetime, until: datetime) -> Actions:

@@ -57,6 +57,9 @@ class Untraced:
         reason: what each run says about it.
     """
 
+    watches = False
+    """See `Tracer.watches`."""
+
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
@@ -102,6 +105,11 @@ class Tracer:
         self._may_say = 0
         self._question: asyncio.TimerHandle | None = None
         self._asked_at: float | None = None
+
+    @property
+    def watches(self) -> bool:
+        """Whether sandboxes are traced here, unless something fails."""
+        return points.supported()
 
     @property
     def reader_pid(self) -> int | None:

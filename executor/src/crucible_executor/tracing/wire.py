@@ -40,6 +40,8 @@ class Kind(enum.IntEnum):
     CONNECT = 10
     EXECVE_CALL = 11
     SOCKET = 12
+    CLONE_CALL = 23
+    FORK_CALL = 29
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         labels=dict(message.labels),
         failed_attempts=tuple(_failed_attempt(attempt) for attempt in message.failed_attempts),
         behaviour=_behaviour(message.behaviour) if message.HasField("behaviour") else None,
+        unobserved_limits=tuple(_limit(number) for number in message.unobserved_limits),
     )
 
 
@@ -201,6 +202,8 @@ def _engine(message: platform_pb2.Engine) -> results.Engine:
         enforces=tuple(_limit(number) for number in message.enforces),
         available=message.available,
         unavailable_reason=message.unavailable_reason,
+        not_observable=tuple(_limit(number) for number in message.not_observable),
+        breaker_open=message.breaker_open,
     )
 
 

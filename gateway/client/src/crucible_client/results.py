@@ -37,6 +37,7 @@ class Limit(StrEnum):
     PROCESSES = "PROCESSES"
     OPEN_FILES = "OPEN_FILES"
     DISK = "DISK"
+    DISK_INODES = "DISK_INODES"
 
 
 class Isolation(StrEnum):
@@ -66,6 +67,8 @@ class EvidenceSource(StrEnum):
     OUTPUT_COUNT = "OUTPUT_COUNT"
     EXECUTOR = "EXECUTOR"
     STORAGE = "STORAGE"
+    SANDBOX_KERNEL = "SANDBOX_KERNEL"
+    HOST_FILE_SYSTEM = "HOST_FILE_SYSTEM"
 
 
 class Stream(Enum):
@@ -325,6 +328,7 @@ class Evaluation:
         labels: those of `spec`.
         failed_attempts: the attempts before this one.
         behaviour: what the program tried; None until its end, and when nothing ran.
+        unobserved_limits: of these nobody can say whether they refused something; `limit_hits` says nothing of them.
     """
 
     name: str
@@ -346,6 +350,7 @@ class Evaluation:
     labels: Mapping[str, str]
     failed_attempts: tuple[FailedAttempt, ...]
     behaviour: Behaviour | None = None
+    unobserved_limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +436,18 @@ class UnknownEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What stands between program and host, as one or more executors offer it."""
+    """What stands between program and host, as one or more executors offer it.
+
+    Attributes:
+        name: its name.
+        version: what its runtime says of itself.
+        isolation: what it puts between program and host.
+        enforces: the limits it enforces.
+        available: whether it can be used now.
+        unavailable_reason: why not.
+        not_observable: of `enforces`, the limits whose refusals it can never see.
+        breaker_open: whether it failed again and again, and is tried by itself until it works.
+    """
 
     name: str
     version: str
@@ -439,6 +455,8 @@ class Engine:
     enforces: tuple[Limit, ...]
     available: bool
     unavailable_reason: str
+    not_observable: tuple[Limit, ...] = ()
+    breaker_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ async def daemon(runsc: Path, rootfs: Path) -> AsyncIterator[Docker]:
     with ExitStack() as held:
         running = docker_daemon.running(runsc)
         try:
-            address = await to_the_end(lambda: held.enter_context(running))
+            address = (await to_the_end(lambda: held.enter_context(running))).address
         except DockerDaemonError as error:
             raise PeerAbsentError(f"{error} (make bench-peers)") from error
         try:

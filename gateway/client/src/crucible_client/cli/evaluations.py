@@ -94,6 +94,8 @@ def _pairs(evaluation: results.Evaluation) -> list[tuple[str, str]]:
             ("CPU of the sandbox", show_seconds(usage.sandbox_cpu_time)),
             ("peak memory", peak),
         ]
+    if evaluation.unobserved_limits:
+        pairs.append(("not observable", f"whether it hit {', '.join(evaluation.unobserved_limits)}"))
     if evaluation.behaviour is not None:
         pairs += exits.tried(evaluation.behaviour)
     if evaluation.provenance is not None:

@@ -167,7 +167,9 @@ class _LimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Limit.ValueType
     LIMIT_OPEN_FILES: _Limit.ValueType  # 7
     """Refuses further descriptors."""
     LIMIT_DISK: _Limit.ValueType  # 8
-    """Refuses further bytes or inodes."""
+    """Refuses further bytes."""
+    LIMIT_DISK_INODES: _Limit.ValueType  # 9
+    """Refuses further files and folders."""
 
 class Limit(_Limit, metaclass=_LimitEnumTypeWrapper):
     """A limit that can be hit."""
@@ -189,7 +191,9 @@ LIMIT_PROCESSES: Limit.ValueType  # 6
 LIMIT_OPEN_FILES: Limit.ValueType  # 7
 """Refuses further descriptors."""
 LIMIT_DISK: Limit.ValueType  # 8
-"""Refuses further bytes or inodes."""
+"""Refuses further bytes."""
+LIMIT_DISK_INODES: Limit.ValueType  # 9
+"""Refuses further files and folders."""
 Global___Limit: _TypeAlias = Limit  # noqa: Y015
 
 class _EvidenceSource:
@@ -212,6 +216,10 @@ class _EvidenceSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Eviden
     """The executor, which saw that the sandbox's processes are gone."""
     EVIDENCE_SOURCE_STORAGE: _EvidenceSource.ValueType  # 6
     """Storage's own records."""
+    EVIDENCE_SOURCE_SANDBOX_KERNEL: _EvidenceSource.ValueType  # 7
+    """The trace of the sandbox's own kernel. Not the host's word: true unless that kernel was broken."""
+    EVIDENCE_SOURCE_HOST_FILE_SYSTEM: _EvidenceSource.ValueType  # 8
+    """The host's kernel, asked how full one of the sandbox's file systems was when its processes were gone."""
 
 class EvidenceSource(_EvidenceSource, metaclass=_EvidenceSourceEnumTypeWrapper):
     """Where a statement about a run comes from."""
@@ -230,6 +238,10 @@ EVIDENCE_SOURCE_EXECUTOR: EvidenceSource.ValueType  # 5
 """The executor, which saw that the sandbox's processes are gone."""
 EVIDENCE_SOURCE_STORAGE: EvidenceSource.ValueType  # 6
 """Storage's own records."""
+EVIDENCE_SOURCE_SANDBOX_KERNEL: EvidenceSource.ValueType  # 7
+"""The trace of the sandbox's own kernel. Not the host's word: true unless that kernel was broken."""
+EVIDENCE_SOURCE_HOST_FILE_SYSTEM: EvidenceSource.ValueType  # 8
+"""The host's kernel, asked how full one of the sandbox's file systems was when its processes were gone."""
 Global___EvidenceSource: _TypeAlias = EvidenceSource  # noqa: Y015
 
 class _OutputStream:
@@ -524,6 +536,7 @@ class Evaluation(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     FAILED_ATTEMPTS_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
+    UNOBSERVED_LIMITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`evaluations/{uuid}`."""
     tenant: _builtins.str
@@ -590,6 +603,12 @@ class Evaluation(_message.Message):
         nothing ran.
         """
 
+    @_builtins.property
+    def unobserved_limits(self) -> _containers.RepeatedScalarFieldContainer[Global___Limit.ValueType]:
+        """Of the limits that were in force and do not end a program, those whose refusals nobody could see in this run: that
+        `limit_hits` does not name them says nothing. In the order of `Limit`.
+        """
+
     def __init__(
         self,
         *,
@@ -612,10 +631,11 @@ class Evaluation(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         failed_attempts: _abc.Iterable[Global___FailedAttempt] | None = ...,
         behaviour: Global___Behaviour | None = ...,
+        unobserved_limits: _abc.Iterable[Global___Limit.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "create_time", b"create_time", "end_time", b"end_time", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "behaviour", b"behaviour", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "behaviour", b"behaviour", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1107,7 +1127,7 @@ class LimitHit(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     limit: Global___Limit.ValueType
-    """PROCESSES, OPEN_FILES or DISK."""
+    """PROCESSES, DISK or DISK_INODES. No engine can see that OPEN_FILES refused something."""
     @_builtins.property
     def evidence(self) -> Global___Evidence:
         """Who saw it, and what."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%crucible/evaluation/v1/platform.proto\x12\x16\x63rucible.evaluation.v1\x1a\'crucible/evaluation/v1/evaluation.proto\"\xbd\x01\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x34\n\tisolation\x18\x03 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12/\n\x08\x65nforces\x18\x04 \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x11\n\tavailable\x18\x05 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x06 \x01(\t\"i\n\x07Runtime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x14\n\x0cimage_digest\x18\x03 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x04 \x03(\t\x12\x1a\n\x12unavailable_reason\x18\x05 \x01(\t\"\x80\x02\n\x08\x45xecutor\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12/\n\x07\x65ngines\x18\x03 \x03(\x0b\x32\x1e.crucible.evaluation.v1.Engine\x12\x16\n\x0e\x64\x65\x66\x61ult_engine\x18\x04 \x01(\t\x12\x31\n\x08runtimes\x18\x05 \x03(\x0b\x32\x1f.crucible.evaluation.v1.Runtime\x12\x30\n\x08\x63\x65ilings\x18\x06 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\r\n\x05slots\x18\x07 \x01(\x05\x12\x1a\n\x12not_serving_reason\x18\x0f \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%crucible/evaluation/v1/platform.proto\x12\x16\x63rucible.evaluation.v1\x1a\'crucible/evaluation/v1/evaluation.proto\"\x8a\x02\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x34\n\tisolation\x18\x03 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12/\n\x08\x65nforces\x18\x04 \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x11\n\tavailable\x18\x05 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x06 \x01(\t\x12\x35\n\x0enot_observable\x18\x07 \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x14\n\x0c\x62reaker_open\x18\x08 \x01(\x08\"i\n\x07Runtime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x14\n\x0cimage_digest\x18\x03 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x04 \x03(\t\x12\x1a\n\x12unavailable_reason\x18\x05 \x01(\t\"\x80\x02\n\x08\x45xecutor\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12/\n\x07\x65ngines\x18\x03 \x03(\x0b\x32\x1e.crucible.evaluation.v1.Engine\x12\x16\n\x0e\x64\x65\x66\x61ult_engine\x18\x04 \x01(\t\x12\x31\n\x08runtimes\x18\x05 \x03(\x0b\x32\x1f.crucible.evaluation.v1.Runtime\x12\x30\n\x08\x63\x65ilings\x18\x06 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\r\n\x05slots\x18\x07 \x01(\x05\x12\x1a\n\x12not_serving_reason\x18\x0f \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.evaluation.v1.plat
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENGINE']._serialized_start=107
-  _globals['_ENGINE']._serialized_end=296
-  _globals['_RUNTIME']._serialized_start=298
-  _globals['_RUNTIME']._serialized_end=403
-  _globals['_EXECUTOR']._serialized_start=406
-  _globals['_EXECUTOR']._serialized_end=662
+  _globals['_ENGINE']._serialized_end=373
+  _globals['_RUNTIME']._serialized_start=375
+  _globals['_RUNTIME']._serialized_end=480
+  _globals['_EXECUTOR']._serialized_start=483
+  _globals['_EXECUTOR']._serialized_end=739
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,8 @@ class Engine(_message.Message):
     ENFORCES_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
+    NOT_OBSERVABLE_FIELD_NUMBER: _builtins.int
+    BREAKER_OPEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -41,9 +43,17 @@ class Engine(_message.Message):
     """Whether this executor can use it now."""
     unavailable_reason: _builtins.str
     """Why not, and how to mend it. Empty when available."""
+    breaker_open: _builtins.bool
+    """Whether it could be used and then failed again and again: it is tried by itself, at growing intervals of at most a
+    minute, and is available again as soon as a trial succeeds.
+    """
     @_builtins.property
     def enforces(self) -> _containers.RepeatedScalarFieldContainer[_evaluation_pb2.Limit.ValueType]:
         """The limits it enforces. A request that needs another is refused."""
+
+    @_builtins.property
+    def not_observable(self) -> _containers.RepeatedScalarFieldContainer[_evaluation_pb2.Limit.ValueType]:
+        """Of `enforces`, the limits whose refusals this engine can never see: `limit_hits` never names them."""
 
     def __init__(
         self,
@@ -54,10 +64,12 @@ class Engine(_message.Message):
         enforces: _abc.Iterable[_evaluation_pb2.Limit.ValueType] | None = ...,
         available: _builtins.bool = ...,
         unavailable_reason: _builtins.str = ...,
+        not_observable: _abc.Iterable[_evaluation_pb2.Limit.ValueType] | None = ...,
+        breaker_open: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "enforces", b"enforces", "isolation", b"isolation", "name", b"name", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "breaker_open", b"breaker_open", "enforces", b"enforces", "isolation", b"isolation", "name", b"name", "not_observable", b"not_observable", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

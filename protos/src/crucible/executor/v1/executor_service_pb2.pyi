@@ -365,6 +365,7 @@ class FinalRecord(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     START_KIND_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
+    UNOBSERVED_LIMITS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Which run."""
     evaluation: _builtins.str
@@ -435,6 +436,10 @@ class FinalRecord(_message.Message):
     def behaviour(self) -> _evaluation_pb2.Behaviour:
         """What the program tried, as far as it was observed."""
 
+    @_builtins.property
+    def unobserved_limits(self) -> _containers.RepeatedScalarFieldContainer[_evaluation_pb2.Limit.ValueType]:
+        """Of the limits that were in force, those whose refusals nobody could see; see `Evaluation.unobserved_limits`."""
+
     def __init__(
         self,
         *,
@@ -462,10 +467,11 @@ class FinalRecord(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         start_kind: _evaluation_pb2.StartKind.ValueType = ...,
         behaviour: _evaluation_pb2.Behaviour | None = ...,
+        unobserved_limits: _abc.Iterable[_evaluation_pb2.Limit.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "behaviour", b"behaviour", "end_time", b"end_time", "limits", b"limits", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_kind", b"start_kind", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_kind", b"start_kind", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -150,7 +150,7 @@ class ProcessStatus(_message.Message):
     serving: _builtins.bool
     """Whether it answered just now; for an executor, whether its worker was heard of within a lease and it takes work."""
     detail: _builtins.str
-    """Why not. Empty when serving."""
+    """Why not; for an executor that serves, which of its engines fail again and again. Otherwise empty."""
     slots: _builtins.int
     """For an executor: how many runs it takes at once."""
     @_builtins.property

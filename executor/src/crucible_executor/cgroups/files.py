@@ -1,0 +1,60 @@
+"""The files and folders of a cgroup hierarchy. What is gone reads as empty: its cgroup was removed meanwhile."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def children(parent: Path) -> list[str]:
+    """The names of the cgroups in a folder, sorted."""
+    try:
+        return sorted(entry.name for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
+def removed(folder: Path) -> bool:
+    """Removes an empty cgroup; False while it is still in use."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:  # busy: its last process is still on its way out
+        return False
+    return True
+
+
+def write(file: Path, value: int | str) -> None:
+    """Writes a value, in one call as the kernel wants it."""
+    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)
+
+
+def read(file: Path) -> str:
+    """The whole text; empty when it is not there (any more)."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts).decode()
+    except OSError:  # ENODEV: removed between open and read
+        return ""
+    finally:
+        os.close(fd)
+
+
+def field(file: Path, key: str) -> int:
+    """A number of a file of `key value` lines; 0 when it is not there."""
+    for line in read(file).splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0
