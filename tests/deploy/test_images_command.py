@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -230,9 +231,8 @@ def test_an_import_that_is_interrupted_leaves_nothing(cache, number):
 
 
 def unpacker_of(pid):
-    """Whether the unpacking process below that one has its archive of code open already."""
-    found = subprocess.run(["pgrep", "--parent", str(pid)], capture_output=True, text=True, check=False)
-    return bool(found.stdout.split())
+    """Whether that process has a child, of which it has one at a time."""
+    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 def test_what_a_killed_command_left_is_gone_after_the_next(cache, store, archive):
