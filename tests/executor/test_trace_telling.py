@@ -115,6 +115,30 @@ def test_missing_messages_are_told_once_and_from_then_on_with_every_update():
     assert (second.observation, "2 message(s)" in second.reason) == (Observation.PARTIAL, True)
 
 
+def numbered(number: int) -> bytes:
+    return tm.message(tm.RAW, tm.field(4, number))
+
+
+def test_call_whose_names_are_on_their_way_is_not_missing_and_one_whose_never_come_is():
+    run = Run()
+    for _ in range(3):
+        run.add(numbered(257))
+        assert run.tally.is_due
+        run.tally.watch()
+        run.add(tm.opened(b"/usr/lib/os-release"), numbered(257))
+        run.tally.settle()
+        assert run.told() == []
+        run.add(tm.opened(b"/usr/lib/os-release"))
+    assert not run.tally.is_due
+    run.add(numbered(257))
+    run.tally.watch()
+    run.add(numbered(257), tm.opened(b"/usr/lib/os-release"))
+    run.tally.settle()
+    [update] = run.told()
+    assert (update.observation, "dropped 1 message" in update.reason) == (Observation.PARTIAL, True)
+    assert not run.tally.is_due
+
+
 def test_terminal_escapes_in_a_path_are_told_escaped():
     [update] = Run().add(tm.opened(b"/tmp/\x1b[2J\x07\xc2\x9b", WRITE)).told()
     assert examples([update]) == [(Action.FILES_WRITTEN, r"/tmp/\x1b[2J\x07\x9b", 1)]

@@ -335,6 +335,13 @@ time.sleep(60)
         assert {one.observation for one in program.sink.updates} == {Observation.OBSERVED}
 
 
+async def test_calls_that_the_kernel_cannot_tell_are_told_of_as_missing_before_the_program_ends(host: Host):
+    async with under_way(host, UNSPEAKABLE + WAITS) as program:
+        told = await program.sink.until_not_all_is_seen()
+        assert (told.observation, "dropped" in told.reason) == (Observation.PARTIAL, True)
+        assert not program.outcome.done()
+
+
 async def test_quiet_program_is_told_of_in_no_update(host: Host):
     result = await harness.run(host.engine, harness.python(QUIET), harness.LIMITS)
     assert (result.termination, result.sink.updates) == (Exited(0), [])

@@ -104,7 +104,7 @@ async def test_update_out_of_bounds_is_refused_by_itself(world, event):
 def test_a_database_of_the_version_before_is_brought_up(tmp_path):
     engine = writer_engine(tmp_path / "file")
     with engine.connect() as connection, connection.begin():
-        migrate.command.upgrade(migrate.config(connection), "0001")
+        migrate.command.upgrade(migrate.config(connection), "0002")
         assert not is_current(connection)
         names = [row[1] for row in connection.execute(text("PRAGMA table_info(evaluation)"))]
         values = dict.fromkeys(names, "1")

@@ -2,9 +2,9 @@
 
 What fails may be the engine (runsc gone, dockerd hung) or what was asked of it (too little memory to boot in, a command
 that does not exist). Only the engine's own self-test, its trial, can tell: after some failures in a row it runs, and
-requests go on meanwhile, so that nobody's programs can close an engine to others. A failed trial opens the breaker. From
-then on every request is answered at once with the reason, and the trial runs again after a pause that doubles up to a
-minute; the first that succeeds closes it.
+requests go on meanwhile, so that nobody's programs can close an engine to others. A failed trial opens the breaker.
+From then on every request is answered at once with the reason, and the trial runs again after a pause that doubles up
+to a minute; the first that succeeds closes it.
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ class Telling:
         """Whether there is something to tell."""
         return bool(self._sights or self._exhausted or self._missing_is_new)
 
+    @property
+    def something_is_missing(self) -> bool:
+        """Whether messages are."""
+        return self._missing != (0, 0)
+
     def saw(self, action: Action, example: str, count: int, now: Callable[[], float]) -> None:
         """Takes an action, of its kind the `count`th; only what is new is kept, and its time in seconds since 1970."""
         told = self._told[action]
@@ -61,7 +66,7 @@ class Telling:
 
     def lost(self, dropped: int, unread: int) -> None:
         """Takes how many messages are missing; only the first time that is news."""
-        self._missing_is_new = self._missing_is_new or self._missing == (0, 0)
+        self._missing_is_new = self._missing_is_new or not self.something_is_missing
         self._missing = (dropped, unread)
 
     def frame(self) -> bytes:

@@ -78,8 +78,12 @@ class Reader:
     def _read(self, connection: socket.socket) -> None:
         number, tally = self._tallies[connection]
         self._read_some(connection, number, tally)
-        if tally.telling.is_due and connection in self._tallies:
-            self._due.setdefault(connection, time.monotonic() + live.INTERVAL_S)
+        if tally.is_due and connection not in self._due and connection in self._tallies:
+            self._tell_soon(connection, tally, time.monotonic())
+
+    def _tell_soon(self, connection: socket.socket, tally: Tally, now: float) -> None:
+        tally.watch()
+        self._due[connection] = now + live.INTERVAL_S
 
     def _read_some(self, connection: socket.socket, number: bytes, tally: Tally) -> None:
         for _ in range(BATCH):
@@ -99,11 +103,13 @@ class Reader:
         """Sends a frame of each run whose time has come. An executor that is busy is asked again, not waited for."""
         for connection in [one for one, due in self._due.items() if due <= now]:
             number, tally = self._tallies[connection]
-            with contextlib.suppress(BlockingIOError):
-                self._control.send(number + TELLS + tally.telling.frame(), socket.MSG_DONTWAIT)
-                tally.telling.sent()
+            tally.settle()
             if tally.telling.is_due:
-                self._due[connection] = now + live.INTERVAL_S
+                with contextlib.suppress(BlockingIOError):
+                    self._control.send(number + TELLS + tally.telling.frame(), socket.MSG_DONTWAIT)
+                    tally.telling.sent()
+            if tally.is_due:
+                self._tell_soon(connection, tally, now)
             else:
                 del self._due[connection]
 

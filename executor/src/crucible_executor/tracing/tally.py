@@ -53,6 +53,7 @@ class Tally:
         self._unread = 0
         self._dropped = 0
         self._refused = 0
+        self._unsent = self._least_unsent = 0
 
     def add(self, data: memoryview, *, whole: bool = True) -> None:
         """Takes one datagram, whatever it is; `whole` is False when it was longer than `data`."""
@@ -68,7 +69,10 @@ class Tally:
     def _lose(self) -> None:
         self._unread += 1
         if self._greeted:
-            self.telling.lost(self._dropped, self._unread)
+            self._tell_of_lost()
+
+    def _tell_of_lost(self) -> None:
+        self.telling.lost(self._dropped + self._unsent, self._unread)
 
     def _read(self, data: memoryview) -> None:
         if not self._greeted:
@@ -80,7 +84,7 @@ class Tally:
         # Only ever more: a kernel that takes its own count back is not believed.
         if message.dropped > self._dropped:
             self._dropped = message.dropped
-            self.telling.lost(self._dropped, self._unread)
+            self._tell_of_lost()
         self._refused += refusals.is_refused_process(message)
         for action, example in self._actions.of(message):
             kind = self._kinds[action]
@@ -90,6 +94,25 @@ class Tally:
             if len(kind.examples) < MAX_EXAMPLES and example not in kind.examples:
                 kind.examples.append(example)
             self.telling.saw(action, example, kind.count, self._now)
+        self._least_unsent = min(self._least_unsent, self._actions.unsent)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is, or after `settle` may be, something to tell."""
+        return self.telling.is_due or (self._actions.unsent > 0 and not self.telling.something_is_missing)
+
+    def watch(self) -> None:
+        """From now until `settle`, what the kernel did not send is told apart from what is just on its way.
+
+        A call's number and names are two messages: only while neither is on its way the difference is what is missing.
+        """
+        self._least_unsent = self._actions.unsent
+
+    def settle(self) -> None:
+        """Takes what was missing all the time since `watch` for missing; at the end, `report` has all of it."""
+        if self._least_unsent > self._unsent:
+            self._unsent = self._least_unsent
+            self._tell_of_lost()
 
     def report(self) -> bytes:
         """What `behaviour` reads; at most `MAX_REPORT` bytes."""

@@ -3,7 +3,7 @@
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
-HEAD = "0002"
+HEAD = "0003"
 """The latest revision in `versions`."""
 
 

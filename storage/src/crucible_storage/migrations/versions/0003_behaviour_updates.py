@@ -1,15 +1,15 @@
 """Behaviour updates.
 
-Revision ID: 0002
-Revises: 0001
-Create Date: 2026-11-22 09:31:12.402117
+Revision ID: 0003
+Revises: 0002
+Create Date: 2026-11-22 10:43:12.402117
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
