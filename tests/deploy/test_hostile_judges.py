@@ -101,8 +101,10 @@ def test_a_connection_is_seen(judges, kind):
 
 def test_a_process_that_is_left_is_seen(layout, judges):
     layout.sandboxes.mkdir(parents=True)
-    code = "import time; time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code, f"--root={layout.sandboxes}/gvisor/s1"]) as left:
+    code = "import time; print(flush=True); time.sleep(60)"
+    argv = [sys.executable, "-c", code, f"--root={layout.sandboxes}/gvisor/s1"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as left:
+        left.stdout.readline()  # only a process that runs is sure to show its arguments
         assert f"left on the host: process {left.pid}" in faults(judges, "leaving a daemon behind")
         left.kill()
 

@@ -46,6 +46,11 @@ class Row:
         """The row of what could not be measured; it fails the command."""
         return cls(name, None, note=reason, failed=True)
 
+    @classmethod
+    def left_out(cls, name: str, reason: str) -> "Row":
+        """The row of what was not measured by intention."""
+        return cls(name, None, note=reason)
+
     @property
     def ratio(self) -> float | None:
         """The figure by its baseline."""
@@ -162,7 +167,7 @@ def _figures(sections: Sequence[Section]) -> Table:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    measured = "FAILED" if row.failed else "" if row.value is None else f"{_number(row.value)} {row.unit}"
+    measured = "FAILED" if row.failed else "not measured" if row.value is None else f"{_number(row.value)} {row.unit}"
     baseline = "" if row.baseline is None else f"{_number(row.baseline)} {row.unit} ({row.baseline_name})"
     ratio = "" if row.ratio is None else f"{row.ratio:.2f} x"
     met = {None: "", True: "yes", False: "NO"}[row.met]

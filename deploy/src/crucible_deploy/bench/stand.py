@@ -39,6 +39,7 @@ class Sizes:
         traced: HumanEval programs with and without a trace.
         control: evaluations through the control plane alone.
         memory_step: evaluations between two looks at memory.
+        budget_s: no subject begins later than this after the start; what is left out is shown.
     """
 
     singles: int = 110
@@ -54,11 +55,12 @@ class Sizes:
     traced: int = 60
     control: int = 400
     memory_step: int = 1000
+    budget_s: float = 12.5 * 60
 
 
 FULL = Sizes(
     singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, compared=40, compared_wide=60, traced=164,
-    control=1000, memory_step=2000,
+    control=1000, memory_step=2000, budget_s=float("inf"),
 )  # fmt: skip
 TINY = Sizes(
     singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, compared=1,
