@@ -21,6 +21,7 @@ from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from crucible_executor import model
 from crucible_executor.engines.base import Capabilities, Engine, Sandbox, Sink
+from crucible_executor.selftest import engine as engine_test
 from crucible_executor.selftest.model import Check, CheckFailedError
 from crucible_executor.service import ExecutorService
 from crucible_executor.settings import Settings
@@ -138,7 +139,7 @@ class ScriptedEngine(Engine):
         return self._starts.read_text().split() if self._starts.exists() else []
 
     async def check(self) -> None:
-        return None
+        await engine_test.prove(self)
 
     def self_test(self) -> Sequence[Check]:
         async def works() -> str:

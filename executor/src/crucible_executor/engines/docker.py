@@ -52,6 +52,7 @@ from crucible_executor.model import (
     Termination,
     Usage,
 )
+from crucible_executor.selftest import engine as engine_test
 from crucible_executor.supervision import Supervision
 
 _log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class _Engine(Engine):
         return Capabilities(self._kind.name, self._version, self._kind.isolation, self._kind.enforces)
 
     async def check(self) -> None:
-        """Asks dockerd what it and the kernel can do."""
+        """Asks dockerd what it and the kernel can do, and runs the self-test."""
         if os.geteuid() != 0:
             raise EngineUnavailableError(f"The {self._kind.name} engine needs root (Docker's socket, cgroups).")
         try:
@@ -136,6 +137,7 @@ class _Engine(Engine):
         self._version = f"{info.get('ServerVersion', 'of no version')} ({self._kind.runtime})"
         if not self._images.names():
             raise EngineUnavailableError("There is no image to run a container on: run `make images`.")
+        await engine_test.prove(self)
 
     async def create(self, sandbox_class: SandboxClass) -> Sandbox:
         """Boots a container up to its init, which then waits for its program."""
