@@ -23,6 +23,7 @@ from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from crucible_executor import model
 from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.engines.base import Capabilities, Engine, Sandbox, Sink
+from crucible_executor.selftest import engine as engine_test
 from crucible_executor.selftest.model import Check, CheckFailedError
 from crucible_executor.service import ExecutorService
 from crucible_executor.settings import Settings
@@ -146,7 +147,7 @@ class ScriptedEngine(Engine):
         return self._starts.read_text().split() if self._starts.exists() else []
 
     async def check(self) -> None:
-        return None
+        await engine_test.prove(self)
 
     def self_test(self) -> Sequence[Check]:
         async def works() -> str:

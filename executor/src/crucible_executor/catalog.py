@@ -11,7 +11,6 @@ from typing import Protocol
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError
 from crucible_executor.model import Isolation
 from crucible_executor.runtimes import Runtime
-from crucible_executor.selftest import engine as engine_test
 from crucible_rpc import logs
 from crucible_rpc.errors import FailedPreconditionError
 
@@ -145,7 +144,7 @@ async def checked(engine: Engine) -> OfferedEngine:
     """An engine after its self-test, which no engine is offered without."""
     name = engine.capabilities.name
     try:
-        await engine_test.ensure(engine)
+        await engine.check()
     except EngineUnavailableError as error:
         _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=str(error)))
         return OfferedEngine(engine, refused=str(error) or "it did not say why")

@@ -135,7 +135,7 @@ class HoldableSandbox(Sandbox):
 
 
 class Engine(abc.ABC):
-    """A way to run programs. Constructed once; `check` before use; offered when its self-test passes."""
+    """A way to run programs. Constructed once; `check` before use."""
 
     @property
     @abc.abstractmethod
@@ -149,18 +149,16 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def check(self) -> None:
-        """Finds out whether this machine has what the engine needs, and prepares it.
-
-        Runs no program; may be asked again.
+        """Finds out whether this machine can run the engine, by its self-test. May be asked again.
 
         Raises:
-            EngineUnavailableError: it has not; says why and what to do.
+            EngineUnavailableError: it cannot; says why and what to do.
         """
 
     def self_test(self) -> Sequence[Check]:
         """What shows, by running something real, that the engine keeps what it promises here; see `selftest.engine`.
 
-        After `check`. May be run at any time beside programs, which it does not touch.
+        May be run at any time beside programs, which it does not touch.
         """
         from crucible_executor.selftest import engine  # it runs programs in an `Engine`, so it cannot come first
 

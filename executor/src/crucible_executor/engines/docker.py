@@ -29,6 +29,7 @@ from crucible_executor.dockerd import PING_S, Daemon, DaemonError, MissingError
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox
 from crucible_executor.images import Image, ImageNotFoundError, ImageStore
 from crucible_executor.model import Limit, SandboxClass
+from crucible_executor.selftest import engine as engine_test
 
 _OWNER_LABEL = "crucible"
 _ENGINE_LABEL = "crucible.engine"
@@ -52,7 +53,7 @@ class _Engine(Engine):
         return Capabilities(kind.name, self._version, kind.isolation, kind.enforces, kind.not_observable)
 
     async def check(self) -> None:
-        """Asks dockerd what it and the kernel can do."""
+        """Asks dockerd what it and the kernel can do, and runs the self-test."""
         if os.geteuid() != 0:
             raise EngineUnavailableError(f"The {self._kind.name} engine needs root (Docker's socket, cgroups).")
         try:
@@ -67,6 +68,7 @@ class _Engine(Engine):
         self._version = f"{info.get('ServerVersion', 'of no version')} ({self._kind.runtime})"
         if not self._images.names():
             raise EngineUnavailableError("There is no image to run a container on: run `make images`.")
+        await engine_test.prove(self)
 
     async def create(self, sandbox_class: SandboxClass) -> Sandbox:
         """Boots a container up to its init, which then waits for its program."""

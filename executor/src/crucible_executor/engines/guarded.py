@@ -25,7 +25,6 @@ from crucible_executor.engines.base import (
 )
 from crucible_executor.metrics import EngineMetrics
 from crucible_executor.model import Limits, Outcome, Program, SandboxClass, SandboxFailed, StartKind
-from crucible_executor.selftest import engine as engine_test
 from crucible_executor.selftest.model import Check
 from crucible_rpc import logs
 
@@ -125,10 +124,10 @@ class GuardedEngine(Engine):
         self._metrics.breaker_open.labels(self._name).set(0)
 
     async def _trial_fails(self) -> str:
-        """Runs the engine's self-test; why it failed, empty when it did not."""
+        """Runs the engine's trial; why it failed, empty when it did not."""
         try:
             async with asyncio.timeout(self._trial_limit.total_seconds()):
-                await engine_test.ensure(self._inner)
+                await self._inner.check()
         except EngineUnavailableError as error:
             return str(error) or "it did not say why"
         except TimeoutError:

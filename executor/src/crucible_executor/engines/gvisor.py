@@ -121,7 +121,7 @@ class GvisorEngine(HoldableEngine):
         return Capabilities("gvisor", self._version, Isolation.USER_KERNEL, _ENFORCED, frozenset(hidden), traced=True)
 
     async def check(self) -> None:
-        """Prepares folder, cgroups and images."""
+        """Prepares folder, cgroups and images, and runs the self-test."""
         self._prepare()
         self._version = await asyncio.to_thread(self._runsc_version)  # one that hangs must not hold up other runs
         names = self._images.names()
@@ -130,6 +130,7 @@ class GvisorEngine(HoldableEngine):
         for name in names:
             with contextlib.suppress(OSError):  # the tree itself serves as well
                 await self._pack(name)
+        await engine_test.prove(self)
 
     def self_test(self) -> Sequence[Check]:
         """See `Engine.self_test`."""

@@ -37,6 +37,7 @@ from crucible_executor.model import (
     Termination,
     Usage,
 )
+from crucible_executor.selftest import engine as engine_test
 from crucible_executor.supervision import Supervision
 
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -64,10 +65,11 @@ class SubprocessEngine(Engine):
         return Capabilities("subprocess", os.uname().release, Isolation.NONE, _ENFORCED, hidden)
 
     async def check(self) -> None:
-        """Makes the folder and looks for its tender."""
+        """Makes the folder, looks for its tender, and runs the self-test."""
         self._prepare()
         if not os.access(self._tend, os.X_OK):
             raise EngineUnavailableError(f"{self._tend} is missing or not executable: run `make setup`.")
+        await engine_test.prove(self)
 
     def _prepare(self) -> None:
         try:

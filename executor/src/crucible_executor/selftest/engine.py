@@ -98,13 +98,12 @@ def checks(engine: Engine, *, traced: bool | None = None) -> tuple[Check, ...]:
     return made if traced is None else (*made, Check("trace", "what a program tries is seen", trial.is_traced))
 
 
-async def ensure(engine: Engine) -> None:
-    """Finds out whether an engine works on this machine: what it needs is there, and its self-test passes.
+async def prove(engine: Engine) -> None:
+    """Runs an engine's own checks: no engine is offered without them.
 
     Raises:
-        EngineUnavailableError: it does not; says what failed and what was measured.
+        EngineUnavailableError: one failed; says which, and what was measured.
     """
-    await engine.check()
     failed = [
         f"{result.name}: {result.evidence}"
         async for result in run(one for one in engine.self_test() if one.component.startswith(ENGINE))

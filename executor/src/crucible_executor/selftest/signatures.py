@@ -58,12 +58,12 @@ def _tickets_hold(running: TicketCheck) -> str:
     """The running check must refuse what storage did not sign; one with a key of our own shows what it accepts."""
     pair = signing.generate()
     own = Signer(pair.private_pem)
-    executor, boot, spec = "x-selftest", uuid.uuid4().hex, secrets.token_bytes(32)
+    executor, boot = "x-selftest", uuid.uuid4().hex
+    spec = ex.RunSpec(engine=secrets.token_hex(16)).SerializeToString()
     check = TicketCheck(Verifier.of(pair.public_pem), executor, boot, timedelta(seconds=15))
     good = _ticket(spec, executor, boot)
     try:
-        check.read(_signed(own, good))
-        check.longest_permit(good)
+        check.check(check.read(_signed(own, good)), spec)
     except PermissionDeniedError as error:
         raise CheckFailedError(f"a good ticket is refused: {error.message}") from error
     bad = {
