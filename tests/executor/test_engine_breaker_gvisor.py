@@ -75,7 +75,7 @@ def init_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def machine(init_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Machine]:
-    monkeypatch.setattr(gvisor, "_BOOT_LIMIT", timedelta(seconds=2))
+    monkeypatch.setattr(gvisor, "_BOOT_LIMIT", timedelta(seconds=5))
     monkeypatch.setattr(gvisor, "VERSION_LIMIT_S", 1.0)
     monkeypatch.setattr(breaker, "_FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(breaker, "_LONGEST_PAUSE_S", 0.5)

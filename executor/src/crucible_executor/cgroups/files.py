@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+_GONE = (errno.ENOENT, errno.ENODEV)
+"""ENODEV: the cgroup was removed while its file was being opened or read."""
 
 
 def children(parent: Path) -> list[str]:
@@ -38,15 +42,19 @@ def read(file: Path) -> str:
     """The whole text; empty when it is not there (any more)."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return ""
+    except OSError as error:
+        if error.errno in _GONE:
+            return ""
+        raise
     try:
         parts = []
         while part := os.read(fd, 65536):
             parts.append(part)
         return b"".join(parts).decode()
-    except OSError:  # ENODEV: removed between open and read
-        return ""
+    except OSError as error:
+        if error.errno in _GONE:
+            return ""
+        raise
     finally:
         os.close(fd)
 
