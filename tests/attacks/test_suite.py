@@ -73,7 +73,8 @@ def test_controls_of_what_forks_and_ends_all_the_time_are_never_blind(environmen
     twice = ["--json", "--controls", *only(*names)]
     for _ in range(2):
         found, _ = run(environment, command(*twice))
-        assert {name: found[name]["control"]["verdict"] for name in names} == dict.fromkeys(names, "VULNERABLE")
+        controls = {name: found[name]["control"] for name in names}
+        assert [one for one in controls.items() if one[1]["verdict"] != "VULNERABLE"] == []
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing(environment):
