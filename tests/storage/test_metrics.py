@@ -13,7 +13,7 @@ async def test_metrics_tell_the_queue_by_state_and_the_commits_also_after_a_rest
         return registry.get_sample_value(f"crucible_storage_{name}", labels)
 
     first = CollectorRegistry()
-    async with running(tmp_path, w.POLICY, clock, signer, verifier, Metrics(first)) as service:
+    async with running(tmp_path, w.POLICY, clock, signer, verifier, w.head_keys(), Metrics(first)) as service:
         world = w.World(service, clock)
         await world.create()
         await world.create()
@@ -26,7 +26,7 @@ async def test_metrics_tell_the_queue_by_state_and_the_commits_also_after_a_rest
         assert value(first, "commit_seconds_count") >= 4
         assert value(first, "batch_operations_sum") >= 4
     second = CollectorRegistry()
-    async with running(tmp_path, w.POLICY, clock, signer, verifier, Metrics(second)):
+    async with running(tmp_path, w.POLICY, clock, signer, verifier, w.head_keys(), Metrics(second)):
         assert value(second, "evaluations", state="queued") == 1
         assert value(second, "evaluations", state="succeeded") == 0
         assert value(second, "log_position") == 3

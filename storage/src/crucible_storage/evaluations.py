@@ -13,12 +13,12 @@ from sqlalchemy.engine import Connection
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
 from crucible_rpc.errors import AlreadyExistsError, ResourceExhaustedError
-from crucible_storage import models, outputs, store, views
+from crucible_storage import audit, models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
 from crucible_storage.lifecycle import Record
-from crucible_storage.names import new_id
+from crucible_storage.names import evaluation_name, new_id
 from crucible_storage.policy import Policy
 from crucible_storage.queue import lane_of, rank_of
 from crucible_storage.transaction import WriteTransaction
@@ -133,6 +133,15 @@ class Evaluations:
         transaction.execute(_INSERT_PROGRAM, owner | {"run_spec": wanted.run_spec})
         if labels:
             transaction.execute(_INSERT_LABELS, [owner | {"key": k, "value": v} for k, v in labels.items()])
+        audit.record(
+            transaction,
+            time=now,
+            tenant=record.tenant,
+            actor=audit.by_key(record.creator),
+            action=audit.EVALUATION_CREATE,
+            subject=evaluation_name(record.id),
+            run_spec_sha256=record.run_spec_sha256.hex(),
+        )
         return record
 
     async def get(self, tenant: str, evaluation_id: str) -> pb.Evaluation:
@@ -181,6 +190,15 @@ class Evaluations:
                 now = self._clock.now()
                 before = store.Before(record)
                 record.want_cancel(by, reason, now)
+                audit.record(
+                    transaction,
+                    time=now,
+                    tenant=tenant,
+                    actor=audit.by_key(by),
+                    action=audit.EVALUATION_CANCEL,
+                    subject=evaluation_name(evaluation_id),
+                    reason=reason,
+                )
                 store.save(transaction, record, before, now)
             return views.complete(transaction.connection, record)
 

@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from crucible_rpc.signing import Signer, Verifier
 from crucible_storage import cursors, models
 from crucible_storage.api_keys import ApiKeys
+from crucible_storage.audit_log import AuditLog
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
@@ -19,11 +20,15 @@ from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
 from crucible_storage.hub import Hub
 from crucible_storage.inspections import Inspections
+from crucible_storage.keys import HeadKeys
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
+from crucible_storage.login_failures import LoginFailures
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
+from crucible_storage.receipts import Receipts
 from crucible_storage.reports import Reports
+from crucible_storage.sealer import Sealer
 from crucible_storage.state import open_state
 from crucible_storage.sweeper import Sweeper
 
@@ -43,13 +48,24 @@ class Service:
     events: EventLog
     api_keys: ApiKeys
     inspections: Inspections
+    audit_log: AuditLog
+    receipts: Receipts
+    sealer: Sealer
+    login_failures: LoginFailures
+    heads: HeadKeys
 
 
 @asynccontextmanager
 async def running(
-    folder: Path, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, metrics: Metrics
+    folder: Path,
+    policy: Policy,
+    clock: Clock,
+    signer: Signer,
+    verifier: Verifier,
+    heads: HeadKeys,
+    metrics: Metrics,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder and sweeps expired leases until the block ends.
+    """Opens the state folder, sweeps expired leases and seals the audit log until the block ends.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -59,38 +75,48 @@ async def running(
     database = state.database
     database.start()
     try:
-        service = await _composed(database, hub, policy, clock, signer, verifier)
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads)
         metrics.start(await _counts(database), database.last_position)
-        sweeping = asyncio.create_task(Sweeper(service.leases, policy, clock).run())
+        jobs = (Sweeper(service.leases, policy, clock).run(), service.sealer.run(), service.login_failures.run())
+        tasks = [asyncio.create_task(job) for job in jobs]
         try:
             yield service
         finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with suppress(asyncio.CancelledError):
+                    await task
     finally:
         await state.close()
 
 
 async def _composed(
-    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier
+    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, heads: HeadKeys
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
     key = await database.write(cursors.load_key)
     inspections = Inspections(database, hub, executors, signer, verifier, policy, clock)
     await inspections.load()
+    sealer = Sealer(database, heads.signer, clock)
+    failures = LoginFailures(database, clock)
     return Service(
         database=database,
         hub=hub,
         policy=policy,
         evaluations=Evaluations(database, hub, policy, clock),
         lists=Lists(database, Cursors(key)),
+        audit_log=AuditLog(database, sealer, heads.verifier, Cursors(key)),
+        receipts=Receipts(database, sealer),
+        sealer=sealer,
+        login_failures=failures,
+        heads=heads,
         executors=executors,
         leases=Leases(database, hub, executors, signer, policy, clock),
         reports=Reports(database, verifier, policy, clock),
         events=EventLog(database, hub),
-        api_keys=ApiKeys(database, clock),
+        api_keys=ApiKeys(database, clock, failures),
         inspections=inspections,
     )
 

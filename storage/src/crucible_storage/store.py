@@ -8,7 +8,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
-from crucible_storage import models
+from crucible_storage import audit, models
 from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import run_id
 from crucible_storage.transaction import Stop, WriteTransaction
@@ -77,6 +77,7 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     if record.changes.result is not None:
         blob = record.changes.result.SerializeToString()
         transaction.execute(_INSERT_RESULT, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        audit.evaluation_finished(transaction, record, record.changes.result, now)
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
         transaction.execute(_INSERT_FAILED, row | {"reason": failed.reason, "time": now})

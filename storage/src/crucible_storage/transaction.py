@@ -18,6 +18,7 @@ from sqlmodel import Session
 from crucible_storage import models
 
 _INSERT_EVENTS = insert(models.event)
+_INSERT_AUDIT = insert(models.audit_pending)
 _ADD_COUNT = upsert(models.evaluation_count).values(
     tenant=bindparam("tenant"), state=bindparam("state"), count=bindparam("count")
 )
@@ -83,6 +84,7 @@ class WriteTransaction:
         self._committed_queued = queued
         self._first_position = last_position + 1
         self._events: list[dict[str, Any]] = []
+        self._audit: list[dict[str, Any]] = []
         self._session: Session | None = None
         self._depth = 0
 
@@ -122,6 +124,10 @@ class WriteTransaction:
         )
         return position
 
+    def append_audit(self, row: dict[str, Any]) -> None:
+        """Keeps a row of `audit_pending` to be written with all others of the group; see `audit.record`."""
+        self._audit.append(row)
+
     def count(self, tenant: str, state: int, change: int) -> None:
         """Notes that `change` more evaluations of the tenant are in `state`."""
         key = (tenant, state)
@@ -132,6 +138,7 @@ class WriteTransaction:
         """Undoes everything done inside when it raises."""
         name = f"s{self._depth}"
         events, counts, work = len(self._events), dict(self.counts), self.notices.work
+        audit = len(self._audit)
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
@@ -142,7 +149,7 @@ class WriteTransaction:
         except BaseException:
             self._end_session(commit=False)
             self._undo(name)
-            del self._events[events:], self.notices.created[created:]
+            del self._events[events:], self._audit[audit:], self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:]
             self.counts, self.notices.work = counts, work
             raise
@@ -151,9 +158,11 @@ class WriteTransaction:
         raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
-        """Writes the events and counts of all operations; called once, before the commit."""
+        """Writes the events, audit records and counts of all operations; called once, before the commit."""
         if self._events:
             self.execute(_INSERT_EVENTS, self._events)
+        if self._audit:
+            self.execute(_INSERT_AUDIT, self._audit)
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in self.counts.items() if c]
         if changed:
             self.execute(_ADD_COUNT, changed)
