@@ -31,7 +31,7 @@ _LOCK_HEAD = select(_HEAD.size, _HEAD.frontier).where(_HEAD.id == 1).with_for_up
 _WAITING = (
     select(_PENDING.seq, *(_PENDING[name] for name in Sealed._fields[1:7])).order_by(_PENDING.seq).limit(MAX_STEP)
 )
-_TAKE = delete(models.audit_pending).where(_PENDING.seq == bindparam("done"))
+_TAKE = delete(models.audit_pending).where(_PENDING.seq.in_(bindparam("done", expanding=True)))
 _INSERT_RECORDS = insert(models.audit_record)
 _INSERT_NODES = insert(models.audit_node)
 _INSERT_CHECKPOINT = insert(models.audit_checkpoint)
@@ -105,7 +105,7 @@ class Sealer:
         transaction.execute(_INSERT_RECORDS, records)
         if nodes:
             transaction.execute(_INSERT_NODES, nodes)
-        transaction.execute(_TAKE, [{"done": row[0]} for row in waiting])
+        transaction.execute(_TAKE, {"done": [row[0] for row in waiting]})
         transaction.execute(_MOVE_HEAD, {"new_size": frontier.size, "new_frontier": b"".join(frontier.hashes)})
         self._sign(transaction, frontier, chain, last.previous_sha256)
         return len(waiting)
