@@ -1,7 +1,7 @@
 """Gives what waits its place in the audit log: numbers, chain, tree and signed head, behind the writers' backs.
 
-Any number of sealers may work on one database: each step locks the log's head, and a step that was overtaken finds
-nothing to do.
+Any number of sealers may work on one database: a step locks the log's head, and one that finds it locked waits outside
+any transaction, so that it holds nothing that the other one may need.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 
 from crucible.audit.v1.audit_pb2 import Checkpoint
 from crucible_rpc import merkle
-from crucible_rpc.errors import CallError
+from crucible_rpc.errors import CallError, UnavailableError
 from crucible_rpc.signing import Signer
 from crucible_storage import audit, audit_heads, audit_tables, models
 from crucible_storage.audit import Sealed
@@ -26,8 +26,11 @@ INTERVAL = timedelta(seconds=1)
 MAX_STEP = 512
 """Records sealed in one transaction: other writers wait for no more."""
 
+_BUSY_SECONDS = 0.05
+_MAX_BUSY = 200
+
 _PENDING, _HEAD = models.audit_pending.c, models.audit_head.c
-_LOCK_HEAD = select(_HEAD.size, _HEAD.frontier).where(_HEAD.id == 1).with_for_update()
+_LOCK_HEAD = select(_HEAD.size, _HEAD.frontier).where(_HEAD.id == 1).with_for_update(skip_locked=True)
 _WAITING = (
     select(_PENDING.seq, *(_PENDING[name] for name in Sealed._fields[1:7])).order_by(_PENDING.seq).limit(MAX_STEP)
 )
@@ -79,16 +82,26 @@ class Sealer:
             DataLossError: AUDIT_LOG_DAMAGED, the log's end is not what was signed last; nothing is sealed then.
             CallError: the database cannot be written.
         """
-        sealed = 0
+        sealed = busy = 0
         while await self._database.read(audit_tables.any_pending):
             step = await self._database.write(self._step)
-            sealed += step
-            if step < MAX_STEP:
-                break
+            if step is not None:
+                sealed, busy = sealed + step, 0
+                if step < MAX_STEP:
+                    break
+                continue
+            busy += 1
+            if busy > _MAX_BUSY:
+                text = "another process has been sealing the audit log for long; try again"
+                raise UnavailableError("PEER_UNAVAILABLE", text, retry_after=INTERVAL)
+            await asyncio.sleep(_BUSY_SECONDS)
         return sealed
 
-    def _step(self, transaction: WriteTransaction) -> int:
-        locked = transaction.execute(_LOCK_HEAD).one()
+    def _step(self, transaction: WriteTransaction) -> int | None:
+        """Seals what waits, at most `MAX_STEP`; None when another process is at it."""
+        locked = transaction.execute(_LOCK_HEAD).one_or_none()
+        if locked is None:
+            return None
         frontier, last = _end(transaction, locked.size, locked.frontier)
         waiting = transaction.execute(_WAITING).fetchall()
         if not waiting:
