@@ -594,7 +594,7 @@ static long hold(int signals)
     become(PROGRAM_ID);
     while ((fifo = SYS(openat, workspace, held_name, O_WRONLY | O_NONBLOCK | O_CLOEXEC)) == -ENXIO) {
         if (reap(&status) == program)
-            refuse(AT_EXECUTE, ECHILD);
+            refuse(AT_HOLD, status & 0xffff);
         wait_for_change(signals, 2);
     }
     become(0);

@@ -80,6 +80,7 @@ T = TypeVar("T", Limits, Interpreter)
 VERSION_LIMIT_S = 20.0
 """For `runsc --version`."""
 
+_MAX_FIRST_WORDS = 1000
 _BOOT_LIMIT = timedelta(seconds=30)
 _FLAGS = ("--platform=systrap", "--network=none", "--ignore-cgroups", "--overlay2=none", "--directfs=false")
 _ENFORCED = frozenset(Limit) - {Limit.DISK_INODES}
@@ -297,7 +298,8 @@ class GvisorSandbox(HoldableSandbox):
             self._ready = asyncio.get_running_loop().create_future()
             self._control.write(init_protocol.encode_interpreter(_counted(interpreter)))
             if not await self._until_ready():
-                raise EngineUnavailableError(f"{interpreter.command[0]} does not wait for a program: {self._explain()}")
+                why = f"{self._explain()}{self._first_words()}"
+                raise EngineUnavailableError(f"{interpreter.command[0]} does not wait for a program: {why}")
         try:
             self._cgroup.freeze()
         except OSError as error:
@@ -458,12 +460,12 @@ class GvisorSandbox(HoldableSandbox):
 
     def _explain(self) -> str:
         """Why there is no word from the program: the init's refusal, the OOM killer, or what runsc said."""
+        oom_kills = self._cgroup.oom_kills()
+        if oom_kills:  # it may have ended one process, and the init saw no more than that it ended
+            return self._memory_evidence(oom_kills)
         refused = self._seen.get(ReportKind.REFUSED)
         if refused is not None:
             return init_protocol.describe_refusal(refused)
-        oom_kills = self._cgroup.oom_kills()
-        if oom_kills:
-            return self._memory_evidence(oom_kills)
         refused_tasks = self._cgroup.refused_tasks()
         if refused_tasks:
             return f"the host's pids limit refused the sandbox {refused_tasks} thread(s), and it ended."
@@ -472,6 +474,15 @@ class GvisorSandbox(HoldableSandbox):
             if said:
                 return f"runsc said: {said}"
         return "the sandbox died without a word."
+
+    def _first_words(self) -> str:
+        """What an interpreter wrote before there was a program, bounded; empty when it wrote nothing."""
+        try:
+            os.set_blocking(self._output_fds[Stream.STDERR], False)
+            said = os.read(self._output_fds[Stream.STDERR], _MAX_FIRST_WORDS).decode(errors="replace").strip()
+        except OSError:
+            return ""
+        return f" It wrote {said!r}." if said else ""
 
     async def kill(self) -> None:
         """Ends every process of the sandbox; see `Sandbox.kill`."""
