@@ -240,7 +240,7 @@ class GvisorSandbox(HoldableSandbox):
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._run: Supervision | None = None
         self._sink: Sink | None = None
-        self._used = self._killed = self._destroyed = False
+        self._used = self._killed = self._gone = self._destroyed = False
         self._folder.mkdir(mode=0o700)
         self._tracer = tracer
         self._trace = tracer.open(self._folder)
@@ -408,13 +408,16 @@ class GvisorSandbox(HoldableSandbox):
 
     async def _end_processes(self) -> None:
         """Ends everything and reads the init's last words, which lie in the pipe by then."""
+        if self._gone:
+            return
         if self._process is not None:
             self._process.signal(signal.SIGKILL)  # it may not have joined its cgroups yet, and must not do so now
         await self._cgroup.kill()
         if self._process is not None:
             await asyncio.shield(self._process.exited)
             await self._cgroup.kill()  # what it did in between; usually nothing
-        if self._reports is not None:
+        self._gone = True  # nothing else ever joins
+        if self._reports is not None and not self._reports.finished.done():
             await asyncio.wait([self._reports.finished], timeout=5)
 
     def _outcome(self, cause: Termination | None, run: Supervision, limits: Limits, behaviour: Behaviour) -> Outcome:
@@ -505,7 +508,7 @@ class GvisorSandbox(HoldableSandbox):
             self._reports.close()
         self._trace.close()
         await self._cgroup.remove()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
         self._alive.pop(self._id, None)
 
 
@@ -517,6 +520,16 @@ def _bounds(sandbox_class: SandboxClass) -> Bounds:
 def _counted(limits: T) -> T:
     """This sentry does not count the program's first process, which changed its uid after it was made."""
     return dataclasses.replace(limits, processes=limits.processes - 1)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a sandbox's folder, in which runsc and we left a few files."""
+    try:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _opened(given: contextlib.ExitStack, path: Path, flags: int) -> int:
