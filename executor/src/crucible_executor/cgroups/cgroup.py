@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from crucible_executor.cgroups.files import read, removed
+from crucible_executor.cgroups.oom import OomWatch
 
 CPU_PERIOD_US = 100_000
 
@@ -91,6 +92,14 @@ class Cgroup(abc.ABC):
     @abc.abstractmethod
     def oom_kills(self) -> int:
         """How many processes the kernel killed here because the memory limit was reached."""
+
+    @abc.abstractmethod
+    def watch_oom(self) -> OomWatch:
+        """Remembers `oom_kills` for when somebody else has removed it; close the watch in the end.
+
+        Raises:
+            OSError: the kernel refused.
+        """
 
     @abc.abstractmethod
     def refused_tasks(self) -> int:

@@ -61,7 +61,12 @@ def read(file: Path) -> str:
 
 def field(file: Path, key: str) -> int:
     """A number of a file of `key value` lines; 0 when it is not there."""
-    for line in read(file).splitlines():
+    return of_lines(read(file), key)
+
+
+def of_lines(text: str, key: str) -> int:
+    """A number of a text of `key value` lines; 0 when it is not there."""
+    for line in text.splitlines():
         name, _, value = line.partition(" ")
         if name == key:
             return int(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from crucible_executor.cgroups import freezer
 from crucible_executor.cgroups.cgroup import CPU_PERIOD_US, Bounds, Cgroup, CgroupTree, make, make_parent
 from crucible_executor.cgroups.files import children, field, read, removed, write
+from crucible_executor.cgroups.oom import EventfdWatch, OomWatch
 
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 FREEZER = "freezer"
@@ -81,6 +82,10 @@ class CgroupV1(Cgroup):
     def oom_kills(self) -> int:
         """`oom_kill` of `memory.oom_control`."""
         return field(self._memory / "memory.oom_control", "oom_kill")
+
+    def watch_oom(self) -> OomWatch:
+        """See `Cgroup.watch_oom`."""
+        return EventfdWatch(self._memory)
 
     def refused_tasks(self) -> int:
         """`max` of `pids.events`."""

@@ -19,6 +19,7 @@ from crucible_executor.cgroups.cgroup import (
     make_parent,
 )
 from crucible_executor.cgroups.files import children, field, read, removed, write
+from crucible_executor.cgroups.oom import EventsWatch, OomWatch
 
 CONTROLLERS = ("memory", "cpu", "pids")
 
@@ -75,6 +76,10 @@ class CgroupV2(Cgroup):
     def oom_kills(self) -> int:
         """`oom_kill` of `memory.events`."""
         return field(self._folder / "memory.events", "oom_kill")
+
+    def watch_oom(self) -> OomWatch:
+        """See `Cgroup.watch_oom`."""
+        return EventsWatch(self._folder / "memory.events")
 
     def refused_tasks(self) -> int:
         """`max` of `pids.events`."""
