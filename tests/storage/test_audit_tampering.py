@@ -16,6 +16,10 @@ from crucible_storage.state import FILE
 from tests.storage import world as w
 from tests.storage.test_audit import verify
 
+# What judges is the same for both: only some tests show that it is given the same to judge.
+pytestmark = pytest.mark.database("sqlite")
+both = pytest.mark.database("sqlite", "postgresql")
+
 RECORDS = 40
 STEP = 10
 _COLUMNS = "tenant, time, actor, action, subject, details, leaf, chain"
@@ -81,6 +85,7 @@ async def test_a_changed_column_names_its_record(logged, column):
     assert await found(logged) == [("CHANGED", 17)]
 
 
+@both
 async def test_every_changed_record_is_named(logged):
     await tamper(logged, "UPDATE audit_record SET actor = 'x' WHERE position IN (1, 8, 9, 40)")
     assert await found(logged) == [("CHANGED", 1), ("CHANGED", 8), ("CHANGED", 9), ("CHANGED", 40)]
@@ -96,6 +101,7 @@ async def test_a_removed_record_is_named_by_its_number(logged):
     assert await found(logged) == [("MISSING", 12), ("MISSING", 30)]
 
 
+@both
 async def test_a_removed_record_is_found_when_the_rest_was_renumbered(logged):
     await tamper(logged, "DELETE FROM audit_record WHERE position = 12", *renumber(13, -1))
     assert await found(logged) == [("REMOVED", 12)]
@@ -208,6 +214,7 @@ async def test_records_behind_the_last_head_are_found(logged):
     assert await found(logged) == [("CHANGED", 41), ("END", 41)]
 
 
+@both
 async def test_an_end_that_was_cut_off_with_its_heads_is_found_by_a_head_that_was_kept(logged):
     _, kept = await verify(logged)
     await tamper(
@@ -229,6 +236,7 @@ async def test_a_log_that_was_written_anew_by_who_has_the_key_is_found_by_a_head
         assert await found(other, kept.head) == [("HISTORY", 1)]
 
 
+@both
 async def test_a_changed_node_of_the_tree_is_named(logged):
     await tamper(logged, "UPDATE audit_node SET hash = 'x' WHERE level = 4 AND number = 1")
     assert await found(logged) == [("TREE", 17)]

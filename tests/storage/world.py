@@ -19,6 +19,7 @@ from crucible_storage.leases import held_leases
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
 from crucible_storage.service import running
+from tests.storage.databases import SqliteFiles
 
 STDOUT, STDERR = pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR
 TICKETS, RECORDS, HEADS = signing.generate(), signing.generate(), signing.generate()
@@ -26,6 +27,8 @@ OLD_HEADS, OLD_RECORDS = signing.generate(), signing.generate()
 START = 1_800_000_000_000_000
 POLICY = Policy()
 FENCE = POLICY.fence
+DATABASES = SqliteFiles()
+"""Replaced for each test by what it runs on."""
 
 
 class FakeClock:
@@ -202,8 +205,12 @@ def head_keys(current=HEADS, *others):
 
 @asynccontextmanager
 async def storage(folder, policy=POLICY, clock=None, heads=None):
+    """A storage service over a folder, on the database of the test that runs."""
     clock = clock or FakeClock()
     heads = heads or head_keys()
+    backend = DATABASES.backend(folder, clock)
     signer, verifier = signing.Signer(TICKETS.private_pem), signing.Verifier.of(RECORDS.public_pem)
-    async with running(folder, policy, clock, signer, verifier, heads, Metrics(CollectorRegistry())) as service:
+    async with running(
+        folder, policy, clock, signer, verifier, heads, Metrics(CollectorRegistry()), backend
+    ) as service:
         yield World(service, clock)

@@ -15,6 +15,7 @@ from crucible_storage.audit_log import AuditLog
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
+from crucible_storage.databases.base import Backend
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -64,14 +65,15 @@ async def running(
     verifier: Verifier,
     heads: HeadKeys,
     metrics: Metrics,
+    backend: Backend | None = None,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder, sweeps expired leases and seals the audit log until the block ends.
+    """Opens the state folder and the database (None: the file in the folder); sweeps and seals until the block ends.
 
     Raises:
         StartError: the folder or the file cannot be used.
     """
     hub = Hub()
-    state = open_state(folder, hub.publish, metrics)
+    state = open_state(folder, hub.publish, metrics, backend)
     database = state.database
     database.start()
     try:
