@@ -1,10 +1,10 @@
 """The event log: read by position, alone or for one evaluation, and followed as it grows."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
@@ -14,6 +14,7 @@ from crucible_storage.clock import timestamp
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
 from crucible_storage.names import evaluation_name
+from crucible_storage.prepared import Prepared
 
 MAX_EVENTS = 256
 MAX_BATCH_BYTES = 1 << 20
@@ -36,8 +37,9 @@ _FIELDS = select(
     )
 )
 _RANGE = (_EVENT.position > bindparam("after"), _EVENT.position <= bindparam("upto"))
-_ALL = _FIELDS.where(*_RANGE).order_by(_EVENT.position).limit(MAX_EVENTS)
-_ONE = _FIELDS.where(_EVENT.evaluation_seq == bindparam("seq"), *_RANGE).order_by(_EVENT.position).limit(MAX_EVENTS)
+_ALL = Prepared(_FIELDS.where(*_RANGE).order_by(_EVENT.position).limit(MAX_EVENTS))
+_OF_ONE = _FIELDS.where(_EVENT.evaluation_seq == bindparam("seq"), *_RANGE)
+_ONE = Prepared(_OF_ONE.order_by(_EVENT.position).limit(MAX_EVENTS))
 _END = 1 << 62
 
 
@@ -97,20 +99,19 @@ class EventLog:
         yield Batch([], end)
 
 
-def _reader(query: Select[Any], parameters: dict[str, int]) -> Callable[[Connection], list[Event]]:
+def _reader(query: Prepared, parameters: dict[str, int]) -> Callable[[Connection], list[Event]]:
     """Reads rows one by one and stops when the batch is large: a page of output can be 16 MiB."""
 
     def run(connection: Connection) -> list[Event]:
         events: list[Event] = []
         size = 0
-        rows = connection.execute(query, parameters)
-        while (row := rows.fetchone()) is not None:
-            event = _event(*row)
-            size += event.ByteSize()
-            if events and size > MAX_BATCH_BYTES:
-                break
-            events.append(event)
-        rows.close()
+        with closing(query.each(connection, parameters)) as rows:
+            for row in rows:
+                event = _event(*row)
+                size += event.ByteSize()
+                if events and size > MAX_BATCH_BYTES:
+                    break
+                events.append(event)
         return events
 
     return run

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import bindparam, text, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1.platform_pb2 import Executor
@@ -23,6 +23,7 @@ from crucible_storage.hub import Hub, wait_for
 from crucible_storage.lifecycle import STARTING, Record
 from crucible_storage.names import evaluation_name, parse_run_id, run_id
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
 
 MAX_ANSWER_BYTES = 3 << 20
@@ -30,15 +31,16 @@ FALLBACK_POLL = 5.0
 _SWEEP_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
-_PROGRAM = select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq"))
-_HELD = text(
-    """
+_HELD = Prepared(
+    text(
+        """
     SELECT seq, id, attempt, epoch, boot_id, stdout_bytes, stderr_bytes, behaviour_updates, cancel_time FROM evaluation
     WHERE executor = :executor AND state IN (2, 3) AND lost_reason IS NULL ORDER BY seq
     """
+    )
 )
 _ROW = models.evaluation.c
-_RENEW = (
+_RENEW = Prepared(
     update(models.evaluation)
     .where(_ROW.seq == bindparam("key"))
     .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
@@ -193,7 +195,7 @@ class Leases:
             evaluation=evaluation_name(record.id),
             epoch=record.epoch,
             ticket=tickets.issue(record, now, self._signer, self._policy),
-            run_spec=transaction.execute(_PROGRAM, {"seq": seq}).scalar_one(),
+            run_spec=store.run_spec(transaction.connection, seq),
         )
 
     async def _until_delayed(self) -> float:
@@ -212,7 +214,7 @@ class Leases:
             kept = {ref.run_id: one for ref in leases if (one := held.get((ref.run_id, ref.epoch))) is not None}
             times = {"now": now, "expiry": now + micros(self._policy.lease)}
             if kept:
-                transaction.execute(_RENEW, [{"key": one.seq} | times for one in kept.values()])
+                _RENEW.many(transaction.connection, [{"key": one.seq} | times for one in kept.values()])
             self._executors.store_heard(transaction, executor_id, now)
             lost = [ref.run_id for ref in leases if (ref.run_id, ref.epoch) not in held]
             return lost, [name for name, one in kept.items() if one.cancel_time is not None]
@@ -260,4 +262,4 @@ class Leases:
 
 def held_leases(connection: Connection, executor_id: str) -> list[Held]:
     """The leases that any start of an executor holds, oldest evaluation first."""
-    return [Held(*row) for row in connection.execute(_HELD, {"executor": executor_id})]
+    return [Held(*row) for row in _HELD.all(connection, {"executor": executor_id})]

@@ -1,6 +1,8 @@
 """Loads and saves records: one SELECT, one compare-and-set UPDATE, and the events in the same transaction."""
 
 from dataclasses import fields
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
@@ -11,34 +13,55 @@ from crucible_rpc.errors import AbortedError, NotFoundError
 from crucible_storage import models
 from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import run_id
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
 
 _COLUMNS = [field.name for field in fields(Record) if field.name != "changes"]
 _MUTABLE = _COLUMNS[_COLUMNS.index("state") :]
+_mutable = attrgetter(*_MUTABLE)
 _ROW = models.evaluation.c
 _SELECT = select(*(_ROW[name] for name in _COLUMNS))
-_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
-_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
-_INSERT = insert(models.evaluation)
-_UPDATE = (
-    update(models.evaluation)
-    .where(_ROW.seq == bindparam("key"), _ROW.version == bindparam("expected"), _ROW.state < min(TERMINAL))
-    .values({name: bindparam(f"new_{name}") for name in _MUTABLE})
+_BY_ID = Prepared(_SELECT.where(_ROW.id == bindparam("id")))
+_BY_SEQ = Prepared(_SELECT.where(_ROW.seq == bindparam("seq")))
+_INSERT = Prepared(
+    insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"}).returning(_ROW.seq)
 )
-_INSERT_OUTPUT = insert(models.output)
-_INSERT_RESULT = insert(models.result)
-_INSERT_FAILED = insert(models.failed_attempt)
+_PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
+_INSERT_OUTPUT = Prepared(insert(models.output))
+_INSERT_RESULT = Prepared(insert(models.result))
+_INSERT_FAILED = Prepared(insert(models.failed_attempt))
+
+
+@cache
+def _update(names: tuple[str, ...]) -> Prepared:
+    """The UPDATE of these columns: naming others would make the database touch their indexes for nothing."""
+    statement = update(models.evaluation).where(
+        _ROW.seq == bindparam("key"), _ROW.version == bindparam("expected"), _ROW.state < min(TERMINAL)
+    )
+    return Prepared(statement.values({name: bindparam(f"new_{name}") for name in names}))
 
 
 def load(connection: Connection, evaluation_id: str) -> Record | None:
     """The record with this id; None when there is none."""
-    row = connection.execute(_BY_ID, {"id": evaluation_id}).fetchone()
+    row = _BY_ID.first(connection, {"id": evaluation_id})
     return None if row is None else Record(*row)
 
 
 def load_by_seq(connection: Connection, seq: int) -> Record:
     """The record with this number, which exists."""
-    return Record(*connection.execute(_BY_SEQ, {"seq": seq}).one())
+    row = _BY_SEQ.first(connection, {"seq": seq})
+    if row is None:
+        raise LookupError(f"there is no evaluation number {seq}")
+    return Record(*row)
+
+
+def run_spec(connection: Connection, seq: int) -> bytes:
+    """What the evaluation with this number, which exists, is to run: a serialized `RunSpec`."""
+    row = _PROGRAM.first(connection, {"seq": seq})
+    if row is None:
+        raise LookupError(f"there is no evaluation number {seq}")
+    blob: bytes = row[0]
+    return blob
 
 
 def load_owned(connection: Connection, tenant: str, evaluation_id: str) -> Record:
@@ -56,8 +79,8 @@ def load_owned(connection: Connection, tenant: str, evaluation_id: str) -> Recor
 def insert_record(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Stores a new record, whose `seq` it fills in, with its first events."""
     values = {name: getattr(record, name) for name in _COLUMNS if name != "seq"}
-    key = transaction.execute(_INSERT, values).inserted_primary_key
-    record.seq = key[0] if key is not None else 0
+    row = _INSERT.first(transaction.connection, values)
+    record.seq = 0 if row is None else row[0]
     transaction.count(record.tenant, record.state, 1)
     transaction.notices.work = True
     transaction.notices.created.append((record.id, record.tenant))
@@ -70,16 +93,19 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     Raises:
         AbortedError: somebody else changed it, or it is terminal.
     """
-    values: dict[str, Any] = {f"new_{name}": getattr(record, name) for name in _MUTABLE}
-    values |= {"key": record.seq, "expected": before.version}
-    if transaction.execute(_UPDATE, values).rowcount != 1:
-        raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
+    connection = transaction.connection
+    values = before.changed(record)
+    if values:
+        parameters = {f"new_{name}": value for name, value in values.items()}
+        parameters |= {"key": record.seq, "expected": before.version}
+        if _update(tuple(values)).run(connection, parameters) != 1:
+            raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
         blob = record.changes.result.SerializeToString()
-        transaction.execute(_INSERT_RESULT, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
-        transaction.execute(_INSERT_FAILED, row | {"reason": failed.reason, "time": now})
+        _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
     _append(transaction, record, now)
     _notify(transaction, record, before, now)
 
@@ -87,12 +113,18 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
 class Before:
     """What `save` compares with: taken before a record is changed."""
 
-    __slots__ = ("cancel_wanted", "state", "version")
+    __slots__ = ("_values", "cancel_wanted", "state", "version")
 
     def __init__(self, record: Record) -> None:
         self.version = record.version
         self.state = record.state
         self.cancel_wanted = record.cancel_wanted
+        self._values = _mutable(record)
+
+    def changed(self, record: Record) -> dict[str, Any]:
+        """The columns that have other values now."""
+        now = zip(_MUTABLE, self._values, _mutable(record), strict=True)
+        return {name: new for name, old, new in now if old != new}
 
 
 def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
@@ -106,7 +138,7 @@ def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
             body = event.SerializeToString()
             transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
     if chunks:
-        transaction.execute(_INSERT_OUTPUT, chunks)
+        _INSERT_OUTPUT.many(transaction.connection, chunks)
     record.changes = Changes()
 
 

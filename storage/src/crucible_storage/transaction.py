@@ -16,8 +16,9 @@ from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
 from crucible_storage import models
+from crucible_storage.prepared import Prepared
 
-_INSERT_EVENTS = insert(models.event)
+_INSERT_EVENTS = Prepared(insert(models.event))
 _ADD_COUNT = upsert(models.evaluation_count).values(
     tenant=bindparam("tenant"), state=bindparam("state"), count=bindparam("count")
 )
@@ -153,7 +154,7 @@ class WriteTransaction:
     def flush(self) -> None:
         """Writes the events and counts of all operations; called once, before the commit."""
         if self._events:
-            self.execute(_INSERT_EVENTS, self._events)
+            _INSERT_EVENTS.many(self.connection, self._events)
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in self.counts.items() if c]
         if changed:
             self.execute(_ADD_COUNT, changed)
