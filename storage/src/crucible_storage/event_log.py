@@ -1,5 +1,6 @@
 """The event log: read by position, alone or for one evaluation, and followed as it grows."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from crucible_storage.prepared import Prepared
 MAX_EVENTS = 256
 MAX_BATCH_BYTES = 1 << 20
 FALLBACK_POLL = 5.0
+COLLECT_SECONDS = 0.01
+"""An event waits so long for those of further commits, which then travel in one message."""
 
 _EVENT, _OUTPUT = models.event.c, models.output.c
 _FIELDS = select(
@@ -67,18 +70,24 @@ class EventLog:
         last = self._database.last_position
         position = last if after < 0 else after
         yield Batch([], last)
+        missed = False
         with self._hub.appended.subscribed() as appended:
             while True:
                 appended.clear()
-                # What is not in the log yet need not be looked for: that would be a second read for every commit.
-                if position < self._database.last_position:
+                batch = None if missed else self._hub.recent.after(position, MAX_EVENTS, MAX_BATCH_BYTES)
+                # What is not in the log yet need not be looked for: that would be a read for every commit.
+                if batch is None and position < self._database.last_position:
                     batch = await self._database.read(_reader(_ALL, {"after": position, "upto": _END}))
-                    if batch:
-                        position = batch[-1].position
-                        yield Batch(batch, position)
-                        continue
+                missed = False
+                if batch:
+                    position = batch[-1].position
+                    yield Batch(batch, position)
+                    continue
                 self._hub.check_open()
                 await wait_for(appended, FALLBACK_POLL)
+                missed = not appended.is_set()
+                if not missed:
+                    await asyncio.sleep(COLLECT_SECONDS)
 
     async def read(self, tenant: str, evaluation_id: str, after: int) -> AsyncIterator[Batch]:
         """One evaluation's events after a position, as they are stored now. The last batch reaches the log's end.

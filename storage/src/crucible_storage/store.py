@@ -11,8 +11,9 @@ from sqlalchemy.engine import Connection
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
 from crucible_storage import models
+from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
-from crucible_storage.names import run_id
+from crucible_storage.names import evaluation_name, run_id
 from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
 
@@ -130,6 +131,7 @@ class Before:
 def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Appends the events; output's bytes go to their own table, under the event's position."""
     chunks: list[dict[str, Any]] = []
+    name, at = evaluation_name(record.id), timestamp(now)
     for event in record.changes.events:
         if event.WhichOneof("kind") == "output":
             position = transaction.append_event(record.tenant, record.seq, record.attempt, now, b"")
@@ -137,6 +139,9 @@ def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
         else:
             body = event.SerializeToString()
             transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
+        event.evaluation, event.tenant, event.attempt = name, record.tenant, record.attempt
+        event.time.CopyFrom(at)
+        transaction.notices.events.append(event)
     if chunks:
         _INSERT_OUTPUT.many(transaction.connection, chunks)
     record.changes = Changes()

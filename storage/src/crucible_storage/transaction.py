@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
+from crucible.evaluation.v1.event_pb2 import Event
 from crucible_storage import models
 from crucible_storage.prepared import Prepared
 
@@ -55,6 +56,7 @@ class Notices:
         stops: runs to be ended.
         last_position: of the event log.
         appended: events of this commit.
+        events: these, in order, whole but for their positions; other than `appended` when not all were given.
     """
 
     work: bool = False
@@ -63,6 +65,7 @@ class Notices:
     stops: list[Stop] = field(default_factory=list)
     last_position: int = 0
     appended: int = 0
+    events: list[Event] = field(default_factory=list)
 
 
 Counts = dict[tuple[str, int], int]
@@ -134,6 +137,7 @@ class WriteTransaction:
         name = f"s{self._depth}"
         events, counts, work = len(self._events), dict(self.counts), self.notices.work
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
+        told = len(self.notices.events)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
         self._depth += 1
@@ -144,7 +148,7 @@ class WriteTransaction:
             self._end_session(commit=False)
             self._undo(name)
             del self._events[events:], self.notices.created[created:]
-            del self.notices.finished[finished:], self.notices.stops[stops:]
+            del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]
             self.counts, self.notices.work = counts, work
             raise
         finally:
