@@ -17,8 +17,8 @@ from crucible_storage import models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
-from crucible_storage.lifecycle import Record
-from crucible_storage.names import new_id
+from crucible_storage.lifecycle import TERMINAL, Record
+from crucible_storage.names import new_id, parse_evaluation_name
 from crucible_storage.policy import Policy
 from crucible_storage.prepared import Prepared
 from crucible_storage.queue import lane_of, rank_of
@@ -98,6 +98,13 @@ class Evaluations:
             return view
 
         return await self._database.write(run)
+
+    async def create_and_wait(self, wanted: Wanted, seconds: float) -> pb.Evaluation:
+        """As `create`, then as `wait` for at most `seconds`."""
+        evaluation = await self.create(wanted)
+        if not seconds or int(evaluation.state) in TERMINAL:
+            return evaluation
+        return await self.wait(wanted.tenant, parse_evaluation_name(evaluation.name), seconds)
 
     def _earlier(self, connection: Connection, wanted: Wanted) -> Record | None:
         row = _BY_REQUEST.first(connection, {"tenant": wanted.tenant, "request_id": wanted.request_id})

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import bindparam, text, update
 from sqlalchemy.engine import Connection
@@ -25,6 +26,8 @@ from crucible_storage.names import evaluation_name, parse_run_id, run_id
 from crucible_storage.policy import Policy
 from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
+
+T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 3 << 20
 FALLBACK_POLL = 5.0
@@ -137,18 +140,44 @@ class Leases:
                     return given
                 await wait_for(changed, min(left, await self._until_delayed() if waiting else FALLBACK_POLL))
 
+    async def after(
+        self, first: Callable[[WriteTransaction], T], executor_id: str, boot_id: str, max_runs: int
+    ) -> tuple[T, list[work.Assignment]]:
+        """Does `first`, then leases what there is, in the same transaction.
+
+        Who cannot be given any (is not registered, say) gets nothing: what `first` did must not be undone for that.
+        """
+        give = self._giver(executor_id, boot_id, max_runs)
+
+        def run(transaction: WriteTransaction) -> tuple[T, list[work.Assignment]]:
+            done = first(transaction)
+            if not transaction.queued:
+                return done, []
+            try:
+                with transaction.savepoint():
+                    return done, give(transaction)
+            except CallError:
+                return done, []
+
+        self._executors.heard(executor_id)
+        return await self._kept(self._database.write(run), lambda answer: answer[1])
+
     async def _given(self, executor_id: str, boot_id: str, max_runs: int) -> list[work.Assignment]:
-        """Leases what there is. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
-        giving = asyncio.ensure_future(self._database.write(self._giver(executor_id, boot_id, max_runs)))
+        """Leases what there is."""
+        return await self._kept(self._database.write(self._giver(executor_id, boot_id, max_runs)), lambda given: given)
+
+    async def _kept(self, giving: Awaitable[T], leased: Callable[[T], list[work.Assignment]]) -> T:
+        """Waits. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
+        given = asyncio.ensure_future(giving)
         try:
-            return await asyncio.shield(giving)
+            return await asyncio.shield(given)
         except asyncio.CancelledError:
-            returning = asyncio.ensure_future(self._give_back(giving))
+            returning = asyncio.ensure_future(self._give_back(given, leased))
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
             raise
 
-    async def _give_back(self, giving: "asyncio.Future[list[work.Assignment]]") -> None:
+    async def _give_back(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
         def run(transaction: WriteTransaction) -> None:
             now = self._clock.now()
             for assignment in given:
@@ -160,7 +189,7 @@ class Leases:
                     store.save(transaction, record, before, now)
 
         with contextlib.suppress(CallError):  # a lease that cannot be given back expires
-            given = await giving
+            given = leased(await giving)
             if given:
                 await self._database.write(run)
 

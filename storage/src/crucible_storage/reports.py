@@ -70,15 +70,20 @@ class Reports:
 
     async def store(self, executor: str, reports: Sequence[work.RunReport]) -> list[work.RejectedReport]:
         """Stores reports in order, in one transaction; answers those that were refused. The rest is durable."""
+        refused = await self._database.write(self.storing(executor, reports))
+        warn_of(refused)
+        return refused
+
+    def storing(
+        self, executor: str, reports: Sequence[work.RunReport]
+    ) -> Callable[[WriteTransaction], list[work.RejectedReport]]:
+        """The operation that does what `store` does; the costly checks are done here, outside the writer."""
         checked = [self._check(report) for report in reports]
 
         def run(transaction: WriteTransaction) -> list[work.RejectedReport]:
             return [refused for one in checked if (refused := self._store_one(transaction, executor, one)) is not None]
 
-        refused = await self._database.write(run)
-        for one in refused:
-            _LOG.warning("a report was refused: %s", one.message, extra=logs.fields(run=one.run_id, reason=one.reason))
-        return refused
+        return run
 
     def _check(self, report: work.RunReport) -> _Checked:
         """Does what needs no database: the signature is the costly part."""
@@ -255,6 +260,12 @@ class _OneReport:
         record = self._record
         connection = self._transaction.connection
         return outputs.sha256(connection, record.seq, record.attempt, stream, self._new[stream])
+
+
+def warn_of(refused: Sequence[work.RejectedReport]) -> None:
+    """Logs the reports that were refused."""
+    for one in refused:
+        _LOG.warning("a report was refused: %s", one.message, extra=logs.fields(run=one.run_id, reason=one.reason))
 
 
 def _check_chunk(chunk: ex.RunOutputChunk) -> None:
