@@ -1,11 +1,13 @@
 """Output and final records: nothing twice, nothing missing, nothing forged."""
 
 import asyncio
+import uuid
 
 import pytest
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import signing
 from crucible_storage import final_records
 from tests.storage import world as w
@@ -258,6 +260,19 @@ async def test_work_leased_with_a_report_whose_worker_left_goes_back_at_once(wor
     assert (await world.get(running)).state == S.EVALUATION_STATE_SUCCEEDED
 
 
-async def report_and_lease(world, *reports, count, boot_id="boot-1"):
+async def test_wish_for_work_whose_answer_got_lost_is_answered_again_with_the_same(world):
+    running = await world.running()
+    for _ in range(3):
+        await world.create()
+    _, given = await report_and_lease(world, report(running, finished(running)), count=2, wish="a")
+    assert len(given) == 2
+    again = report(given[0], started())
+    assert await report_and_lease(world, again, count=2, wish="a") == ([], given[1:])  # the other one is under way
+    _, [third] = await report_and_lease(world, again, count=2, wish="b")
+    assert third.run_id not in {one.run_id for one in given}
+
+
+async def report_and_lease(world, *reports, count, boot_id="boot-1", wish=None):
     storing = world.service.reports.storing("ex-1", reports)
-    return await world.service.leases.after(storing, "ex-1", boot_id, count)
+    more = work.LeaseMore(boot_id=boot_id, max_runs=count, request_id=wish or str(uuid.uuid4()))
+    return await world.service.leases.after(storing, "ex-1", more)

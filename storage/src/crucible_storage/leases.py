@@ -77,6 +77,14 @@ class Held:
         return run_id(self.evaluation_id, self.attempt)
 
 
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The last wish of an executor's worker, and what it was given."""
+
+    request_id: str
+    assignments: list[work.Assignment]
+
+
 class Leases:
     """Gives work to executors and takes it back.
 
@@ -109,6 +117,7 @@ class Leases:
         self._jitter = jitter
         self._queue = queue.Queue()
         self._returning: set[asyncio.Future[None]] = set()
+        self._answered: dict[str, _Answered] = {}
 
     async def register(self, executor: Executor) -> list[Held]:
         """Makes this start of the executor the current one; answers the leases that any start of it holds."""
@@ -141,16 +150,21 @@ class Leases:
                 await wait_for(changed, min(left, await self._until_delayed() if waiting else FALLBACK_POLL))
 
     async def after(
-        self, first: Callable[[WriteTransaction], T], executor_id: str, boot_id: str, max_runs: int
+        self, first: Callable[[WriteTransaction], T], executor_id: str, wish: work.LeaseMore
     ) -> tuple[T, list[work.Assignment]]:
         """Does `first`, then leases what there is, in the same transaction.
 
         Who cannot be given any (is not registered, say) gets nothing: what `first` did must not be undone for that.
+        The same wish of the same executor once more is answered as before, with what of it is still to be started.
         """
-        give = self._giver(executor_id, boot_id, max_runs)
+        give = self._giver(executor_id, wish.boot_id, wish.max_runs)
+        earlier = self._answered.get(executor_id)
+        repeated = earlier.assignments if earlier is not None and earlier.request_id == wish.request_id else None
 
         def run(transaction: WriteTransaction) -> tuple[T, list[work.Assignment]]:
             done = first(transaction)
+            if repeated is not None:
+                return done, [one for one in repeated if _unstarted(transaction, one) is not None]
             if not transaction.queued:
                 return done, []
             try:
@@ -160,7 +174,13 @@ class Leases:
                 return done, []
 
         self._executors.heard(executor_id)
-        return await self._kept(self._database.write(run), lambda answer: answer[1])
+        done, given = await self._kept(self._database.write(run), lambda answer: answer[1])
+        # Only now: what was given back because its caller had left is never given again under the same ticket.
+        if given:
+            self._answered[executor_id] = _Answered(wish.request_id, given)
+        else:
+            self._answered.pop(executor_id, None)
+        return done, given
 
     async def _given(self, executor_id: str, boot_id: str, max_runs: int) -> list[work.Assignment]:
         """Leases what there is."""
@@ -181,9 +201,8 @@ class Leases:
         def run(transaction: WriteTransaction) -> None:
             now = self._clock.now()
             for assignment in given:
-                name = parse_run_id(assignment.run_id)
-                record = None if name is None else store.load(transaction.connection, name.evaluation_id)
-                if record is not None and record.state == STARTING and record.epoch == assignment.epoch:
+                record = _unstarted(transaction, assignment)
+                if record is not None:
                     before = store.Before(record)
                     record.refuse("its worker left before it was told", now, now, permanent=False)
                     store.save(transaction, record, before, now)
@@ -287,6 +306,13 @@ class Leases:
             facts = {"evaluation": evaluation_name(record.id), "attempt": record.attempt, "executor": record.executor}
             _LOG.warning("the lease of an attempt expired", extra=logs.fields(**facts))
         return len(expired)
+
+
+def _unstarted(transaction: WriteTransaction, assignment: work.Assignment) -> Record | None:
+    """The record of work that was given and whose worker has not been heard of since; None when it has moved on."""
+    name = parse_run_id(assignment.run_id)
+    record = None if name is None else store.load(transaction.connection, name.evaluation_id)
+    return record if record is not None and record.state == STARTING and record.epoch == assignment.epoch else None
 
 
 def held_leases(connection: Connection, executor_id: str) -> list[Held]:

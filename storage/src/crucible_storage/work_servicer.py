@@ -59,9 +59,10 @@ class WorkServicer(rpc.WorkServiceServicer):
             raise invalid("reports", "must together have at most 3 MiB")
         if not request.HasField("lease"):
             return pb.ReportRunsResponse(rejected=await self._reports.store(request.executor_id, reports))
-        boot_id, more = request.lease.boot_id, checks.between(request.lease.max_runs, 1, MAX_RUNS, "lease.max_runs")
+        checks.between(request.lease.max_runs, 1, MAX_RUNS, "lease.max_runs")
+        checks.name(request.lease.request_id, "lease.request_id")
         storing = self._reports.storing(request.executor_id, reports)
-        rejected, given = await self._leases.after(storing, request.executor_id, boot_id, more)
+        rejected, given = await self._leases.after(storing, request.executor_id, request.lease)
         warn_of(rejected)
         return pb.ReportRunsResponse(rejected=rejected, assignments=given)
 

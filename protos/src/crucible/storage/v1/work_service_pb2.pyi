@@ -351,19 +351,23 @@ class LeaseMore(_message.Message):
 
     BOOT_ID_FIELD_NUMBER: _builtins.int
     MAX_RUNS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.str
     """Which start of the executor. One that is not registered gets nothing here, and is told so by LeaseWork."""
     max_runs: _builtins.int
     """1 to 1000."""
+    request_id: _builtins.str
+    """Names this wish: asked again under the same name, because its answer got lost, the same work is given again."""
     def __init__(
         self,
         *,
         boot_id: _builtins.str = ...,
         max_runs: _builtins.int = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "max_runs", b"max_runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "max_runs", b"max_runs", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
