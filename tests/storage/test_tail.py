@@ -158,6 +158,10 @@ def test_recent_begins_anew_after_events_that_it_was_not_told():
     assert recent.after(5, *ROOM) is None
     recent.add(numbered(1), 8)
     assert tenants(recent.after(7, *ROOM)) == [(8, "0")]
+    recent.add([], 6)  # told late
+    recent.add(numbered(1), 7)
+    assert tenants(recent.after(7, *ROOM)) == [(8, "0")]
+    assert recent.after(6, *ROOM) is None
 
 
 def test_recent_is_bounded_in_events_and_bytes():

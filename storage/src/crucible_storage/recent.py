@@ -25,10 +25,13 @@ class Recent:
         self._end = -1
 
     def add(self, events: Sequence[Event], last_position: int) -> None:
-        """A commit: the log now ends at `last_position`, and these are its last events, in order, not yet numbered.
+        """A commit: these are the events up to `last_position`, in order, not yet numbered.
 
         Events between the end that was known and these (of another process, say) break the stretch: it begins anew.
+        What is told late, when the log is known to go on behind it, is left to the database.
         """
+        if last_position <= self._end:
+            return
         first = last_position - len(events) + 1
         if first != self._end + 1:
             self._events.clear()
