@@ -1,5 +1,6 @@
 """What workers report of runs: every report is checked against its lease and stored, or refused by itself."""
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -153,6 +154,7 @@ class _OneReport:
         self._policy = policy
         self._jitter = jitter
         self._new: dict[int, list[bytes]] = {int(stream): [] for stream in _STREAMS}
+        self._had_output = bool(record.stdout_bytes or record.stderr_bytes)
 
     def apply(self, report: work.RunReport, final: ex.FinalRecord | None) -> None:
         for event in report.events:
@@ -257,6 +259,8 @@ class _OneReport:
         return self._record.stdout_bytes if stream == pb.OUTPUT_STREAM_STDOUT else self._record.stderr_bytes
 
     def _sha256(self, stream: int) -> bytes:
+        if not self._had_output:  # what a short run wrote came with its end: it need not be read back
+            return hashlib.sha256(b"".join(self._new[stream])).digest()
         record = self._record
         connection = self._transaction.connection
         return outputs.sha256(connection, record.seq, record.attempt, stream, self._new[stream])

@@ -28,6 +28,7 @@ class Slots:
         self._free = free
         self._clock = clock
         self._asked = 0
+        self._announced = 0
         self._refusal_pause = 0.0
         self._from = clock()
 
@@ -40,6 +41,19 @@ class Slots:
     def unasked(self) -> int:
         """How many are free and not asked for, pause or not."""
         return max(0, self._free() - self._asked)
+
+    @property
+    def unannounced(self) -> int:
+        """The same, without those that a report will ask for in a moment."""
+        return max(0, self._free() - self._asked - self._announced)
+
+    def announce(self) -> None:
+        """A run has ended: its report, which goes at once, will ask for its slot."""
+        self._announced += 1
+
+    def reported(self) -> None:
+        """All ends so far are in reports that ask, or in none that will."""
+        self._announced = 0
 
     @contextmanager
     def asking(self, count: int) -> Iterator[None]:

@@ -23,7 +23,7 @@ from crucible_worker.settings import Settings
 from crucible_worker.slots import Slots
 
 MAX_RESYNCS = 3
-ACKNOWLEDGE_DELAY_SECONDS = 0.1
+ACKNOWLEDGE_DELAY_SECONDS = 0.25
 
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 1.0
@@ -232,7 +232,7 @@ class Worker:
             await self._executor_up.wait()
             await self._registered.wait()
             self._slots.changed.clear()
-            free = self._slots.unasked
+            free = self._slots.unannounced
             if not free:
                 await self._slots.changed.wait()
                 continue
@@ -281,6 +281,7 @@ class Worker:
             self._slots.hold_back(run.outcome)
         elif run.outcome is None:
             self._slots.taken()
+        self._slots.announce()
 
     def _add(self, run: CarriedRun) -> None:
         self._runs[run.run_id] = run
@@ -294,6 +295,7 @@ class Worker:
         if self._runs.get(run.run_id) is run:
             del self._runs[run.run_id]
         self._metrics.held.set(len(self._runs))
+        self._slots.reported()
         self._slots.changed.set()
 
     def _drop(self, run: CarriedRun) -> None:
@@ -384,6 +386,7 @@ class Worker:
         self._metrics.reports.inc()
         may_lease = self._registered.is_set() and not self._stopped and self._slots.pause_left <= 0
         count = self._slots.unasked if may_lease else 0
+        self._slots.reported()
         with self._slots.asking(count):
             answered = asyncio.get_running_loop().create_future()
             self._leasing_report = answered if count else None
