@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.database("sqlite")
 def test_benchmark_measures_everything_over_databases_of_its_own(tmp_path):
     sizes = ["--count", "64", "--small", "20", "--large", "60", "--samples", "5"]
     command = [sys.executable, "-m", "crucible_storage.benchmark", "--folder", str(tmp_path), *sizes]

@@ -106,6 +106,8 @@ class Hub:
             told = notices.events if len(notices.events) == notices.appended else []
             self.recent.add(told, notices.last_position)
             self.appended.fire()
+        if notices.inspections:
+            self.inspections.fire()
         for evaluation_id, tenant in notices.created:
             if len(self._unended) < MAX_UNENDED:
                 self._unended[evaluation_id] = tenant

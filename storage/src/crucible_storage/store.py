@@ -22,13 +22,17 @@ _MUTABLE = _COLUMNS[_COLUMNS.index("state") :]
 _mutable = attrgetter(*_MUTABLE)
 _ROW = models.evaluation.c
 _SELECT = select(*(_ROW[name] for name in _COLUMNS))
-_BY_ID = Prepared(_SELECT.where(_ROW.id == bindparam("id")))
-_BY_SEQ = Prepared(_SELECT.where(_ROW.seq == bindparam("seq")))
+_SELECT_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
+_SELECT_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
+_BY_ID, _BY_SEQ = Prepared(_SELECT_BY_ID), Prepared(_SELECT_BY_SEQ)
+# SQLAlchemy leaves these out on SQLite, whose writer is alone. Others may go on referring to the row.
+_BY_ID_TO_CHANGE = Prepared(_SELECT_BY_ID.with_for_update(key_share=True))
+_BY_SEQ_TO_CHANGE = Prepared(_SELECT_BY_SEQ.with_for_update(key_share=True))
+_WAITING_BY_SEQ = Prepared(_SELECT_BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True))
 _INSERT = Prepared(
     insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"}).returning(_ROW.seq)
 )
 _PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
-_INSERT_OUTPUT = Prepared(insert(models.output))
 _INSERT_RESULT = Prepared(insert(models.result))
 _INSERT_FAILED = Prepared(insert(models.failed_attempt))
 
@@ -42,15 +46,21 @@ def _update(names: tuple[str, ...]) -> Prepared:
     return Prepared(statement.values({name: bindparam(f"new_{name}") for name in names}))
 
 
-def load(connection: Connection, evaluation_id: str) -> Record | None:
-    """The record with this id; None when there is none."""
-    row = _BY_ID.first(connection, {"id": evaluation_id})
+def load(connection: Connection, evaluation_id: str, *, to_change: bool = False) -> Record | None:
+    """The record with this id; None when there is none.
+
+    Args:
+        connection: of a reader or of the writer.
+        evaluation_id: which.
+        to_change: no other process may change it until the transaction ends.
+    """
+    row = (_BY_ID_TO_CHANGE if to_change else _BY_ID).first(connection, {"id": evaluation_id})
     return None if row is None else Record(*row)
 
 
-def load_by_seq(connection: Connection, seq: int) -> Record:
-    """The record with this number, which exists."""
-    row = _BY_SEQ.first(connection, {"seq": seq})
+def load_by_seq(connection: Connection, seq: int, *, to_change: bool = False) -> Record:
+    """The record with this number, which exists. `to_change` as in `load`."""
+    row = (_BY_SEQ_TO_CHANGE if to_change else _BY_SEQ).first(connection, {"seq": seq})
     if row is None:
         raise LookupError(f"there is no evaluation number {seq}")
     return Record(*row)
@@ -65,13 +75,19 @@ def run_spec(connection: Connection, seq: int) -> bytes:
     return blob
 
 
-def load_owned(connection: Connection, tenant: str, evaluation_id: str) -> Record:
-    """The record with this id, which must be this tenant's.
+def take_waiting(connection: Connection, seq: int) -> Record | None:
+    """The record with this number, to be changed; None when another process has it, or it does not wait any more."""
+    row = _WAITING_BY_SEQ.first(connection, {"seq": seq})
+    return None if row is None else Record(*row)
+
+
+def load_owned(connection: Connection, tenant: str, evaluation_id: str, *, to_change: bool = False) -> Record:
+    """The record with this id, which must be this tenant's. `to_change` as in `load`.
 
     Raises:
         NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's.
     """
-    record = load(connection, evaluation_id)
+    record = load(connection, evaluation_id, to_change=to_change)
     if record is None or record.tenant != tenant:
         raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
     return record
@@ -130,28 +146,22 @@ class Before:
 
 def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Appends the events; output's bytes go to their own table, under the event's position."""
-    chunks: list[dict[str, Any]] = []
     name, at = evaluation_name(record.id), timestamp(now)
     for event in record.changes.events:
         if event.WhichOneof("kind") == "output":
-            position = transaction.append_event(record.tenant, record.seq, record.attempt, now, b"")
-            chunks.append(_output_row(record, position, event.output))
+            transaction.append_output(record.seq, now, _output_row(record, event.output))
         else:
             body = event.SerializeToString()
             transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
         event.evaluation, event.tenant, event.attempt = name, record.tenant, record.attempt
         event.time.CopyFrom(at)
         transaction.notices.events.append(event)
-    if chunks:
-        _INSERT_OUTPUT.many(transaction.connection, chunks)
     record.changes = Changes()
 
 
-def _output_row(record: Record, position: int, chunk: event_pb2.OutputChunk) -> dict[str, Any]:
+def _output_row(record: Record, chunk: event_pb2.OutputChunk) -> dict[str, Any]:
     return {
-        "position": position,
         "tenant": record.tenant,
-        "evaluation_seq": record.seq,
         "attempt": record.attempt,
         "stream": int(chunk.stream),
         "offset": chunk.offset,
