@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from crucible_executor.cgroups.files import read, removed
+from crucible_executor.cgroups.oom import OomWatch
 
 CPU_PERIOD_US = 100_000
 
@@ -96,6 +97,14 @@ class Cgroup(abc.ABC):
     @abc.abstractmethod
     def oom_kills(self) -> int:
         """How many processes the kernel killed here because the memory limit was reached."""
+
+    @abc.abstractmethod
+    def watch_oom(self) -> OomWatch:
+        """Remembers `oom_kills` for when somebody else has removed it; close the watch in the end.
+
+        Raises:
+            OSError: the kernel refused.
+        """
 
     @abc.abstractmethod
     def refused_tasks(self) -> int:
@@ -188,6 +197,13 @@ class CgroupTree(abc.ABC):
     @abc.abstractmethod
     def existing(self) -> list[Cgroup]:
         """All cgroups there, also those of an earlier process."""
+
+    @abc.abstractmethod
+    def prefer(self) -> None:
+        """Lets everything in the folder go first wherever the machine has too few CPUs: for measurements.
+
+        Nothing when the folder was not made.
+        """
 
     @abc.abstractmethod
     def discard(self) -> None:

@@ -66,7 +66,12 @@ def read(file: File) -> str:
 
 def field(file: File, key: str) -> int:
     """A number of a file of `key value` lines; 0 when it is not there."""
-    for line in read(file).splitlines():
+    return of_lines(read(file), key)
+
+
+def of_lines(text: str, key: str) -> int:
+    """A number of a text of `key value` lines; 0 when it is not there."""
+    for line in text.splitlines():
         name, _, value = line.partition(" ")
         if name == key:
             return int(value)

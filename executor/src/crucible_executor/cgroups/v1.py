@@ -12,6 +12,7 @@ from pathlib import Path
 from crucible_executor.cgroups import freezer
 from crucible_executor.cgroups.cgroup import CPU_PERIOD_US, Bounds, Cgroup, CgroupTree, make, make_parent
 from crucible_executor.cgroups.files import children, field, read, removed, write
+from crucible_executor.cgroups.oom import EventfdWatch, OomWatch
 
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 FREEZER = "freezer"
@@ -83,6 +84,10 @@ class CgroupV1(Cgroup):
         """`oom_kill` of `memory.oom_control`."""
         return field(f"{self._memory}/memory.oom_control", "oom_kill")
 
+    def watch_oom(self) -> OomWatch:
+        """See `Cgroup.watch_oom`."""
+        return EventfdWatch(self._memory)
+
     def refused_tasks(self) -> int:
         """`max` of `pids.events`."""
         return field(f"{self._tasks}/pids.events", "max")
@@ -129,6 +134,11 @@ class CgroupTreeV1(CgroupTree):
         """All cgroups in any hierarchy."""
         names = {name for parent in self._parents.values() for name in children(parent)}
         return [CgroupV1(name, {key: parent / name for key, parent in self._parents.items()}) for name in sorted(names)]
+
+    def prefer(self) -> None:
+        """Sets `cpu.shares` to the most."""
+        with contextlib.suppress(FileNotFoundError):
+            write(self._parents["cpu"] / "cpu.shares", 1 << 18)
 
     def discard(self) -> None:
         """Removes our folders, where empty."""

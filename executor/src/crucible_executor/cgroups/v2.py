@@ -20,6 +20,7 @@ from crucible_executor.cgroups.cgroup import (
     make_parent,
 )
 from crucible_executor.cgroups.files import children, field, read, removed, write
+from crucible_executor.cgroups.oom import EventsWatch, OomWatch
 
 CONTROLLERS = ("memory", "cpu", "pids")
 
@@ -77,6 +78,10 @@ class CgroupV2(Cgroup):
         """`oom_kill` of `memory.events`."""
         return field(f"{self._folder}/memory.events", "oom_kill")
 
+    def watch_oom(self) -> OomWatch:
+        """See `Cgroup.watch_oom`."""
+        return EventsWatch(self._folder / "memory.events")
+
     def refused_tasks(self) -> int:
         """`max` of `pids.events`."""
         return field(f"{self._folder}/pids.events", "max")
@@ -130,6 +135,11 @@ class CgroupTreeV2(CgroupTree):
     def existing(self) -> list[Cgroup]:
         """All cgroups in our folder."""
         return [CgroupV2(name, self._parent / name) for name in children(self._parent)]
+
+    def prefer(self) -> None:
+        """Sets `cpu.weight` to the most."""
+        with contextlib.suppress(FileNotFoundError):
+            write(self._parent / "cpu.weight", 10_000)
 
     def discard(self) -> None:
         """Removes our folder, when empty."""
