@@ -135,6 +135,9 @@ class _Count:
         self.first = self.first or self.last
         self.bytes += len(data)
 
+    def ending(self) -> None:
+        """Ignored."""
+
     def tried(self, update: Update) -> None:
         """Ignored."""
 
