@@ -1,19 +1,21 @@
-"""`AdminService`: checks a request, calls `ApiKeys`, converts the answer."""
+"""`AdminService`: checks a request, calls `ApiKeys` or `QueueControl`, converts the answer."""
 
 from typing import Any
 
 from crucible.gateway.v1 import admin_service_pb2 as api
 from crucible.gateway.v1 import admin_service_pb2_grpc
 from crucible.storage.v1 import api_key_service_pb2 as store
-from crucible_gateway import validation
+from crucible_gateway import caller, validation
 from crucible_gateway.api_keys import ApiKeys
+from crucible_gateway.queue_control import QueueControl
 
 
 class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     """The public RPCs for administrators; that the caller is one was checked before (see `authentication`)."""
 
-    def __init__(self, keys: ApiKeys) -> None:
+    def __init__(self, keys: ApiKeys, queue: QueueControl) -> None:
         self._keys = keys
+        self._queue = queue
 
     async def CreateApiKey(self, request: api.CreateApiKeyRequest, _context: Any) -> api.CreateApiKeyResponse:
         """See the contract."""
@@ -30,6 +32,44 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         """See the contract."""
         validation.check_revoke_key(request)
         return api.RevokeApiKeyResponse(api_key=public_key(await self._keys.revoke(request.id)))
+
+    async def CreateTenant(self, request: api.CreateTenantRequest, _context: Any) -> api.CreateTenantResponse:
+        """See the contract."""
+        validation.check_tenant(request.tenant, request.quota)
+        return await self._queue.create_tenant(request)
+
+    async def ListTenants(self, _request: api.ListTenantsRequest, _context: Any) -> api.ListTenantsResponse:
+        """See the contract."""
+        return await self._queue.list_tenants()
+
+    async def SetQuota(self, request: api.SetQuotaRequest, _context: Any) -> api.SetQuotaResponse:
+        """See the contract."""
+        validation.check_tenant(request.tenant, request.quota, some=True)
+        return await self._queue.set_quota(request)
+
+    async def PauseQueue(self, request: api.PauseQueueRequest, _context: Any) -> api.PauseQueueResponse:
+        """See the contract."""
+        validation.check_pause(request)
+        return await self._queue.pause(caller.current(), request)
+
+    async def ResumeQueue(self, request: api.ResumeQueueRequest, _context: Any) -> api.ResumeQueueResponse:
+        """See the contract."""
+        validation.check_pause(request)
+        return await self._queue.resume(request)
+
+    async def GetQueueStatus(self, _request: api.GetQueueStatusRequest, _context: Any) -> api.GetQueueStatusResponse:
+        """See the contract."""
+        return await self._queue.status()
+
+    async def ListDeadLetters(self, request: api.ListDeadLettersRequest, _context: Any) -> api.ListDeadLettersResponse:
+        """See the contract."""
+        validation.check_dead_letters(request)
+        return await self._queue.dead_letters(request)
+
+    async def RetryDeadLetter(self, request: api.RetryDeadLetterRequest, _context: Any) -> api.RetryDeadLetterResponse:
+        """See the contract."""
+        validation.check_name(request.name)
+        return await self._queue.retry(caller.current(), request.name)
 
 
 def public_key(key: store.StoredApiKey) -> api.ApiKey:

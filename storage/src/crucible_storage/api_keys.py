@@ -6,6 +6,7 @@ from sqlalchemy.engine import Connection
 from sqlmodel import Session, col, select
 
 from crucible_rpc.errors import AlreadyExistsError, NotFoundError, UnauthenticatedError
+from crucible_storage import tenants
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.models import ApiKeyRow
@@ -30,6 +31,7 @@ class ApiKeys:
         def run(transaction: WriteTransaction) -> bool:
             if _find(transaction.session, sha256) is not None:
                 return False
+            tenants.ensure(transaction, BOOTSTRAP_TENANT, self._clock.now())
             transaction.session.add(self._new(BOOTSTRAP_TENANT, "given by the operator", sha256, admin=True))
             return True
 
@@ -47,7 +49,7 @@ class ApiKeys:
         return row
 
     async def create(self, tenant: str, description: str, sha256: bytes, *, admin: bool) -> ApiKeyRow:
-        """Stores a key.
+        """Stores a key, and makes its tenant when there is none of that name.
 
         Raises:
             AlreadyExistsError: this key is stored already.
@@ -56,6 +58,7 @@ class ApiKeys:
         def run(transaction: WriteTransaction) -> ApiKeyRow:
             if _find(transaction.session, sha256) is not None:
                 raise AlreadyExistsError("INVALID_FIELD", "this API key is stored already; make a new random one")
+            tenants.ensure(transaction, tenant, self._clock.now())
             row = self._new(tenant, description, sha256, admin=admin)
             transaction.session.add(row)
             return row

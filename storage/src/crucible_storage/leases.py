@@ -170,13 +170,14 @@ class Leases:
             now = self._clock.now()
             given: list[work.Assignment] = []
             size = 0
-            for waiting in self._queue.pick(transaction.connection, known, now):
+            for waiting in self._queue.pick(transaction, known, now):
                 if given and size + waiting.size > MAX_ANSWER_BYTES:
                     break
                 given.append(self._give(transaction, waiting.seq, executor_id, boot_id, now))
                 size += waiting.size
                 if len(given) >= max_runs:
                     break
+            self._hub.held_back = self._queue.held_back
             return given
 
         return run

@@ -1,12 +1,16 @@
 """Which evaluation is leased next.
 
 Within a tenant: by `rank` = creation time - priority x `Policy.ageing`, smallest first. That is the order of "priority
-plus 1 for every 30 s waited" at any moment, as a constant that an index can hold. Priorities lie within -100 and 100,
-so nothing is overtaken by what was created more than 200 x 30 s = 100 minutes after it.
+plus 1 for every 30 s waited" at any moment, as a constant that an index can hold.
 
-Between tenants: whoever has the fewest evaluations running goes first, and among equals whoever was served longest ago.
-So each tenant with work that waits gets an equal share of the slots, however much the others have queued; one that has
-nothing running is served at the latest after one lease to every other tenant.
+The longest wait. In a tenant whose highest priority is P, an evaluation of priority p is overtaken by nothing that was
+created more than (P - p) x 30 s after it; priorities lie within -100 and 100, so that is 100 minutes at most, and
+nothing at all where all have one priority. What is ahead of it then was there already, and is worked off at the speed
+of its tenant's share. So it waits (P - p) x 30 s at most, and as long as the tenant's share of the slots takes for what
+is ahead of it then. `queue_simulation` measures both over a day of load.
+
+Between tenants: by weight and running work; see `fairness`. A tenant with as much under way as its quota allows, or
+whose queue is paused, is passed over.
 
 A lane is a tenant, an engine and a runtime; an executor sees the lanes that it can run. Their heads are read from one
 index; nothing here depends on how long the queue is.
@@ -14,13 +18,16 @@ index; nothing here depends on how long the queue is.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from typing import Protocol
 
-from sqlalchemy import text
+from sqlalchemy import BindParameter, bindparam, select, text
 from sqlalchemy.engine import Connection
 
+from crucible_storage import admission, models
 from crucible_storage.clock import micros
-from crucible_storage.executors import Known
+from crucible_storage.fairness import Fairness, Share
+from crucible_storage.lifecycle import HELD
+from crucible_storage.models import PLATFORM
 from crucible_storage.policy import Policy
 
 _SEPARATOR = "\x1f"  # sorts before every character of a name and is part of none
@@ -52,8 +59,13 @@ _HEADS = text(
     ORDER BY rank, seq LIMIT :limit
     """
 )
-# `lease_renewed` is set exactly while a lease is held; naming it makes SQLite use the small index of held leases.
-_HELD = text("SELECT +tenant, count(*) FROM evaluation WHERE state IN (2, 3) AND lease_renewed > 0 GROUP BY +tenant")
+_PAUSED = select(models.queue_pause.c.tenant)
+_NAMED: BindParameter[list[str]] = bindparam("tenants", expanding=True)
+_TENANT = models.tenant.c
+_SETTINGS = select(_TENANT.tenant, _TENANT.weight, _TENANT.max_running).where(_TENANT.tenant.in_(_NAMED))
+_LOCK = select(_TENANT.tenant).where(_TENANT.tenant.in_(_NAMED)).order_by(_TENANT.tenant).with_for_update()
+_COUNT = models.evaluation_count.c
+_RUNNING = select(_COUNT.tenant, _COUNT.count).where(_COUNT.tenant.in_(_NAMED), _COUNT.state.in_(sorted(HELD)))
 _BEFORE_ALL = -(1 << 62)
 
 
@@ -71,6 +83,30 @@ def next_delayed(connection: Connection) -> int | None:
     """When the next evaluation that waits for a time may be leased; None when none does."""
     at: int | None = connection.execute(_NEXT_DELAYED).scalar_one()
     return at
+
+
+class Runnable(Protocol):
+    """What an executor can run."""
+
+    @property
+    def engines(self) -> frozenset[str]:
+        """Names of engines."""
+
+    @property
+    def runtimes(self) -> frozenset[str]:
+        """Names of runtimes."""
+
+
+class Picking(Protocol):
+    """What picking needs of a write transaction."""
+
+    @property
+    def connection(self) -> Connection:
+        """In the transaction."""
+
+    @property
+    def counts(self) -> dict[tuple[str, int], int]:
+        """How many more evaluations of a tenant are in a state than `evaluation_count` says."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -109,56 +145,73 @@ class _Lane:
         self.heads = [Waiting(*row) for row in reversed(rows)]
 
 
-@dataclass(slots=True)
-class _Tenant:
-    running: int
-    served: int
-    lanes: list[_Lane] = field(default_factory=list)
-
-    def best(self) -> _Lane | None:
-        """The lane whose head goes first."""
-        heads = [(head, lane) for lane in self.lanes if (head := lane.head()) is not None]
-        return min(heads, key=lambda pair: pair[0])[1] if heads else None
-
-
 class Queue:
-    """Picks work fairly. Remembers, for the life of the process, who was served last."""
+    """Picks work fairly.
+
+    Attributes:
+        held_back: tenants of whom more could run but for their quota, as of the last pick.
+    """
 
     def __init__(self) -> None:
-        self._turn = count(1)
-        self._served: dict[str, int] = {}
+        self._fairness = Fairness()
+        self.held_back: frozenset[str] = frozenset()
 
-    def pick(self, connection: Connection, known: Known, now: int) -> Iterator[Waiting]:
+    def pick(self, transaction: Picking, known: Runnable, now: int) -> Iterator[Waiting]:
         """Work for an executor, best first, for as long as the caller leases what it is given.
 
         Runs in the writer's transaction.
         """
+        connection = transaction.connection
         connection.execute(_RELEASE_DELAYED, {"now": now})
-        tenants = self._tenants(connection, known)
-        while tenants:
-            name, lane = self._next(tenants)
-            if lane is None:
-                del tenants[name]
+        lanes = _lanes(connection, known)
+        shares = _shares(transaction, lanes)
+        self._fairness.begin(shares.values(), now)
+        self.held_back = frozenset(name for name, share in shares.items() if share.full)
+        while (share := self._fairness.next(shares.values())) is not None:
+            best = _best(lanes[share.tenant])
+            if best is None:
+                del shares[share.tenant]
                 continue
-            taken = lane.take()
-            tenants[name].running += 1
-            tenants[name].served = self._served[name] = next(self._turn)
+            taken = best.take()
+            self._fairness.served(share)
+            if share.full:
+                self.held_back |= {share.tenant}
             yield taken
 
-    def _next(self, tenants: dict[str, _Tenant]) -> tuple[str, _Lane | None]:
-        name = min(tenants, key=lambda one: (tenants[one].running, tenants[one].served, one))
-        return name, tenants[name].best()
 
-    def _tenants(self, connection: Connection, known: Known) -> dict[str, _Tenant]:
-        """The tenants with work that this executor can run."""
-        tenants: dict[str, _Tenant] = {}
-        names = [row[0] for row in connection.execute(_LANES)]
-        if not names:
-            return tenants
-        running = {row[0]: row[1] for row in connection.execute(_HELD)}
-        for name in names:
-            tenant, engine, runtime = name.split(_SEPARATOR)
-            if engine in known.engines and runtime in known.runtimes:
-                one = tenants.setdefault(tenant, _Tenant(running.get(tenant, 0), self._served.get(tenant, 0)))
-                one.lanes.append(_Lane(connection, name))
-        return tenants
+def _best(lanes: list[_Lane]) -> _Lane | None:
+    """The lane whose head goes first."""
+    heads = [(head, lane) for lane in lanes if (head := lane.head()) is not None]
+    return min(heads, key=lambda pair: pair[0])[1] if heads else None
+
+
+def _lanes(connection: Connection, known: Runnable) -> dict[str, list[_Lane]]:
+    """The lanes with work that this executor can run and that no pause holds back, by tenant."""
+    lanes: dict[str, list[_Lane]] = {}
+    paused = {row[0] for row in connection.execute(_PAUSED)}
+    if PLATFORM in paused:
+        return lanes
+    for (name,) in connection.execute(_LANES):
+        tenant, engine, runtime = name.split(_SEPARATOR)
+        if engine in known.engines and runtime in known.runtimes and tenant not in paused:
+            lanes.setdefault(tenant, []).append(_Lane(connection, name))
+    return lanes
+
+
+def _shares(transaction: Picking, lanes: dict[str, list[_Lane]]) -> dict[str, Share]:
+    """What the order between these tenants rests on."""
+    shares = {tenant: Share(tenant, 1, 0) for tenant in lanes}
+    if not shares:
+        return shares
+    connection, named = transaction.connection, {"tenants": sorted(shares)}
+    for tenant, weight, max_running in connection.execute(_SETTINGS, named):
+        shares[tenant].weight, shares[tenant].max_running = weight, max_running
+    limited = sorted(tenant for tenant, share in shares.items() if share.max_running)
+    if limited and not admission.alone(connection):
+        connection.execute(_LOCK, {"tenants": limited})  # who else leases of these has committed when this returns
+    for tenant, running in connection.execute(_RUNNING, named):
+        shares[tenant].running += running
+    for (tenant, state), change in transaction.counts.items():
+        if state in HELD and tenant in shares:
+            shares[tenant].running += change
+    return shares

@@ -14,6 +14,7 @@ from crucible_storage.api_keys import ApiKeys
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
+from crucible_storage.dead_letters import DeadLetters
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -22,10 +23,12 @@ from crucible_storage.inspections import Inspections
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
 from crucible_storage.metrics import Metrics
+from crucible_storage.pauses import Pauses
 from crucible_storage.policy import Policy
 from crucible_storage.reports import Reports
 from crucible_storage.state import open_state
 from crucible_storage.sweeper import Sweeper
+from crucible_storage.tenants import Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ class Service:
     events: EventLog
     api_keys: ApiKeys
     inspections: Inspections
+    tenants: Tenants
+    pauses: Pauses
+    dead_letters: DeadLetters
 
 
 @asynccontextmanager
@@ -80,18 +86,23 @@ async def _composed(
     key = await database.write(cursors.load_key)
     inspections = Inspections(database, hub, executors, signer, verifier, policy, clock)
     await inspections.load()
+    pages = Cursors(key)
+    evaluations = Evaluations(database, hub, policy, clock)
     return Service(
         database=database,
         hub=hub,
         policy=policy,
-        evaluations=Evaluations(database, hub, policy, clock),
-        lists=Lists(database, Cursors(key)),
+        evaluations=evaluations,
+        lists=Lists(database, pages),
         executors=executors,
         leases=Leases(database, hub, executors, signer, policy, clock),
         reports=Reports(database, verifier, policy, clock),
         events=EventLog(database, hub),
         api_keys=ApiKeys(database, clock),
         inspections=inspections,
+        tenants=Tenants(database, clock),
+        pauses=Pauses(database, clock),
+        dead_letters=DeadLetters(database, pages, evaluations),
     )
 
 

@@ -26,7 +26,7 @@ class Settings:
         orphan_grace: longer than `lease`.
         kill_margin: what a kill may take.
         max_attempts: attempts before an infrastructure failure is final.
-        max_queued: evaluations that may wait at once.
+        max_queued: evaluations that may wait at once, over all tenants; more are refused with QUEUE_FULL.
         bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
 
     Raises:
@@ -45,7 +45,7 @@ class Settings:
     orphan_grace: timedelta = timedelta(seconds=15)
     kill_margin: timedelta = timedelta(seconds=2)
     max_attempts: int = 3
-    max_queued: int = 100_000
+    max_queued: int = 200_000
     bootstrap_key_sha256: str = ""
 
     def __post_init__(self) -> None:

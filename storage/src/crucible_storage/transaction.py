@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
-from crucible_storage import models
+from crucible_storage import models, usage
 
 _INSERT_EVENTS = insert(models.event)
 _ADD_COUNT = upsert(models.evaluation_count).values(
@@ -51,6 +51,7 @@ class Notices:
         work: whether an evaluation may now be leased that could not before.
         created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
+        freed: tenants of whom a run ended.
         stops: runs to be ended.
         last_position: of the event log.
         appended: events of this commit.
@@ -59,6 +60,7 @@ class Notices:
     work: bool = False
     created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    freed: set[str] = field(default_factory=set)
     stops: list[Stop] = field(default_factory=list)
     last_position: int = 0
     appended: int = 0
@@ -80,6 +82,7 @@ class WriteTransaction:
         self.connection = connection
         self.notices = Notices(last_position=last_position)
         self.counts: Counts = {}
+        self.usage = usage.Usage()
         self._committed_queued = queued
         self._first_position = last_position + 1
         self._events: list[dict[str, Any]] = []
@@ -132,6 +135,7 @@ class WriteTransaction:
         """Undoes everything done inside when it raises."""
         name = f"s{self._depth}"
         events, counts, work = len(self._events), dict(self.counts), self.notices.work
+        used = self.usage.mark()
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
@@ -145,18 +149,21 @@ class WriteTransaction:
             del self._events[events:], self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:]
             self.counts, self.notices.work = counts, work
+            self.usage.back_to(used)
             raise
         finally:
             self._depth -= 1
         raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
-        """Writes the events and counts of all operations; called once, before the commit."""
+        """Writes the events, counts and usage of all operations; called once, before the commit."""
         if self._events:
             self.execute(_INSERT_EVENTS, self._events)
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in self.counts.items() if c]
         if changed:
             self.execute(_ADD_COUNT, changed)
+        if used := self.usage.rows():
+            self.execute(usage.ADD, used)
         self.notices.appended = len(self._events)
         self.notices.last_position += len(self._events)
 
