@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from crucible_client import calls, errors, inspections, results, settings, streams
+from crucible_client import calls, errors, inspections, results, settings, streams, tenants
 from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
@@ -203,6 +203,44 @@ class Client:
     def revoke_api_key(self, key_id: str) -> results.ApiKey:
         """See `AsyncClient.revoke_api_key`."""
         return self._call(calls.revoke_api_key(key_id))
+
+    def create_tenant(self, name: str, quota: tenants.Quota | None = None) -> tenants.Tenant:
+        """See `AsyncClient.create_tenant`."""
+        return self._call(tenants.create_tenant(name, quota or tenants.Quota()))
+
+    def list_tenants(self) -> tuple[tenants.Tenant, ...]:
+        """See `AsyncClient.list_tenants`."""
+        return self._call(tenants.list_tenants())
+
+    def set_quota(self, name: str, quota: tenants.Quota) -> tenants.Tenant:
+        """See `AsyncClient.set_quota`."""
+        return self._call(tenants.set_quota(name, quota))
+
+    def pause_queue(self, *, tenant: str = "", reason: str = "") -> tenants.QueuePause:
+        """See `AsyncClient.pause_queue`."""
+        return self._call(tenants.pause_queue(tenant, reason))
+
+    def resume_queue(self, *, tenant: str = "") -> tenants.QueuePause | None:
+        """See `AsyncClient.resume_queue`."""
+        return self._call(tenants.resume_queue(tenant))
+
+    def queue(self) -> tenants.Queue:
+        """See `AsyncClient.queue`."""
+        return self._call(tenants.queue())
+
+    def dead_letters(self, *, tenant: str = "", retried: bool = False) -> Iterator[tenants.DeadLetter]:
+        """See `AsyncClient.dead_letters`."""
+        token = ""
+        while True:
+            page = self._call(tenants.dead_letters_page(tenant, calls.PAGE_SIZE, token, retried=retried))
+            yield from page.dead_letters
+            token = page.next_token
+            if not token:
+                return
+
+    def retry_dead_letter(self, name: str) -> tenants.Retried:
+        """See `AsyncClient.retry_dead_letter`."""
+        return self._call(tenants.retry_dead_letter(name))
 
     def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)

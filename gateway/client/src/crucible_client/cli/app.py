@@ -22,6 +22,8 @@ _COMMANDS: Mapping[str, str] = {
     "status": "status:status",
     "selftest": "selftest:selftest",
     "key": "keys:key",
+    "tenant": "tenants:tenant",
+    "queue": "queue:queue",
     "bench": "bench:bench",
 }
 
