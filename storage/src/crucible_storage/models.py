@@ -19,6 +19,8 @@ _NAMED = text("request_id IS NOT NULL")
 _HELD = text("state IN (2, 3)")
 _ACTIVE = text("state IN (1, 2)")
 _NOT_RETRIED = text("retried_as IS NULL")
+_UNDER_WAY = text("state IN (2, 3) AND count > 0")
+_NOT_PLAIN = text("weight <> 1 OR max_running > 0")
 
 
 def _key() -> Column[int]:
@@ -166,6 +168,9 @@ class CountRow(SQLModel, table=True):
     """How many evaluations of a tenant are in a state; kept in the transaction that changes the state."""
 
     __tablename__ = "evaluation_count"
+    __table_args__ = (
+        Index("ix_evaluation_count_running", "tenant", sqlite_where=_UNDER_WAY, postgresql_where=_UNDER_WAY),
+    )
 
     tenant: str = Field(primary_key=True)
     state: int = Field(primary_key=True)
@@ -176,6 +181,7 @@ class TenantRow(SQLModel, table=True):
     """A tenant's quotas; 0: none. See `crucible.evaluation.v1.Quota`."""
 
     __tablename__ = "tenant"
+    __table_args__ = (Index("ix_tenant_not_plain", "tenant", sqlite_where=_NOT_PLAIN, postgresql_where=_NOT_PLAIN),)
 
     tenant: str = Field(primary_key=True)
     weight: int = Field(default=1)

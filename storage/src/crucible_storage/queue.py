@@ -59,14 +59,20 @@ _HEADS = text(
     ORDER BY rank, seq LIMIT :limit
     """
 )
-_PAUSED = select(models.queue_pause.c.tenant)
-_NAMED: BindParameter[list[str]] = bindparam("tenants", expanding=True)
+# Pauses, and the tenants whose settings are not the plain ones; a pause shows by the weight 0, which no tenant has.
+_SETTINGS = text(
+    """
+    SELECT tenant, weight, max_running FROM tenant WHERE weight <> 1 OR max_running > 0
+    UNION ALL
+    SELECT tenant, 0, 0 FROM queue_pause
+    """
+)
+_RUNNING = text("SELECT tenant, count FROM evaluation_count WHERE state IN (2, 3) AND count > 0")
 _TENANT = models.tenant.c
-_SETTINGS = select(_TENANT.tenant, _TENANT.weight, _TENANT.max_running).where(_TENANT.tenant.in_(_NAMED))
+_NAMED: BindParameter[list[str]] = bindparam("tenants", expanding=True)
 _LOCK = select(_TENANT.tenant).where(_TENANT.tenant.in_(_NAMED)).order_by(_TENANT.tenant).with_for_update()
-_COUNT = models.evaluation_count.c
-_RUNNING = select(_COUNT.tenant, _COUNT.count).where(_COUNT.tenant.in_(_NAMED), _COUNT.state.in_(sorted(HELD)))
 _BEFORE_ALL = -(1 << 62)
+_PLAIN = (1, 0)
 
 
 def lane_of(tenant: str, engine: str, runtime: str) -> str:
@@ -163,8 +169,9 @@ class Queue:
         """
         connection = transaction.connection
         connection.execute(_RELEASE_DELAYED, {"now": now})
-        lanes = _lanes(connection, known)
-        shares = _shares(transaction, lanes)
+        settings, paused = _settings(connection)
+        lanes = {} if PLATFORM in paused else _lanes(connection, known, paused)
+        shares = _shares(transaction, lanes, settings)
         self._fairness.begin(shares.values(), now)
         self.held_back = frozenset(name for name, share in shares.items() if share.full)
         while (share := self._fairness.next(shares.values())) is not None:
@@ -185,12 +192,21 @@ def _best(lanes: list[_Lane]) -> _Lane | None:
     return min(heads, key=lambda pair: pair[0])[1] if heads else None
 
 
-def _lanes(connection: Connection, known: Runnable) -> dict[str, list[_Lane]]:
+def _settings(connection: Connection) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """Weight and quota of running of the tenants who have other than the plain ones, and whose queue is paused."""
+    settings: dict[str, tuple[int, int]] = {}
+    paused = set()
+    for tenant, weight, max_running in connection.execute(_SETTINGS):
+        if weight:
+            settings[tenant] = (weight, max_running)
+        else:
+            paused.add(tenant)
+    return settings, paused
+
+
+def _lanes(connection: Connection, known: Runnable, paused: set[str]) -> dict[str, list[_Lane]]:
     """The lanes with work that this executor can run and that no pause holds back, by tenant."""
     lanes: dict[str, list[_Lane]] = {}
-    paused = {row[0] for row in connection.execute(_PAUSED)}
-    if PLATFORM in paused:
-        return lanes
     for (name,) in connection.execute(_LANES):
         tenant, engine, runtime = name.split(_SEPARATOR)
         if engine in known.engines and runtime in known.runtimes and tenant not in paused:
@@ -198,19 +214,23 @@ def _lanes(connection: Connection, known: Runnable) -> dict[str, list[_Lane]]:
     return lanes
 
 
-def _shares(transaction: Picking, lanes: dict[str, list[_Lane]]) -> dict[str, Share]:
+def _shares(
+    transaction: Picking, lanes: dict[str, list[_Lane]], settings: dict[str, tuple[int, int]]
+) -> dict[str, Share]:
     """What the order between these tenants rests on."""
-    shares = {tenant: Share(tenant, 1, 0) for tenant in lanes}
-    if not shares:
-        return shares
-    connection, named = transaction.connection, {"tenants": sorted(shares)}
-    for tenant, weight, max_running in connection.execute(_SETTINGS, named):
-        shares[tenant].weight, shares[tenant].max_running = weight, max_running
+    shares = {}
+    for tenant in lanes:
+        weight, max_running = settings.get(tenant, _PLAIN)
+        shares[tenant] = Share(tenant, weight, 0, max_running)
     limited = sorted(tenant for tenant, share in shares.items() if share.max_running)
+    if len(shares) < 2 and not limited:
+        return shares  # nobody to share with
+    connection = transaction.connection
     if limited and not admission.alone(connection):
         connection.execute(_LOCK, {"tenants": limited})  # who else leases of these has committed when this returns
-    for tenant, running in connection.execute(_RUNNING, named):
-        shares[tenant].running += running
+    for tenant, running in connection.execute(_RUNNING):
+        if tenant in shares:
+            shares[tenant].running += running
     for (tenant, state), change in transaction.counts.items():
         if state in HELD and tenant in shares:
             shares[tenant].running += change

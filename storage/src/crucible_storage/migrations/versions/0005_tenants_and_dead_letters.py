@@ -17,6 +17,8 @@ depends_on = None
 
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _NOT_RETRIED = sa.text("retried_as IS NULL")
+_UNDER_WAY = sa.text("state IN (2, 3) AND count > 0")
+_NOT_PLAIN = sa.text("weight <> 1 OR max_running > 0")
 _FAILED = 5
 _PAGE = 1000
 
@@ -38,6 +40,14 @@ def _create() -> None:
         *(sa.Column(name, sa.BigInteger(), nullable=False) for name in numbers),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("tenant"),
+    )
+    op.create_index("ix_tenant_not_plain", "tenant", ["tenant"], sqlite_where=_NOT_PLAIN, postgresql_where=_NOT_PLAIN)
+    op.create_index(
+        "ix_evaluation_count_running",
+        "evaluation_count",
+        ["tenant"],
+        sqlite_where=_UNDER_WAY,
+        postgresql_where=_UNDER_WAY,
     )
     op.create_table(
         "tenant_use",
