@@ -9,6 +9,7 @@ from sqlalchemy import text
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.tenant_pb2 import Quota
 from crucible_rpc.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from crucible_storage import admission
 from crucible_storage.policy import Policy
 from tests.storage import world as w
 from tests.storage.world import finished, report, storage
@@ -208,11 +209,39 @@ async def test_quotas_hold_within_one_group_commit_and_over_many(tmp_path):
         assert sum(isinstance(one, pb.Evaluation) for one in made) == 12
 
 
+async def test_many_at_once_are_admitted_as_a_whole_or_not_at_all(world):
+    await world.service.tenants.create("t", Quota(max_queued=10, evaluations_per_day=10, max_stored_bytes=1000))
+
+    async def admit(**asked):
+        def run(transaction):
+            now = world.clock.now()
+            admission.admit(transaction, world.policy, "t", now, **({"priority": 0, "stored_bytes": 0} | asked))
+
+        await world.service.database.write(run)
+
+    for asked, quota in (
+        ({"count": 11}, "max_queued"),
+        ({"count": 2, "stored_bytes": 1001}, "max_stored_bytes"),
+    ):
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await admit(**asked)
+        assert caught.value.metadata["quota"] == quota
+    assert (await use(world)).evaluations_today == 0
+    await admit(count=10, stored_bytes=1000)
+    assert ((await use(world)).evaluations_today, (await use(world)).stored_bytes) == (10, 1000)
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await admit(count=1)
+    assert caught.value.metadata == {"quota": "evaluations_per_day", "limit": "10", "use": "10"}
+    with pytest.raises(ResourceExhaustedError) as full:
+        await admit(count=world.policy.max_queued + 1)
+    assert full.value.reason == "QUEUE_FULL"
+
+
 async def test_the_use_of_a_write_that_fails_is_undone(world):
     await world.create()
 
     def fails(transaction):
-        transaction.usage.created("t", world.clock.now(), 1 << 40)
+        transaction.usage.created("t", world.clock.now(), 1, 1 << 40)
         raise ValueError("this write failed")
 
     with pytest.raises(ValueError, match="failed"):

@@ -1,6 +1,6 @@
-"""Whether a new evaluation is taken: the bound of the queue, its tenant's highest priority, its tenant's quotas.
+"""Whether new evaluations are taken: the bound of the queue, their tenant's highest priority and quotas.
 
-Checked in the transaction that stores the evaluation, against counters that the same transactions keep. One statement
+Checked in the transaction that stores them, against counters that the same transactions keep. One statement
 reads all that is known of a tenant, once per group commit; what the group adds is added in memory.
 """
 
@@ -60,17 +60,25 @@ class _Account:
 
 
 def admit(
-    transaction: WriteTransaction, policy: Policy, tenant: str, priority: int, stored_bytes: int, now: int
+    transaction: WriteTransaction,
+    policy: Policy,
+    tenant: str,
+    now: int,
+    *,
+    priority: int,
+    stored_bytes: int,
+    count: int = 1,
 ) -> None:
-    """Lets one evaluation in and counts it, or raises; call it right before it is inserted.
+    """Lets evaluations in and counts them, all or none; call it right before they are inserted.
 
     Args:
-        transaction: the one that inserts it.
+        transaction: the one that inserts them.
         policy: how much may wait.
         tenant: whose; made here when it is new.
-        priority: what it asks for.
-        stored_bytes: the size of its program.
-        now: its time of creation.
+        now: their time of creation.
+        priority: the highest that one of them asks for.
+        stored_bytes: the size of their programs together.
+        count: how many.
 
     Raises:
         InvalidArgumentError: INVALID_FIELD, `spec.priority` is above the tenant's ceiling.
@@ -79,13 +87,13 @@ def admit(
     account = _account(transaction, tenant, now)
     if priority > account.max_priority:
         raise invalid("spec.priority", f"must be at most {account.max_priority}, the highest that this tenant may use")
-    if transaction.queued >= policy.max_queued:
-        message = f"{policy.max_queued} evaluations are queued, which is as many as may be; try again later"
+    if transaction.queued + count > policy.max_queued:
+        message = f"{transaction.queued} evaluations are queued, {policy.max_queued} may be; try again later"
         facts = {"limit": str(policy.max_queued), "use": str(transaction.queued)}
         raise ResourceExhaustedError("QUEUE_FULL", message, retry_after=SOON, metadata=facts)
     if account.limited:
-        _check_quotas(transaction, account, tenant, stored_bytes, now)
-    transaction.usage.created(tenant, now, stored_bytes)
+        _check_quotas(transaction, account, tenant, now, count, stored_bytes)
+    transaction.usage.created(tenant, now, count, stored_bytes)
 
 
 def _account(transaction: WriteTransaction, tenant: str, now: int) -> _Account:
@@ -119,18 +127,20 @@ def alone(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
 
 
-def _check_quotas(transaction: WriteTransaction, account: _Account, tenant: str, stored_bytes: int, now: int) -> None:
-    today, cpu, _ = transaction.usage.added(tenant, day_of(now))
-    stored = account.stored_bytes + transaction.usage.added(tenant, ALL_DAYS)[2]
+def _check_quotas(
+    transaction: WriteTransaction, account: _Account, tenant: str, now: int, count: int, stored_bytes: int
+) -> None:
+    today, cpu_today, _ = transaction.usage.added(tenant, day_of(now))
     queued = account.queued + transaction.counts.get((tenant, QUEUED), 0)
+    created, cpu_micros = account.evaluations + today, account.cpu_micros + cpu_today
+    stored = account.stored_bytes + transaction.usage.added(tenant, ALL_DAYS)[2]
     tomorrow = timedelta(microseconds=midnight_after(now) - now)
-    if 0 < account.max_queued <= queued:
+    if 0 < account.max_queued < queued + count:
         _refuse("max_queued", account.max_queued, queued, "evaluations are queued", SOON)
-    if 0 < account.evaluations_per_day <= account.evaluations + today:
-        used = account.evaluations + today
-        _refuse("evaluations_per_day", account.evaluations_per_day, used, "evaluations were created today", tomorrow)
-    if 0 < account.cpu_seconds_per_day * 1_000_000 <= account.cpu_micros + cpu:
-        used = (account.cpu_micros + cpu) // 1_000_000
+    if 0 < account.evaluations_per_day < created + count:
+        _refuse("evaluations_per_day", account.evaluations_per_day, created, "evaluations were created today", tomorrow)
+    if 0 < account.cpu_seconds_per_day * 1_000_000 <= cpu_micros:
+        used = cpu_micros // 1_000_000
         _refuse("cpu_seconds_per_day", account.cpu_seconds_per_day, used, "CPU seconds were used today", tomorrow)
     if 0 < account.max_stored_bytes < stored + stored_bytes:
         _refuse("max_stored_bytes", account.max_stored_bytes, stored, "bytes are stored", LATER)

@@ -104,7 +104,8 @@ class Evaluations:
     def insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
         """Admits and stores a new evaluation; see `admission.admit` for what is raised."""
         spec, now = wanted.spec, self._clock.now()
-        admission.admit(transaction, self._policy, wanted.tenant, spec.priority, len(wanted.run_spec), now)
+        size = len(wanted.run_spec)
+        admission.admit(transaction, self._policy, wanted.tenant, now, priority=spec.priority, stored_bytes=size)
         labels = dict(sorted(spec.labels.items()))
         record = Record(
             seq=0,

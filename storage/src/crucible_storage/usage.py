@@ -53,10 +53,10 @@ class Usage:
         self._added: dict[tuple[str, int], Use] = {}
         self.accounts: dict[tuple[str, int], Any] = {}
 
-    def created(self, tenant: str, time: int, stored_bytes: int) -> None:
-        """One more evaluation, whose program has so many bytes."""
-        self._add(tenant, day_of(time), 1, 0, 0)
-        self._add(tenant, ALL_DAYS, 1, 0, stored_bytes)
+    def created(self, tenant: str, time: int, count: int, stored_bytes: int) -> None:
+        """So many more evaluations, whose programs together have so many bytes."""
+        self._add(tenant, day_of(time), count, 0, 0)
+        self._add(tenant, ALL_DAYS, count, 0, stored_bytes)
 
     def computed(self, tenant: str, time: int, cpu_micros: int) -> None:
         """An attempt that ended at `time` used so much CPU time."""
