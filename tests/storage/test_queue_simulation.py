@@ -7,6 +7,8 @@ import pytest
 from crucible_storage import fairness, queue_simulation
 from crucible_storage.simulated_load import SHORT, arrivals
 
+pytestmark = pytest.mark.database("sqlite")  # in memory
+
 
 @pytest.fixture(scope="module")
 def figures():

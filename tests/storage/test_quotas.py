@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.tenant_pb2 import Quota
@@ -292,16 +292,21 @@ async def test_the_queue_of_all_tenants_is_bounded_and_says_how_full_it_is(tmp_p
         assert caught.value.metadata == {"limit": "2", "use": "2"}
 
 
-async def test_admission_costs_one_statement_more_and_the_commit_another(world):
-    """Of a tenant with quotas; counted by SQLAlchemy as they are executed."""
-    from sqlalchemy import event
-
+@pytest.mark.database("sqlite")
+async def test_admission_costs_one_statement_and_the_commit_another(world):
+    """Of a tenant with quotas; where several processes share a database, they lock its row and read again."""
     await world.service.tenants.create("t", Quota(evaluations_per_day=1000, max_queued=1000))
     await world.create()
     seen = []
-    engine = world.service.database._writer_engine
-    event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
-    await world.create()
+
+    def executed(connection, cursor, statement, *_):
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", executed)
+    try:
+        await world.create()
+    finally:
+        event.remove(Engine, "before_cursor_execute", executed)
     assert sum("FROM tenant" in statement for statement in seen) == 1
     assert sum("INTO tenant_use" in statement for statement in seen) == 1
     assert not [one for one in seen if "tenant" in one and "FROM tenant" not in one and "INTO" not in one]

@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from sqlalchemy import bindparam, select, text
-from sqlalchemy.engine import Connection
 
 from crucible_rpc.errors import ResourceExhaustedError
 from crucible_storage import models, tenants
@@ -112,7 +111,7 @@ def _read(transaction: WriteTransaction, tenant: str, now: int) -> _Account:
         tenants.ensure(transaction, tenant, now)
         row = transaction.execute(_ACCOUNT, wanted).fetchone()
     account = _account_of(row)
-    if account.limited and not alone(transaction.connection):
+    if account.limited and transaction.shared:
         transaction.execute(_LOCK, {"tenant": tenant})
         account = _account_of(transaction.execute(_ACCOUNT, wanted).one())
     return account
@@ -120,11 +119,6 @@ def _read(transaction: WriteTransaction, tenant: str, now: int) -> _Account:
 
 def _account_of(row: Any) -> _Account:
     return _Account(*row)
-
-
-def alone(connection: Connection) -> bool:
-    """Whether no other process can write to this database: then nothing needs a lock."""
-    return connection.dialect.name == "sqlite"
 
 
 def _check_quotas(

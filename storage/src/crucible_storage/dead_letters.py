@@ -116,7 +116,7 @@ class DeadLetters:
                 return str(row.retried_as), True
             old = store.load_by_seq(transaction.connection, row.evaluation_seq)
             spec = ev.EvaluationSpec()
-            spec.CopyFrom(views.complete(transaction.connection, old).spec)
+            spec.CopyFrom(views.complete(transaction.settled(old.seq), old).spec)
             spec.labels[RETRY_LABEL] = evaluation_name(old.id)
             made = self._evaluations.insert(transaction, Wanted.of(old.tenant, by, "", spec))
             transaction.execute(_RETRIED, {"id": made.id, "seq": row.seq})

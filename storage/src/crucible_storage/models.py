@@ -2,10 +2,12 @@
 
 An evaluation's row is small and changes often; what is large or never changes (program, result, output) has tables of
 its own, so that a state change rewrites no megabytes. `executor` and `setting` belong to the platform, not to a tenant:
-there `tenant` is `PLATFORM`.
+there `tenant` is `PLATFORM`. The same tables serve SQLite and PostgreSQL.
 """
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, text
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, TextClause, text
 from sqlmodel import Field, SQLModel
 
 PLATFORM = "*"
@@ -21,6 +23,11 @@ _ACTIVE = text("state IN (1, 2)")
 _NOT_RETRIED = text("retried_as IS NULL")
 _UNDER_WAY = text("state IN (2, 3) AND count > 0")
 _NOT_PLAIN = text("weight <> 1 OR max_running > 0")
+
+
+def _only(condition: TextClause) -> dict[str, Any]:
+    """A partial index."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
 
 
 def _key() -> Column[int]:
@@ -45,12 +52,12 @@ class EvaluationRow(SQLModel, table=True):
     __tablename__ = "evaluation"
     __table_args__ = (
         Index("ix_evaluation_id", "id", unique=True),
-        Index("ix_evaluation_request", "tenant", "request_id", unique=True, sqlite_where=_NAMED),
+        Index("ix_evaluation_request", "tenant", "request_id", unique=True, **_only(_NAMED)),
         Index("ix_evaluation_list", "tenant", "state", "seq"),
-        Index("ix_evaluation_waiting", "lane", "rank", "seq", sqlite_where=_WAITING),
-        Index("ix_evaluation_delayed", "not_before", sqlite_where=_DELAYED),
-        Index("ix_evaluation_held", "executor", sqlite_where=_HELD),
-        Index("ix_evaluation_renewed", "lease_renewed", sqlite_where=_HELD),
+        Index("ix_evaluation_waiting", "lane", "rank", "seq", **_only(_WAITING)),
+        Index("ix_evaluation_delayed", "not_before", **_only(_DELAYED)),
+        Index("ix_evaluation_held", "executor", **_only(_HELD)),
+        Index("ix_evaluation_renewed", "lease_renewed", **_only(_HELD)),
     )
 
     seq: int | None = Field(default=None, sa_column=_key())
@@ -164,13 +171,21 @@ class OutputRow(SQLModel, table=True):
     data: bytes = Field(sa_column=_bytes())
 
 
+class LogHeadRow(SQLModel, table=True):
+    """The one row that says how far the event log goes. Whoever appends changes it, and so has it locked."""
+
+    __tablename__ = "log_head"
+
+    id: int = Field(default=1, sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    tenant: str
+    position: int = Field(sa_column=_number())
+
+
 class CountRow(SQLModel, table=True):
     """How many evaluations of a tenant are in a state; kept in the transaction that changes the state."""
 
     __tablename__ = "evaluation_count"
-    __table_args__ = (
-        Index("ix_evaluation_count_running", "tenant", sqlite_where=_UNDER_WAY, postgresql_where=_UNDER_WAY),
-    )
+    __table_args__ = (Index("ix_evaluation_count_running", "tenant", **_only(_UNDER_WAY)),)
 
     tenant: str = Field(primary_key=True)
     state: int = Field(primary_key=True)
@@ -181,7 +196,7 @@ class TenantRow(SQLModel, table=True):
     """A tenant's quotas; 0: none. See `crucible.evaluation.v1.Quota`."""
 
     __tablename__ = "tenant"
-    __table_args__ = (Index("ix_tenant_not_plain", "tenant", sqlite_where=_NOT_PLAIN, postgresql_where=_NOT_PLAIN),)
+    __table_args__ = (Index("ix_tenant_not_plain", "tenant", **_only(_NOT_PLAIN)),)
 
     tenant: str = Field(primary_key=True)
     weight: int = Field(default=1)
@@ -227,7 +242,7 @@ class DeadLetterRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_dead_letter_evaluation", "evaluation_seq", unique=True),
         Index("ix_dead_letter_tenant", "tenant", "seq"),
-        Index("ix_dead_letter_open", "seq", sqlite_where=_NOT_RETRIED, postgresql_where=_NOT_RETRIED),
+        Index("ix_dead_letter_open", "seq", **_only(_NOT_RETRIED)),
     )
 
     seq: int | None = Field(default=None, sa_column=_key())
@@ -244,7 +259,7 @@ class InspectionRow(SQLModel, table=True):
     __tablename__ = "inspection"
     __table_args__ = (
         Index("ix_inspection_id", "id", unique=True),
-        Index("ix_inspection_active", "executor", "kind", unique=True, sqlite_where=_ACTIVE),
+        Index("ix_inspection_active", "executor", "kind", unique=True, **_only(_ACTIVE)),
     )
 
     seq: int | None = Field(default=None, sa_column=_key())
@@ -293,7 +308,10 @@ class ApiKeyRow(SQLModel, table=True):
 
 
 class ExecutorRow(SQLModel, table=True):
-    """An executor as it last registered: a serialized `crucible.evaluation.v1.Executor`."""
+    """An executor as it last registered: a serialized `crucible.evaluation.v1.Executor`.
+
+    `registration` is another random number each time: by it a process knows whether what it remembers is still so.
+    """
 
     __tablename__ = "executor"
 
@@ -302,6 +320,7 @@ class ExecutorRow(SQLModel, table=True):
     boot_id: str
     description: bytes = Field(sa_column=_bytes())
     last_seen: int = Field(sa_column=_number())
+    registration: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
 
 
 class SettingRow(SQLModel, table=True):

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sqlalchemy import BindParameter, bindparam, select, text
+from sqlalchemy import BindParameter, bindparam, or_, select, text, update
 from sqlalchemy.engine import Connection
 
-from crucible_storage import admission, models
+from crucible_storage import models
 from crucible_storage.clock import micros
 from crucible_storage.fairness import Fairness, Share
 from crucible_storage.lifecycle import HELD
@@ -34,12 +34,17 @@ _SEPARATOR = "\x1f"  # sorts before every character of a name and is part of non
 _PAGE = 16
 
 # No wait is as long as an hour: one that seems to be was noted before the clock was set back.
-_RELEASE_DELAYED = text(
-    """
-    UPDATE evaluation SET not_before = NULL
-    WHERE state = 1 AND not_before IS NOT NULL AND (not_before <= :now OR not_before > :now + 3600000000)
-    """
+# Those that another process changes now it releases itself.
+_ROW = models.evaluation.c
+_DUE = (
+    select(_ROW.seq)
+    .where(
+        text("state = 1 AND not_before IS NOT NULL"),
+        or_(_ROW.not_before <= bindparam("now"), _ROW.not_before > bindparam("now") + 3_600_000_000),
+    )
+    .with_for_update(key_share=True, skip_locked=True)
 )
+_RELEASE_DELAYED = update(models.evaluation).where(_ROW.seq.in_(_DUE)).values(not_before=None)
 _NEXT_DELAYED = text("SELECT min(not_before) FROM evaluation WHERE state = 1 AND not_before IS NOT NULL")
 _LANES = text(
     """
@@ -109,6 +114,10 @@ class Picking(Protocol):
     @property
     def connection(self) -> Connection:
         """In the transaction."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to the database at the same time."""
 
     @property
     def counts(self) -> dict[tuple[str, int], int]:
@@ -226,7 +235,7 @@ def _shares(
     if len(shares) < 2 and not limited:
         return shares  # nobody to share with
     connection = transaction.connection
-    if limited and not admission.alone(connection):
+    if limited and transaction.shared:
         connection.execute(_LOCK, {"tenants": limited})  # who else leases of these has committed when this returns
     for tenant, running in connection.execute(_RUNNING):
         if tenant in shares:

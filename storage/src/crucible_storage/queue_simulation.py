@@ -55,9 +55,9 @@ class TenantFigures:
     """What one tenant had.
 
     Attributes:
-        had: seconds of slots while it had work that waited.
-        due: what its weight says of the slots that those who had work that waited shared. One that had as much under
-            way as its quota allows is not among them.
+        had: seconds of slots while work of it had been waiting for a minute without a pause.
+        due: what its weight says of the slots that those had of whom that is so. One that had as much under way as its
+            quota allows is not among them.
         longest_dry: the longest time without anything under way while work waited, in seconds.
     """
 
@@ -137,6 +137,7 @@ class _Everything:
 class _Transaction:
     connection: Connection
     counts: dict[tuple[str, int], int]
+    shared: bool = False
 
 
 class _Simulation:
@@ -149,6 +150,7 @@ class _Simulation:
         self._running: dict[tuple[str, int], int] = defaultdict(int)
         self._waiting: dict[str, int] = defaultdict(int)
         self._dry_since: dict[str, int] = {}
+        self._waiting_since: dict[str, int] = {}
         self._ends: list[tuple[int, int]] = []
         self._weights = {one.name: one.weight for one in load.tenants}
         self._limits = {one.name: one.max_running for one in load.tenants}
@@ -228,7 +230,7 @@ class _Simulation:
             self._connection.exec_driver_sql("UPDATE evaluation SET state = 2 WHERE seq = ?", given)
 
     def _account(self, now: int, after: int) -> None:
-        """Notes who had how many slots from `now` to `after`, and what the weights of those who wait say."""
+        """Notes who had how many slots from `now` to `after`, and what the weights of those who share them say."""
         span = (after - now) / SECOND
         running = {name: self._running[name, STARTING] for name in self._weights}
         sharing = [
@@ -245,6 +247,13 @@ class _Simulation:
                 self._figures.tenants[name].longest_dry = max(self._figures.tenants[name].longest_dry, dry)
             else:
                 self._dry_since.pop(name, None)
+
+    def _shares(self, name: str, now: int, running: int) -> bool:
+        """Whether work of a tenant has been waiting for as long as slots take to change hands."""
+        if not self._waiting[name] or 0 < self._limits[name] <= running:
+            self._waiting_since.pop(name, None)
+            return False
+        return now - self._waiting_since.setdefault(name, now) >= LONGEST_RUN * SECOND
 
     def _judge(self) -> None:
         figures = self._figures

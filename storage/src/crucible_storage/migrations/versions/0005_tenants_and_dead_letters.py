@@ -1,7 +1,7 @@
 """Tenants with quotas and what they use, pauses of the queue, dead letters.
 
 Revision ID: 0005
-Revises: 0003
+Revises: 0004
 Create Date: 2026-11-22 12:48:00.000000
 """
 
@@ -11,7 +11,7 @@ from alembic import op
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
