@@ -15,6 +15,7 @@ from crucible_storage import models, tenants
 from crucible_storage.lifecycle import QUEUED
 from crucible_storage.names import invalid
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import WriteTransaction
 from crucible_storage.usage import ALL_DAYS, day_of, midnight_after
 
@@ -24,8 +25,9 @@ SOON = timedelta(seconds=5)
 LATER = timedelta(minutes=10)
 """When to try again where room comes only as somebody deletes, or retention does."""
 
-_ACCOUNT = text(
-    """
+_ACCOUNT = Prepared(
+    text(
+        """
     SELECT t.max_priority, t.max_queued, t.evaluations_per_day, t.cpu_seconds_per_day, t.max_stored_bytes,
            coalesce(c.count, 0), coalesce(d.evaluations, 0), coalesce(d.cpu_micros, 0), coalesce(a.stored_bytes, 0)
     FROM tenant AS t
@@ -34,6 +36,7 @@ _ACCOUNT = text(
     LEFT JOIN tenant_use AS a ON a.tenant = t.tenant AND a.day = 0
     WHERE t.tenant = :tenant
     """
+    )
 )
 _ROW = models.tenant.c
 _LOCK = select(_ROW.tenant).where(_ROW.tenant == bindparam("tenant")).with_for_update()
@@ -106,14 +109,14 @@ def _account(transaction: WriteTransaction, tenant: str, now: int) -> _Account:
 
 def _read(transaction: WriteTransaction, tenant: str, now: int) -> _Account:
     wanted = {"tenant": tenant, "day": day_of(now)}
-    row = transaction.execute(_ACCOUNT, wanted).fetchone()
+    row = _ACCOUNT.first(transaction.connection, wanted)
     if row is None:
         tenants.ensure(transaction, tenant, now)
-        row = transaction.execute(_ACCOUNT, wanted).fetchone()
+        row = _ACCOUNT.first(transaction.connection, wanted)
     account = _account_of(row)
     if account.limited and transaction.shared:
         transaction.execute(_LOCK, {"tenant": tenant})
-        account = _account_of(transaction.execute(_ACCOUNT, wanted).one())
+        account = _account_of(_ACCOUNT.first(transaction.connection, wanted))
     return account
 
 

@@ -29,6 +29,7 @@ from crucible_storage.fairness import Fairness, Share
 from crucible_storage.lifecycle import HELD
 from crucible_storage.models import PLATFORM
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 
 _SEPARATOR = "\x1f"  # sorts before every character of a name and is part of none
 _PAGE = 16
@@ -46,8 +47,9 @@ _DUE = (
 )
 _RELEASE_DELAYED = update(models.evaluation).where(_ROW.seq.in_(_DUE)).values(not_before=None)
 _NEXT_DELAYED = text("SELECT min(not_before) FROM evaluation WHERE state = 1 AND not_before IS NOT NULL")
-_LANES = text(
-    """
+_LANES = Prepared(
+    text(
+        """
     WITH RECURSIVE lanes(lane) AS (
         SELECT min(lane) FROM evaluation WHERE state = 1 AND not_before IS NULL
         UNION ALL
@@ -56,23 +58,28 @@ _LANES = text(
     )
     SELECT lane FROM lanes WHERE lane IS NOT NULL
     """
+    )
 )
-_HEADS = text(
-    """
+_HEADS = Prepared(
+    text(
+        """
     SELECT rank, seq, create_time, run_spec_size FROM evaluation
     WHERE state = 1 AND not_before IS NULL AND lane = :lane AND (rank, seq) > (:rank, :seq)
     ORDER BY rank, seq LIMIT :limit
     """
+    )
 )
 # Pauses, and the tenants whose settings are not the plain ones; a pause shows by the weight 0, which no tenant has.
-_SETTINGS = text(
-    """
+_SETTINGS = Prepared(
+    text(
+        """
     SELECT tenant, weight, max_running FROM tenant WHERE weight <> 1 OR max_running > 0
     UNION ALL
     SELECT tenant, 0, 0 FROM queue_pause
     """
+    )
 )
-_RUNNING = text("SELECT tenant, count FROM evaluation_count WHERE state IN (2, 3) AND count > 0")
+_RUNNING = Prepared(text("SELECT tenant, count FROM evaluation_count WHERE state IN (2, 3) AND count > 0"))
 _TENANT = models.tenant.c
 _NAMED: BindParameter[list[str]] = bindparam("tenants", expanding=True)
 _LOCK = select(_TENANT.tenant).where(_TENANT.tenant.in_(_NAMED)).order_by(_TENANT.tenant).with_for_update()
@@ -155,7 +162,7 @@ class _Lane:
         return taken
 
     def _read(self, rank: int, seq: int) -> None:
-        rows = self.connection.execute(_HEADS, {"lane": self.name, "rank": rank, "seq": seq, "limit": _PAGE}).fetchall()
+        rows = _HEADS.all(self.connection, {"lane": self.name, "rank": rank, "seq": seq, "limit": _PAGE})
         self.more = len(rows) == _PAGE
         self.heads = [Waiting(*row) for row in reversed(rows)]
 
@@ -205,7 +212,7 @@ def _settings(connection: Connection) -> tuple[dict[str, tuple[int, int]], set[s
     """Weight and quota of running of the tenants who have other than the plain ones, and whose queue is paused."""
     settings: dict[str, tuple[int, int]] = {}
     paused = set()
-    for tenant, weight, max_running in connection.execute(_SETTINGS):
+    for tenant, weight, max_running in _SETTINGS.all(connection, {}):
         if weight:
             settings[tenant] = (weight, max_running)
         else:
@@ -216,7 +223,7 @@ def _settings(connection: Connection) -> tuple[dict[str, tuple[int, int]], set[s
 def _lanes(connection: Connection, known: Runnable, paused: set[str]) -> dict[str, list[_Lane]]:
     """The lanes with work that this executor can run and that no pause holds back, by tenant."""
     lanes: dict[str, list[_Lane]] = {}
-    for (name,) in connection.execute(_LANES):
+    for (name,) in _LANES.all(connection, {}):
         tenant, engine, runtime = name.split(_SEPARATOR)
         if engine in known.engines and runtime in known.runtimes and tenant not in paused:
             lanes.setdefault(tenant, []).append(_Lane(connection, name))
@@ -237,7 +244,7 @@ def _shares(
     connection = transaction.connection
     if limited and transaction.shared:
         connection.execute(_LOCK, {"tenants": limited})  # who else leases of these has committed when this returns
-    for tenant, running in connection.execute(_RUNNING):
+    for tenant, running in _RUNNING.all(connection, {}):
         if tenant in shares:
             shares[tenant].running += running
     for (tenant, state), change in transaction.counts.items():

@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import text
 
+from crucible_storage.prepared import Prepared
+
 ALL_DAYS = 0
 """The day of the row that holds all days together, and the stored bytes."""
 
@@ -15,8 +17,9 @@ DAY = 86_400_000_000
 """µs."""
 
 # In one order for everybody, so that two processes that write to one database never wait for each other in a circle.
-ADD = text(
-    """
+ADD = Prepared(
+    text(
+        """
     INSERT INTO tenant_use (tenant, day, evaluations, cpu_micros, stored_bytes)
     VALUES (:tenant, :day, :evaluations, :cpu_micros, :stored_bytes)
     ON CONFLICT (tenant, day) DO UPDATE SET
@@ -24,6 +27,7 @@ ADD = text(
         cpu_micros = tenant_use.cpu_micros + excluded.cpu_micros,
         stored_bytes = tenant_use.stored_bytes + excluded.stored_bytes
     """
+    )
 )
 
 Use = tuple[int, int, int]
