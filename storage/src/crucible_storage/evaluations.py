@@ -5,15 +5,14 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import timedelta
 
 from sqlalchemy import bindparam, insert, select
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
-from crucible_rpc.errors import AlreadyExistsError, ResourceExhaustedError
-from crucible_storage import audit, models, outputs, store, views
+from crucible_rpc.errors import AlreadyExistsError
+from crucible_storage import admission, audit, models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
@@ -26,7 +25,6 @@ from crucible_storage.transaction import WriteTransaction
 
 FALLBACK_POLL = 5.0
 READ_BYTES = 64 << 10
-_QUEUE_FULL_RETRY = timedelta(seconds=5)
 
 _ROW = models.evaluation.c
 _BY_REQUEST = Prepared(
@@ -83,16 +81,14 @@ class Evaluations:
 
         Raises:
             AlreadyExistsError: REQUEST_ID_REUSED, with another spec.
-            ResourceExhaustedError: QUEUE_FULL or STORAGE_FULL.
+            InvalidArgumentError: INVALID_FIELD, a priority above the tenant's ceiling.
+            ResourceExhaustedError: QUEUE_FULL, QUOTA_EXCEEDED or STORAGE_FULL.
         """
 
         def run(transaction: WriteTransaction) -> pb.Evaluation:
             if wanted.request_id and (earlier := self._earlier(transaction.connection, wanted)) is not None:
                 return views.complete(transaction.settled(earlier.seq), earlier)
-            if transaction.queued >= self._policy.max_queued:
-                text = f"{self._policy.max_queued} evaluations are queued, which is as many as may be; try again later"
-                raise ResourceExhaustedError("QUEUE_FULL", text, retry_after=_QUEUE_FULL_RETRY)
-            record = self._insert(transaction, wanted)
+            record = self.insert(transaction, wanted)
             view = views.new(record)
             view.spec.program.CopyFrom(wanted.spec.program)
             return view
@@ -115,8 +111,11 @@ class Evaluations:
             raise AlreadyExistsError("REQUEST_ID_REUSED", text, metadata={"evaluation": f"evaluations/{row[0]}"})
         return store.load(connection, row[0])
 
-    def _insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
+    def insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
+        """Admits and stores a new evaluation; see `admission.admit` for what is raised."""
         spec, now = wanted.spec, self._clock.now()
+        size = len(wanted.run_spec)
+        admission.admit(transaction, self._policy, wanted.tenant, now, priority=spec.priority, stored_bytes=size)
         labels = dict(sorted(spec.labels.items()))
         record = Record(
             seq=0,

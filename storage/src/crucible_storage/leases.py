@@ -234,7 +234,7 @@ class Leases:
             now = self._clock.now()
             given: list[work.Assignment] = []
             size = 0
-            for waiting in self._queue.pick(transaction.connection, known, now):
+            for waiting in self._queue.pick(transaction, known, now):
                 if given and size + waiting.size > MAX_ANSWER_BYTES:
                     break
                 record = store.take_waiting(transaction.connection, waiting.seq)
@@ -244,6 +244,7 @@ class Leases:
                 size += waiting.size
                 if len(given) >= max_runs:
                     break
+            self._hub.held_back = self._queue.held_back
             return given
 
         return run

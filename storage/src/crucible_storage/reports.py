@@ -201,6 +201,7 @@ class _OneReport:
     def _finish(self, final: ex.FinalRecord, signed: SignedBytes) -> None:
         record = self._record
         final_records.check_is_of(final, record)
+        self._transaction.usage.computed(record.tenant, self._now, final_records.cpu_micros(final))
         if final_records.ended_by_itself(final):
             self._check_outputs(final)
             self._correct_start(final)

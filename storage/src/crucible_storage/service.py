@@ -16,6 +16,7 @@ from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
 from crucible_storage.databases.base import Backend
+from crucible_storage.dead_letters import DeadLetters
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -26,12 +27,14 @@ from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
 from crucible_storage.login_failures import LoginFailures
 from crucible_storage.metrics import Metrics
+from crucible_storage.pauses import Pauses
 from crucible_storage.policy import Policy
 from crucible_storage.receipts import Receipts
 from crucible_storage.reports import Reports
 from crucible_storage.sealer import Sealer
 from crucible_storage.state import open_state
 from crucible_storage.sweeper import Sweeper
+from crucible_storage.tenants import Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class Service:
     sealer: Sealer
     login_failures: LoginFailures
     heads: HeadKeys
+    tenants: Tenants
+    pauses: Pauses
+    dead_letters: DeadLetters
 
 
 @asynccontextmanager
@@ -103,13 +109,15 @@ async def _composed(
     await inspections.load()
     sealer = Sealer(database, heads.signer, clock)
     failures = LoginFailures(database, clock)
+    pages = Cursors(key)
+    evaluations = Evaluations(database, hub, policy, clock)
     return Service(
         database=database,
         hub=hub,
         policy=policy,
-        evaluations=Evaluations(database, hub, policy, clock),
-        lists=Lists(database, Cursors(key)),
-        audit_log=AuditLog(database, sealer, heads.verifier, Cursors(key)),
+        evaluations=evaluations,
+        lists=Lists(database, pages),
+        audit_log=AuditLog(database, sealer, heads.verifier, pages),
         receipts=Receipts(database, sealer),
         sealer=sealer,
         login_failures=failures,
@@ -120,6 +128,9 @@ async def _composed(
         events=EventLog(database, hub),
         api_keys=ApiKeys(database, clock, failures),
         inspections=inspections,
+        tenants=Tenants(database, clock),
+        pauses=Pauses(database, clock),
+        dead_letters=DeadLetters(database, pages, evaluations),
     )
 
 

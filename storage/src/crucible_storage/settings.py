@@ -29,7 +29,7 @@ class Settings:
         orphan_grace: longer than `lease`.
         kill_margin: what a kill may take.
         max_attempts: attempts before an infrastructure failure is final.
-        max_queued: evaluations that may wait at once.
+        max_queued: evaluations that may wait at once, over all tenants; more are refused with QUEUE_FULL.
         database_url: `postgresql://…`, which several processes may share; empty: a file in `state`.
         database_password_file: holds the password for `database_url` on its first line.
         bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
@@ -52,7 +52,7 @@ class Settings:
     orphan_grace: timedelta = timedelta(seconds=15)
     kill_margin: timedelta = timedelta(seconds=2)
     max_attempts: int = 3
-    max_queued: int = 100_000
+    max_queued: int = 200_000
     database_url: str = ""
     database_password_file: Path | None = None
     bootstrap_key_sha256: str = ""

@@ -35,6 +35,7 @@ _INSERT = Prepared(
 _PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
 _INSERT_RESULT = Prepared(insert(models.result))
 _INSERT_FAILED = Prepared(insert(models.failed_attempt))
+_INSERT_DEAD = insert(models.dead_letter)
 
 
 @cache
@@ -121,6 +122,10 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
         blob = record.changes.result.SerializeToString()
         _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
         audit.evaluation_finished(transaction, record, record.changes.result, now)
+        if record.changes.result.termination.WhichOneof("kind") == "infrastructure_failure":
+            reason = record.changes.result.termination.infrastructure_failure.reason
+            dead = {"evaluation_seq": record.seq, "tenant": record.tenant, "reason": reason, "time": now}
+            transaction.execute(_INSERT_DEAD, dead)
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
         _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
@@ -131,11 +136,12 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
 class Before:
     """What `save` compares with: taken before a record is changed."""
 
-    __slots__ = ("_values", "cancel_wanted", "state", "version")
+    __slots__ = ("_values", "attempt", "cancel_wanted", "state", "version")
 
     def __init__(self, record: Record) -> None:
         self.version = record.version
         self.state = record.state
+        self.attempt = record.attempt
         self.cancel_wanted = record.cancel_wanted
         self._values = _mutable(record)
 
@@ -177,6 +183,10 @@ def _notify(transaction: WriteTransaction, record: Record, before: Before, now: 
         transaction.count(record.tenant, before.state, -1)
         transaction.count(record.tenant, record.state, 1)
         notices.work |= record.state == QUEUED
+        if before.state in HELD and record.state not in HELD:
+            notices.freed.add(record.tenant)
+            if record.attempt == before.attempt:  # not one that its executor refused: that wrote nothing
+                transaction.usage.stored(record.tenant, record.stdout_bytes + record.stderr_bytes)
         if record.terminal:
             notices.finished.append(record.id)
     if record.cancel_wanted and not before.cancel_wanted and record.state in HELD and record.executor is not None:

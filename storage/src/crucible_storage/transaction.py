@@ -19,7 +19,7 @@ from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
 from crucible.evaluation.v1.event_pb2 import Event
-from crucible_storage import faults, models
+from crucible_storage import faults, models, usage
 from crucible_storage.databases.base import Backend
 from crucible_storage.prepared import Prepared
 
@@ -65,6 +65,7 @@ class Notices:
         work: whether an evaluation may now be leased that could not before.
         created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
+        freed: tenants of whom a run ended.
         stops: runs to be ended.
         inspections: whether an inspection changed.
         last_position: of the event log; 0 when nothing was appended.
@@ -75,6 +76,7 @@ class Notices:
     work: bool = False
     created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    freed: set[str] = field(default_factory=set)
     stops: list[Stop] = field(default_factory=list)
     inspections: bool = False
     last_position: int = 0
@@ -102,6 +104,7 @@ class WriteTransaction:
         self.backend = backend
         self.notices = Notices()
         self.counts: Counts = {}
+        self.usage = usage.Usage()
         self._committed_queued = queued
         self._events: list[dict[str, Any]] = []
         self._outputs: list[tuple[int, dict[str, Any]]] = []
@@ -114,6 +117,11 @@ class WriteTransaction:
     def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Runs a statement of SQLAlchemy Core."""
         return self.connection.execute(statement, parameters)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to the database at the same time."""
+        return self.backend.shared
 
     @property
     def session(self) -> Session:
@@ -173,6 +181,7 @@ class WriteTransaction:
         events, outputs, written = len(self._events), len(self._outputs), self._written
         counts, work, inspections = dict(self.counts), self.notices.work, self.notices.inspections
         audit = len(self._audit)
+        used = self.usage.mark()
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         told = len(self.notices.events)
         raw: Any = self.connection.connection.dbapi_connection
@@ -187,19 +196,22 @@ class WriteTransaction:
             del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]
             self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
             self._written = written
+            self.usage.back_to(used)
             raise
         finally:
             self._depth -= 1
         raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
-        """Writes the events, audit records and counts of all operations; called once, before the commit."""
+        """Writes the events, audit records, counts and usage of all operations; called once, before the commit."""
         self._write_events()
         if self._audit:
             _INSERT_AUDIT.many(self.connection, self._audit)
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in sorted(self.counts.items()) if c]
         if changed:
             _ADD_COUNT.many(self.connection, changed)
+        if used := self.usage.rows():
+            usage.ADD.many(self.connection, used)
         self.notices.appended = len(self._events)
         self.notices.last_position = self._written.position
 

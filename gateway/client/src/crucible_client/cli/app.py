@@ -24,6 +24,8 @@ _COMMANDS: Mapping[str, str] = {
     "key": "keys:key",
     "audit": "audit:audit",
     "receipt": "receipts:receipt",
+    "tenant": "tenants:tenant",
+    "queue": "queue:queue",
     "bench": "bench:bench",
 }
 

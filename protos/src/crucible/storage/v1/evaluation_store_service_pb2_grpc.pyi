@@ -35,7 +35,7 @@ class EvaluationStoreServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EvaluationStoreServiceAsyncStub: ...
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CreateEvaluationRequest, _evaluation_store_service_pb2.CreateEvaluationResponse]
     """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
-    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL.
+    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
     """
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.GetEvaluationRequest, _evaluation_store_service_pb2.GetEvaluationResponse]
     """NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -55,7 +55,7 @@ class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CreateEvaluationRequest, _evaluation_store_service_pb2.CreateEvaluationResponse]  # type: ignore[assignment]
     """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
-    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL.
+    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
     """
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.GetEvaluationRequest, _evaluation_store_service_pb2.GetEvaluationResponse]  # type: ignore[assignment]
     """NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -78,7 +78,7 @@ class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_store_service_pb2.CreateEvaluationResponse, _abc.Awaitable[_evaluation_store_service_pb2.CreateEvaluationResponse]]:
         """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
-        ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL.
+        ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
