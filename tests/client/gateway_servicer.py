@@ -346,6 +346,16 @@ class Admin(admin_grpc.AdminServiceServicer):
         self._gateway.keys[request.id].revoke_time.GetCurrentTime()
         return admin.RevokeApiKeyResponse(api_key=self._gateway.keys[request.id])
 
+    async def DeleteEvaluation(self, request, context):
+        await self._gateway.enter("DeleteEvaluation", context)
+        record = await self._gateway.find(request.name, context)
+        answer = admin.DeleteEvaluationResponse(tenant=record.evaluation.tenant)
+        answer.deleted.state = record.evaluation.state
+        answer.deleted.reason = request.reason
+        answer.deleted.stdout_sha256 = b"\x01\x02"
+        answer.delete_time.FromSeconds(1_800_000_000)
+        return answer
+
 
 @asynccontextmanager
 async def serve(gateway: Gateway, credentials: Callable[[], grpc.ServerCredentials], port: int = 0):

@@ -80,7 +80,8 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
         PlatformServicer(view, Inspections(storage, view), interruption),
     )
     server.add(
-        admin_service_pb2_grpc.add_AdminServiceServicer_to_server, AdminServicer(ApiKeys(storage, authenticator))
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server,
+        AdminServicer(ApiKeys(storage, authenticator), evaluations),
     )
     server.reflect()
     return server

@@ -28,7 +28,8 @@ async def main() -> None:
     verifier = keys.record_verifier(Path(file) for file in config.records_pub)
     tls = ServerTls(config.tls_cert, config.tls_key, config.tls_ca)
     metrics = Metrics(REGISTRY)
-    async with running(config.state, config.policy, SystemClock(), signer, verifier, metrics) as service:
+    clock, keep = SystemClock(), config.retention
+    async with running(config.state, config.policy, clock, signer, verifier, metrics, keep) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")
         server = Server(

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from sqlalchemy import and_, bindparam, func, select
 from sqlalchemy.engine import Connection
 
+from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible_storage import models
+from crucible_storage.lifecycle import Record
 
 _ROW = models.output.c
 _STREAM = and_(
@@ -37,6 +39,13 @@ def read(connection: Connection, seq: int, attempt: int, stream: int, offset: in
 def stored_bytes(connection: Connection, seq: int, attempt: int, stream: int) -> int:
     """How many bytes of one stream are stored."""
     return connection.execute(_END, {"seq": seq, "attempt": attempt, "stream": stream}).scalar_one() or 0
+
+
+def as_of_the_attempt_before(connection: Connection, record: Record) -> None:
+    """Gives a record the lengths of what its attempt before the latest wrote: the latest is about to be refused."""
+    seq, earlier = record.seq, record.attempt - 1
+    record.stdout_bytes = stored_bytes(connection, seq, earlier, pb.OUTPUT_STREAM_STDOUT)
+    record.stderr_bytes = stored_bytes(connection, seq, earlier, pb.OUTPUT_STREAM_STDERR)
 
 
 def sha256(connection: Connection, seq: int, attempt: int, stream: int, more: Iterable[bytes] = ()) -> bytes:

@@ -13,6 +13,7 @@ PERMISSIONS: Permissions = {
     "/crucible.storage.v1.ApiKeyService/RevokeApiKey": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/CancelEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/CreateEvaluation": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/DeleteEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/GetEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ListEvaluations": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ReadOutput": _GATEWAY,

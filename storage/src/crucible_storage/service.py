@@ -14,6 +14,7 @@ from crucible_storage.api_keys import ApiKeys
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
+from crucible_storage.deletion import Deletion, Keep
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -24,6 +25,7 @@ from crucible_storage.lists import Lists
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
 from crucible_storage.reports import Reports
+from crucible_storage.retention import Retention
 from crucible_storage.state import open_state
 from crucible_storage.sweeper import Sweeper
 
@@ -43,13 +45,20 @@ class Service:
     events: EventLog
     api_keys: ApiKeys
     inspections: Inspections
+    deletion: Deletion
 
 
 @asynccontextmanager
 async def running(
-    folder: Path, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, metrics: Metrics
+    folder: Path,
+    policy: Policy,
+    clock: Clock,
+    signer: Signer,
+    verifier: Verifier,
+    metrics: Metrics,
+    keep: Keep | None = None,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder and sweeps expired leases until the block ends.
+    """Opens the state folder; sweeps expired leases, and deletes what `keep` says is old, until the block ends.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -61,13 +70,17 @@ async def running(
     try:
         service = await _composed(database, hub, policy, clock, signer, verifier)
         metrics.start(await _counts(database), database.last_position)
-        sweeping = asyncio.create_task(Sweeper(service.leases, policy, clock).run())
+        tending = [
+            asyncio.create_task(Sweeper(service.leases, policy, clock).run()),
+            asyncio.create_task(Retention(service.deletion, keep or Keep(), clock).run()),
+        ]
         try:
             yield service
         finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
+            for task in tending:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
     finally:
         await state.close()
 
@@ -92,6 +105,7 @@ async def _composed(
         events=EventLog(database, hub),
         api_keys=ApiKeys(database, clock),
         inspections=inspections,
+        deletion=Deletion(database, clock),
     )
 
 

@@ -21,7 +21,7 @@ from crucible_storage.work_servicer import WorkServicer
 
 def add_services(server: Server, service: Service) -> None:
     """Adds storage's RPCs to a server, and lets its streams end when it drains."""
-    evaluations = EvaluationStoreServicer(service.evaluations, service.lists)
+    evaluations = EvaluationStoreServicer(service.evaluations, service.lists, service.deletion)
     status = StatusServicer(service.executors, service.evaluations, service.policy.max_attempts)
     server.add(add_EvaluationStoreServiceServicer_to_server, evaluations)
     server.add(add_WorkServiceServicer_to_server, WorkServicer(service.leases, service.reports, service.policy))

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
 from crucible_storage import models
-from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
+from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import run_id
 from crucible_storage.transaction import Stop, WriteTransaction
 
@@ -19,6 +19,7 @@ _ROW = models.evaluation.c
 _SELECT = select(*(_ROW[name] for name in _COLUMNS))
 _BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
 _BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
+_PAGE = _SELECT.where(_ROW.seq > bindparam("after")).order_by(_ROW.seq).limit(bindparam("limit"))
 _INSERT = insert(models.evaluation)
 _UPDATE = (
     update(models.evaluation)
@@ -41,16 +42,26 @@ def load_by_seq(connection: Connection, seq: int) -> Record:
     return Record(*connection.execute(_BY_SEQ, {"seq": seq}).one())
 
 
+def load_page(connection: Connection, after: int, limit: int) -> list[Record]:
+    """At most `limit` records with the next numbers above `after`, in their order, deleted ones too."""
+    return [Record(*row) for row in connection.execute(_PAGE, {"after": after, "limit": limit})]
+
+
 def load_owned(connection: Connection, tenant: str, evaluation_id: str) -> Record:
     """The record with this id, which must be this tenant's.
 
     Raises:
-        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's.
+        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's, and for one that was deleted.
     """
     record = load(connection, evaluation_id)
-    if record is None or record.tenant != tenant:
-        raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
+    if record is None or record.tenant != tenant or record.state == DELETED:
+        raise not_found(evaluation_id)
     return record
+
+
+def not_found(evaluation_id: str) -> NotFoundError:
+    """The error that there is no such evaluation."""
+    return NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
 
 
 def insert_record(transaction: WriteTransaction, record: Record, now: int) -> None:

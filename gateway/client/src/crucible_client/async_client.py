@@ -270,6 +270,10 @@ class AsyncClient:
         """Refuses the key from now on; administrators only."""
         return await self._call(calls.revoke_api_key(key_id))
 
+    async def delete_evaluation(self, name: str, *, reason: str = "") -> results.DeletedEvaluation:
+        """Deletes an evaluation of any tenant that has ended, for good; administrators only."""
+        return await self._call(calls.delete_evaluation(name, reason))
+
     async def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)
         longest = calls.HOLD_SECONDS if call.waits else calls.DEADLINE_SECONDS

@@ -96,6 +96,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
     ERROR_REASON_CANNOT_VERIFY: _ErrorReason.ValueType  # 42
     """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
+    ERROR_REASON_EVALUATION_NOT_TERMINAL: _ErrorReason.ValueType  # 70
+    """FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -176,4 +178,6 @@ ERROR_REASON_INSPECTION_LOST: ErrorReason.ValueType  # 41
 """UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
 ERROR_REASON_CANNOT_VERIFY: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
+ERROR_REASON_EVALUATION_NOT_TERMINAL: ErrorReason.ValueType  # 70
+"""FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

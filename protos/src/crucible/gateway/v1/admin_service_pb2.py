@@ -22,32 +22,37 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from crucible.evaluation.v1 import event_pb2 as crucible_dot_evaluation_dot_v1_dot_event__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/gateway/v1/admin_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x01\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"T\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x14\n\x12ListApiKeysRequest\"D\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"!\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x32\xba\x02\n\x0c\x41\x64minService\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.gateway.v1.CreateApiKeyRequest\x1a).crucible.gateway.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.gateway.v1.ListApiKeysRequest\x1a(.crucible.gateway.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.gateway.v1.RevokeApiKeyRequest\x1a).crucible.gateway.v1.RevokeApiKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/gateway/v1/admin_service.proto\x12\x13\x63rucible.gateway.v1\x1a\"crucible/evaluation/v1/event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x01\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"T\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x14\n\x12ListApiKeysRequest\"D\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"!\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"7\n\x17\x44\x65leteEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x97\x01\n\x18\x44\x65leteEvaluationResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12:\n\x07\x64\x65leted\x18\x02 \x01(\x0b\x32).crucible.evaluation.v1.EvaluationDeleted\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x32\xab\x03\n\x0c\x41\x64minService\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.gateway.v1.CreateApiKeyRequest\x1a).crucible.gateway.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.gateway.v1.ListApiKeysRequest\x1a(.crucible.gateway.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.gateway.v1.RevokeApiKeyRequest\x1a).crucible.gateway.v1.RevokeApiKeyResponse\x12o\n\x10\x44\x65leteEvaluation\x12,.crucible.gateway.v1.DeleteEvaluationRequest\x1a-.crucible.gateway.v1.DeleteEvaluationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.gateway.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=680
-  _globals['_ROLE']._serialized_end=739
-  _globals['_APIKEY']._serialized_start=98
-  _globals['_APIKEY']._serialized_end=294
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=296
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=395
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=397
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=481
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=483
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=503
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=505
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=573
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=575
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=608
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=610
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=678
-  _globals['_ADMINSERVICE']._serialized_start=742
-  _globals['_ADMINSERVICE']._serialized_end=1056
+  _globals['_ROLE']._serialized_start=927
+  _globals['_ROLE']._serialized_end=986
+  _globals['_APIKEY']._serialized_start=134
+  _globals['_APIKEY']._serialized_end=330
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=332
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=431
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=433
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=517
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=519
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=539
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=541
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=609
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=611
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=644
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=646
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=714
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=716
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=771
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=774
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=925
+  _globals['_ADMINSERVICE']._serialized_start=989
+  _globals['_ADMINSERVICE']._serialized_end=1416
 # @@protoc_insertion_point(module_scope)

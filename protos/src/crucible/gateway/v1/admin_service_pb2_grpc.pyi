@@ -41,6 +41,11 @@ class AdminServiceStub:
     """All keys, without the secrets, oldest first."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]
     """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+    DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]
+    """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+    and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+    EVALUATION_NOT_TERMINAL.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -55,6 +60,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """All keys, without the secrets, oldest first."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+    DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
+    """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+    and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+    EVALUATION_NOT_TERMINAL.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """For administrators: every call needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). Other
@@ -84,5 +94,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeApiKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeApiKeyResponse]]:
         """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def DeleteEvaluation(
+        self,
+        request: _admin_service_pb2.DeleteEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeleteEvaluationResponse, _abc.Awaitable[_admin_service_pb2.DeleteEvaluationResponse]]:
+        """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+        and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+        EVALUATION_NOT_TERMINAL.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
