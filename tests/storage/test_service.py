@@ -174,7 +174,7 @@ async def test_a_stop_is_pushed_to_its_worker(peers):
 
 
 async def test_only_the_named_process_may_call_an_rpc(peers):
-    allowed = {"gateway": 0, "worker": 0, "monitor": 0}
+    allowed = {"gateway": 0, "worker": 0, "monitor": 0, "storage": 0}
     for method, processes in PERMISSIONS.items():
         for process in PROCESSES:
             call = peers.channel(process).unary_unary(method)
@@ -185,7 +185,7 @@ async def test_only_the_named_process_may_call_an_rpc(peers):
             except errors.CallError:
                 assert process in processes
                 allowed[process] += 1
-    assert allowed == {"gateway": 14, "worker": 7, "monitor": 2}
+    assert allowed == {"gateway": 14, "worker": 7, "monitor": 2, "storage": 2}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from crucible_rpc.identity import Permissions
 _GATEWAY = frozenset({"gateway"})
 _WORKER = frozenset({"worker"})
 _MONITOR = frozenset({"monitor"})
+_OPERATOR = frozenset({"storage"})
+"""Local commands that can read storage's own key (`maintenance`)."""
 
 PERMISSIONS: Permissions = {
     "/crucible.storage.v1.ApiKeyService/AuthenticateApiKey": _GATEWAY,
@@ -23,6 +25,8 @@ PERMISSIONS: Permissions = {
     "/crucible.storage.v1.InspectionStoreService/RunInspection": _GATEWAY,
     "/crucible.storage.v1.InspectionWorkService/LeaseInspections": _WORKER,
     "/crucible.storage.v1.InspectionWorkService/ReportInspection": _WORKER,
+    "/crucible.storage.v1.MaintenanceService/CopyDatabase": _OPERATOR,
+    "/crucible.storage.v1.MaintenanceService/GetUsage": _OPERATOR,
     "/crucible.storage.v1.StatusService/GetQueue": _GATEWAY,
     "/crucible.storage.v1.StatusService/ListExecutors": _GATEWAY,
     "/crucible.storage.v1.WorkService/LeaseWork": _WORKER,

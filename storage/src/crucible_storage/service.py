@@ -22,11 +22,12 @@ from crucible_storage.hub import Hub
 from crucible_storage.inspections import Inspections
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
+from crucible_storage.maintenance.live import LiveDatabase
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
 from crucible_storage.reports import Reports
 from crucible_storage.retention import Retention
-from crucible_storage.state import open_state
+from crucible_storage.state import FILE, open_state
 from crucible_storage.sweeper import Sweeper
 
 
@@ -46,6 +47,7 @@ class Service:
     api_keys: ApiKeys
     inspections: Inspections
     deletion: Deletion
+    live: LiveDatabase
 
 
 @asynccontextmanager
@@ -68,7 +70,7 @@ async def running(
     database = state.database
     database.start()
     try:
-        service = await _composed(database, hub, policy, clock, signer, verifier)
+        service = await _composed(database, hub, policy, clock, signer, verifier, LiveDatabase(folder / FILE, clock))
         metrics.start(await _counts(database), database.last_position)
         tending = [
             asyncio.create_task(Sweeper(service.leases, policy, clock).run()),
@@ -86,7 +88,13 @@ async def running(
 
 
 async def _composed(
-    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier
+    database: Database,
+    hub: Hub,
+    policy: Policy,
+    clock: Clock,
+    signer: Signer,
+    verifier: Verifier,
+    live: LiveDatabase,
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
@@ -106,6 +114,7 @@ async def _composed(
         api_keys=ApiKeys(database, clock),
         inspections=inspections,
         deletion=Deletion(database, clock),
+        live=live,
     )
 
 

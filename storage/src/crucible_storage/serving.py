@@ -7,6 +7,7 @@ from crucible.storage.v1.inspection_service_pb2_grpc import (
     add_InspectionStoreServiceServicer_to_server,
     add_InspectionWorkServiceServicer_to_server,
 )
+from crucible.storage.v1.maintenance_service_pb2_grpc import add_MaintenanceServiceServicer_to_server
 from crucible.storage.v1.status_service_pb2_grpc import add_StatusServiceServicer_to_server
 from crucible.storage.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
 from crucible_rpc.server import Server
@@ -14,6 +15,7 @@ from crucible_storage.api_key_servicer import ApiKeyServicer
 from crucible_storage.evaluation_store_servicer import EvaluationStoreServicer
 from crucible_storage.event_log_servicer import EventLogServicer
 from crucible_storage.inspection_servicer import InspectionStoreServicer, InspectionWorkServicer
+from crucible_storage.maintenance_servicer import MaintenanceServicer
 from crucible_storage.service import Service
 from crucible_storage.status_servicer import StatusServicer
 from crucible_storage.work_servicer import WorkServicer
@@ -30,4 +32,5 @@ def add_services(server: Server, service: Service) -> None:
     server.add(add_InspectionStoreServiceServicer_to_server, InspectionStoreServicer(service.inspections))
     server.add(add_InspectionWorkServiceServicer_to_server, InspectionWorkServicer(service.inspections))
     server.add(add_StatusServiceServicer_to_server, status)
+    server.add(add_MaintenanceServiceServicer_to_server, MaintenanceServicer(service.live))
     server.on_drain(service.hub.close)

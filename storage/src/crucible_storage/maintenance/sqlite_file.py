@@ -7,14 +7,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from crucible_rpc.errors import StartError
-
-_COPY_PAGES = 4096
+from crucible_storage.database import writer_engine
+from crucible_storage.migrations import is_current
 
 
 @contextmanager
@@ -45,20 +45,56 @@ def read_only(file: Path) -> Iterator[Connection]:
 def copy(file: Path, target: Path) -> None:
     """Copies the database as it is at one moment, also while another connection of this process writes.
 
-    The copy is one file without a write-ahead log, and on the disk when this returns. Other readers and the writer are
-    not held up; the write-ahead log cannot be emptied meanwhile.
+    The copy is one file without a write-ahead log and without free pages, so nothing that was deleted is in it, and it is
+    on the disk when this returns. Other readers and the writer are not held up; the write-ahead log cannot be
+    emptied meanwhile.
+
+    Args:
+        file: the database.
+        target: must not exist.
 
     Raises:
         sqlite3.Error: it cannot be read, or the disk is full.
     """
-    with closing(_open(file, "ro")) as source, closing(sqlite3.connect(target, isolation_level=None)) as made:
-        made.execute("PRAGMA synchronous = OFF")
-        source.execute("BEGIN")  # or a write between two steps would begin the copy anew
-        source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        source.backup(made, pages=_COPY_PAGES)
-        source.execute("ROLLBACK")
+    with closing(_open(file, "ro")) as source:
+        source.execute("VACUUM INTO ?", (str(target),))
+    with closing(_open(target, "rw")) as made:
         made.execute("PRAGMA journal_mode = DELETE")
     sync(target)
+
+
+def revision(file: Path) -> str:
+    """The revision of a database's schema.
+
+    Raises:
+        StartError: it cannot be read, or is none of storage's.
+    """
+    with read_only(file) as connection:
+        row = connection.execute(text("SELECT version_num FROM alembic_version")).fetchone()
+    if row is None:
+        raise StartError(f"the database {file} has no schema revision")
+    return str(row[0])
+
+
+def migrate(file: Path) -> None:
+    """Brings a database to this version's schema, in one transaction, and leaves one file without a write-ahead log.
+
+    Raises:
+        StartError: it cannot be used, or was written by a later version.
+    """
+    engine = writer_engine(file)
+    try:
+        with engine.connect() as connection, connection.begin():
+            if not is_current(connection):
+                from crucible_storage import migrate as revisions
+
+                revisions.upgrade(connection)
+    except (DBAPIError, sqlite3.Error) as error:
+        raise StartError(f"the database {file} cannot be used: {_cause(error)}") from None
+    finally:
+        engine.dispose()
+    with closing(_open(file, "rw")) as raw:
+        raw.execute("PRAGMA journal_mode = DELETE")
 
 
 def sync(path: Path) -> None:

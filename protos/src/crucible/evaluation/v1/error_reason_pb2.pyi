@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
     ERROR_REASON_EVALUATION_NOT_TERMINAL: _ErrorReason.ValueType  # 70
     """FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
+    ERROR_REASON_BACKUP_RUNNING: _ErrorReason.ValueType  # 71
+    """FAILED_PRECONDITION: another backup of storage is being made."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -180,4 +182,6 @@ ERROR_REASON_CANNOT_VERIFY: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
 ERROR_REASON_EVALUATION_NOT_TERMINAL: ErrorReason.ValueType  # 70
 """FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
+ERROR_REASON_BACKUP_RUNNING: ErrorReason.ValueType  # 71
+"""FAILED_PRECONDITION: another backup of storage is being made."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
