@@ -20,10 +20,8 @@ from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import signing
 from crucible_rpc.errors import FailedPreconditionError, NotFoundError
-from crucible_storage import state
 from crucible_storage.integrity.check import check
 from crucible_storage.lifecycle import TERMINAL
-from crucible_storage.maintenance import sqlite_file
 from crucible_storage.sweeper import Sweeper
 from tests.storage import world as w
 from tests.storage.world import FENCE, FakeClock, exited, finished, killed, output, report, started, storage
@@ -300,8 +298,10 @@ class Lifecycle(RuleBasedStateMachine):
 
     def check_the_database(self):
         """The fold of the events is the row, the counts are right, the signed records verify."""
-        with sqlite_file.read_only(Path(self.folder.name) / "state" / state.FILE) as connection:
+        backend = w.DATABASES.backend(Path(self.folder.name) / "state", self.clock)
+        with backend.reader.connect() as connection, connection.begin():
             verdict = check(connection, VERIFIER)
+        backend.dispose()
         assert verdict.findings.shown == []
         assert verdict.progress.evaluations == len(self.names)
         assert verdict.progress.deleted == len(self.deleted)
@@ -316,3 +316,10 @@ TestLifecycle.settings = settings(
 )
 if CHAOS:
     TestLifecycle = pytest.mark.timeout(1800)(TestLifecycle)
+
+
+@pytest.mark.usefixtures("on_postgresql")
+class TestLifecycleOnPostgreSql(Lifecycle.TestCase):
+    """Fewer, for each needs a database of its own: what differs is below the rules."""
+
+    settings = settings(max_examples=6, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -22,6 +22,8 @@ from tests.storage.world import FENCE, STDERR, exited, finished, killed, output,
 
 VERIFIER = signing.Verifier.of(w.RECORDS.public_pem)
 
+pytestmark = pytest.mark.database("sqlite")
+
 
 def checked(file, verifier=VERIFIER):
     with sqlite_file.read_only(file) as connection:
@@ -211,6 +213,7 @@ def test_a_changed_row_is_named(file, change, named):
             "UPDATE event SET evaluation_seq = 99 WHERE position = 2",
             "event: a row names evaluation 99, which is not there",
         ),
+        ("UPDATE log_head SET position = position + 1", "its head says"),
         ("DELETE FROM evaluation WHERE seq = 2", "program: a row names evaluation 2, which is not there"),
         ("UPDATE evaluation SET state = 5 WHERE state = 7", "its events tell otherwise"),
         ("INSERT INTO label SELECT seq, 'k', tenant, 'v' FROM evaluation WHERE state = 7", "something of it is left"),

@@ -20,7 +20,7 @@ from crucible_rpc.interceptors import PeerPermissions
 from crucible_rpc.server import Server
 from crucible_rpc.tls import ClientTls, ServerTls
 from crucible_storage import migrate, state
-from crucible_storage.database import writer_engine
+from crucible_storage.databases.sqlite import Sqlite
 from crucible_storage.maintenance import live, lock
 from crucible_storage.maintenance.archive import DATABASE, MANIFEST
 from crucible_storage.maintenance.commands import Commands
@@ -33,6 +33,8 @@ from tests.storage.test_integrity import lives
 from tests.storage.world import FakeClock, storage
 
 VERIFIER = signing.Verifier.of(w.RECORDS.public_pem)
+
+pytestmark = pytest.mark.database("sqlite")
 
 
 @pytest.fixture(scope="module")
@@ -317,10 +319,10 @@ async def test_storage_cannot_start_while_a_command_works(tmp_path, stopped):
 def old(folder):
     """A database of the first version."""
     folder.mkdir()
-    engine = writer_engine(folder / state.FILE)
-    with engine.connect() as connection, connection.begin():
+    backend = Sqlite(folder / state.FILE)
+    with backend.writer.connect() as connection, connection.begin():
         command.upgrade(migrate.config(connection), "0001")
-    engine.dispose()
+    backend.dispose()
 
 
 async def test_an_old_database_is_migrated_on_its_own_and_from_a_backup(tmp_path, commands):

@@ -11,7 +11,8 @@ from crucible_rpc.interceptors import PeerPermissions
 from crucible_rpc.server import Server
 from crucible_rpc.tls import ServerTls
 from crucible_storage import keys
-from crucible_storage.clock import SystemClock
+from crucible_storage.clock import Clock, DatabaseClock, SystemClock
+from crucible_storage.databases import choose
 from crucible_storage.metrics import Metrics
 from crucible_storage.permissions import PERMISSIONS
 from crucible_storage.service import running
@@ -28,8 +29,10 @@ async def main() -> None:
     verifier = keys.record_verifier(Path(file) for file in config.records_pub)
     tls = ServerTls(config.tls_cert, config.tls_key, config.tls_ca)
     metrics = Metrics(REGISTRY)
-    clock, keep = SystemClock(), config.retention
-    async with running(config.state, config.policy, clock, signer, verifier, metrics, keep) as service:
+    clock: Clock = DatabaseClock() if config.database_url else SystemClock()
+    backend = choose(config.database_url, config.state, config.database_password_file, clock)
+    keep = config.retention
+    async with running(config.state, config.policy, clock, signer, verifier, metrics, backend, keep) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")
         server = Server(

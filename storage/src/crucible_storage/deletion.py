@@ -126,7 +126,7 @@ class Deletion:
         """
 
         def run(transaction: WriteTransaction) -> Deleted | None:
-            record = store.load(transaction.connection, evaluation_id)
+            record = store.load(transaction.connection, evaluation_id, to_change=True)
             if record is None:
                 raise store.not_found(evaluation_id)
             if record.state == DELETED:
@@ -150,7 +150,7 @@ class Deletion:
         def run(transaction: WriteTransaction) -> int:
             now, deleted, events = self._clock.now(), 0, 0
             for seq in seqs:
-                record = store.load_by_seq(transaction.connection, seq)
+                record = store.load_by_seq(transaction.connection, seq, to_change=True)
                 if record.terminal and events < MAX_EVENTS_PER_TRANSACTION:
                     one, emptied = _delete(transaction, record, BY_AGE, "older than evaluations are kept", now)
                     deleted, events = deleted + (one is not None), events + emptied

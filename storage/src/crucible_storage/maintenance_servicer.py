@@ -42,8 +42,8 @@ def convert(used: Usage) -> pb.GetUsageResponse:
     """What is used, as a message."""
     return pb.GetUsageResponse(
         database_bytes=used.database_bytes,
-        reusable_bytes=used.reusable_bytes,
-        free_disk_bytes=used.free_disk_bytes,
+        reusable_bytes=used.reusable_bytes or 0,
+        free_disk_bytes=used.free_disk_bytes or 0,
         tables=[pb.TableUsage(**asdict(one)) for one in used.tables],
         tenants=[pb.TenantUsage(**asdict(one)) for one in used.tenants],
         largest=[pb.EvaluationUsage(**asdict(one)) for one in used.largest],

@@ -14,6 +14,7 @@ from crucible_storage.api_keys import ApiKeys
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
+from crucible_storage.databases.base import Backend
 from crucible_storage.deletion import Deletion, Keep
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
@@ -58,15 +59,16 @@ async def running(
     signer: Signer,
     verifier: Verifier,
     metrics: Metrics,
+    backend: Backend | None = None,
     keep: Keep | None = None,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder; sweeps expired leases, and deletes what `keep` says is old, until the block ends.
+    """Opens the state folder and the database (None: the file in the folder), sweeps leases, and deletes what is old.
 
     Raises:
         StartError: the folder or the file cannot be used.
     """
     hub = Hub()
-    state = open_state(folder, hub.publish, metrics)
+    state = open_state(folder, hub.publish, metrics, backend)
     database = state.database
     database.start()
     try:

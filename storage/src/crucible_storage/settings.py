@@ -32,6 +32,8 @@ class Settings:
         kill_margin: what a kill may take.
         max_attempts: attempts before an infrastructure failure is final.
         max_queued: evaluations that may wait at once.
+        database_url: `postgresql://…`, which several processes may share; empty: a file in `state`.
+        database_password_file: holds the password for `database_url` on its first line.
         keep: how long an evaluation is kept after its end; empty: for ever.
         keep_tenants: what differs from that, as `tenant=720h` or `tenant=forever`, separated by commas.
         bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
@@ -53,6 +55,8 @@ class Settings:
     kill_margin: timedelta = timedelta(seconds=2)
     max_attempts: int = 3
     max_queued: int = 100_000
+    database_url: str = ""
+    database_password_file: Path | None = None
     keep: timedelta | None = None
     keep_tenants: tuple[str, ...] = ()
     bootstrap_key_sha256: str = ""

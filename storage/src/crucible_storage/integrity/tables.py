@@ -12,6 +12,7 @@ from crucible_storage.lifecycle import DELETED
 _LIMIT = 5
 _EVENT, _OUTPUT = models.event.c, models.output.c
 _LOG = select(func.count(), func.coalesce(func.min(_EVENT.position), 1), func.coalesce(func.max(_EVENT.position), 0))
+_HEAD = select(models.metadata.tables["log_head"].c.position)
 _BEFORE = models.event.alias("before")
 _GAPS = (
     select(_EVENT.position)
@@ -75,6 +76,9 @@ def _references(connection: Connection) -> Iterator[str]:
 
 def _log(connection: Connection) -> Iterator[str]:
     number, first, last = connection.execute(_LOG).one()
+    head = connection.execute(_HEAD).scalar_one_or_none()
+    if head != last:
+        yield f"the event log ends at position {last}, its head says {head}"
     if first != 1:
         yield f"the event log begins at position {first}"
     if number != last - first + 1:

@@ -17,6 +17,7 @@ from crucible_rpc.errors import CallError, StartError
 from crucible_rpc.tls import ClientTls
 from crucible_storage import keys
 from crucible_storage.clock import SystemClock
+from crucible_storage.databases import choose
 from crucible_storage.integrity.check import Verdict
 from crucible_storage.integrity.findings import MAX_SHOWN, Progress
 from crucible_storage.maintenance import tables
@@ -112,11 +113,15 @@ async def main() -> None:
     config = settings.load(Settings, PREFIX)
     verifier = keys.record_verifier(Path(file) for file in config.records_pub)
     peer = Peer(config.listen, ClientTls(config.tls_cert, config.tls_key, config.tls_ca))
-    commands = Commands(config.state, verifier, peer, SystemClock())
+    shared = choose(config.database_url, config.state, config.database_password_file) if config.database_url else None
+    commands = Commands(config.state, verifier, peer, SystemClock(), shared)
     try:
         code = await _COMMANDS[wanted.command](commands, wanted)
     except CallError as error:
         raise StartError(error.message) from None
+    finally:
+        if shared is not None:
+            shared.dispose()
     sys.exit(code)
 
 

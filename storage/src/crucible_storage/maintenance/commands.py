@@ -8,9 +8,10 @@ from crucible_rpc.errors import StartError
 from crucible_rpc.signing import Verifier
 from crucible_storage import state
 from crucible_storage.clock import Clock
+from crucible_storage.databases.base import Backend
 from crucible_storage.integrity.check import Verdict, check
 from crucible_storage.integrity.findings import MAX_SHOWN, Progress
-from crucible_storage.maintenance import archive, lock, sqlite_file, usage
+from crucible_storage.maintenance import archive, lock, server, sqlite_file, usage
 from crucible_storage.maintenance.archive import Manifest
 from crucible_storage.maintenance.live import LiveDatabase
 from crucible_storage.maintenance.peer import Peer
@@ -30,14 +31,18 @@ class Commands:
         verifier: knows the executors' keys.
         peer: the storage that runs, if one does.
         clock: says when a backup was made.
+        shared: the database server, when storage is on one; then it does not matter whether storage runs.
     """
 
-    def __init__(self, folder: Path, verifier: Verifier, peer: Peer, clock: Clock) -> None:
+    def __init__(
+        self, folder: Path, verifier: Verifier, peer: Peer, clock: Clock, shared: Backend | None = None
+    ) -> None:
         self._folder = folder
         self._file = folder / state.FILE
         self._verifier = verifier
         self._peer = peer
         self._clock = clock
+        self._shared = shared
 
     def migrate(self) -> tuple[str, str]:
         """Brings the database of a stopped storage to this version's schema; answers the revisions before and after.
@@ -45,6 +50,10 @@ class Commands:
         Raises:
             StartError: storage runs, or the database cannot be used or is of a later version.
         """
+        if self._shared is not None:
+            before = server.revision(self._shared)
+            state.prepare(self._shared)
+            return before, HEAD
         with lock.needs_stopped(self._folder, "migrating"):
             self._check_there()
             before = sqlite_file.revision(self._file)
@@ -57,6 +66,9 @@ class Commands:
         Raises:
             StartError: it cannot be read, or has another schema.
         """
+        if self._shared is not None:
+            with server.reading(self._shared) as connection:
+                return check(connection, self._verifier, limit=limit, tell=tell)
         with lock.stopped(self._folder) as alone:
             if alone:
                 self._check_there()
@@ -90,6 +102,8 @@ class Commands:
         Raises:
             StartError: the database cannot be read, or storage refused.
         """
+        if self._shared is not None:
+            raise StartError(server.NO_BACKUP)
         with lock.stopped(self._folder) as alone:
             if alone:
                 self._check_there()
@@ -108,6 +122,8 @@ class Commands:
         Raises:
             StartError: storage runs, there is a database already, or the backup cannot be used.
         """
+        if self._shared is not None:
+            raise StartError(server.NO_BACKUP)
         with lock.needs_stopped(self._folder, "restoring"):
             there = sorted(path.name for path in self._folder.glob(f"{state.FILE}*"))
             if there:
@@ -132,6 +148,9 @@ class Commands:
         Raises:
             StartError: the database cannot be read.
         """
+        if self._shared is not None:
+            with server.reading(self._shared) as connection:
+                return usage.of_server(connection)
         with lock.stopped(self._folder) as alone:
             if alone:
                 self._check_there()

@@ -61,10 +61,11 @@ class LiveDatabase:
         """A copy of the database as it is now, until the block ends.
 
         Raises:
-            FailedPreconditionError: BACKUP_RUNNING.
+            FailedPreconditionError: BACKUP_RUNNING or NO_DATABASE_FILE.
             ResourceExhaustedError: STORAGE_FULL.
             UnavailableError: the database cannot be read now.
         """
+        self._check_file()
         if self._busy:
             raise FailedPreconditionError("BACKUP_RUNNING", "another backup is being made; wait for it to end")
         self._busy = True
@@ -80,13 +81,23 @@ class LiveDatabase:
             self._busy = False
 
     async def usage(self) -> Usage:
-        """Where the bytes are; reads all tables."""
+        """Where the bytes are; reads all tables.
+
+        Raises:
+            FailedPreconditionError: NO_DATABASE_FILE.
+        """
+        self._check_file()
 
         def run() -> Usage:
             with sqlite_file.read_only(self._file) as connection:
                 return usage.of(connection, self._file)
 
         return await asyncio.to_thread(run)
+
+    def _check_file(self) -> None:
+        if not self._file.is_file():
+            text_ = "this storage is on a database server, whose own tools back it up"
+            raise FailedPreconditionError("NO_DATABASE_FILE", text_)
 
     def _make(self) -> Copy:
         room = os.statvfs(self._file.parent)

@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from crucible_rpc.errors import StartError
-from crucible_storage.database import writer_engine
-from crucible_storage.migrations import is_current
+from crucible_storage import state
+from crucible_storage.databases.sqlite import Sqlite
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def read_only(file: Path) -> Iterator[Connection]:
 def copy(file: Path, target: Path) -> None:
     """Copies the database as it is at one moment, also while another connection of this process writes.
 
-    The copy is one file without a write-ahead log and without free pages, so nothing that was deleted is in it, and it is
+    The copy is one file without a write-ahead log. It has no free pages: nothing that was deleted is in it. And it is
     on the disk when this returns. Other readers and the writer are not held up; the write-ahead log cannot be
     emptied meanwhile.
 
@@ -82,17 +82,11 @@ def migrate(file: Path) -> None:
     Raises:
         StartError: it cannot be used, or was written by a later version.
     """
-    engine = writer_engine(file)
+    backend = Sqlite(file)
     try:
-        with engine.connect() as connection, connection.begin():
-            if not is_current(connection):
-                from crucible_storage import migrate as revisions
-
-                revisions.upgrade(connection)
-    except (DBAPIError, sqlite3.Error) as error:
-        raise StartError(f"the database {file} cannot be used: {_cause(error)}") from None
+        state.prepare(backend)
     finally:
-        engine.dispose()
+        backend.dispose()
     with closing(_open(file, "rw")) as raw:
         raw.execute("PRAGMA journal_mode = DELETE")
 

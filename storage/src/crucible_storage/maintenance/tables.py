@@ -9,8 +9,11 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def of(used: Usage) -> str:
     """Usage for people, in three tables."""
-    database, free = _size(used.database_bytes), _size(used.free_disk_bytes)
-    lines = [f"database {database}, of which {_size(used.reusable_bytes)} are free for reuse; free disk {free}", ""]
+    lines = [f"database {_size(used.database_bytes)}"]
+    if used.reusable_bytes is not None and used.free_disk_bytes is not None:
+        lines[0] += f", of which {_size(used.reusable_bytes)} are free for reuse"
+        lines[0] += f"; free disk {_size(used.free_disk_bytes)}"
+    lines += [""]
     lines += _table(("TABLE", "ROWS", "SIZE"), ((one.name, str(one.rows), _size(one.bytes)) for one in used.tables))
     lines += [""]
     lines += _table(

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import func, select, text
 from sqlalchemy.engine import Connection
@@ -35,6 +36,7 @@ _LARGE = (
 _PAGES = text(
     "SELECT m.tbl_name, sum(s.pgsize) FROM dbstat AS s JOIN sqlite_master AS m ON m.name = s.name GROUP BY m.tbl_name"
 )
+_RELATION = text("SELECT pg_total_relation_size(CAST(:name AS regclass))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,11 @@ class EvaluationUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A database and its disk, in bytes; lists have the largest first."""
+    """A database and its disk, in bytes; lists have the largest first. None: a server that does not say."""
 
     database_bytes: int
-    reusable_bytes: int
-    free_disk_bytes: int
+    reusable_bytes: int | None
+    free_disk_bytes: int | None
     tables: list[TableUsage]
     tenants: list[TenantUsage]
     largest: list[EvaluationUsage]
@@ -98,10 +100,29 @@ def of(connection: Connection, file: Path) -> Usage:
         database_bytes=database_bytes(file),
         reusable_bytes=free_pages.scalar_one(),
         free_disk_bytes=room.f_bavail * room.f_frsize,
-        tables=sorted(_tables(connection), key=lambda one: (-one.bytes, one.name)),
-        tenants=sorted(_tenants(connection), key=lambda one: (-one.bytes, one.tenant)),
-        largest=[EvaluationUsage(evaluation_name(row.id), row.tenant, row.bytes) for row in connection.execute(_LARGE)],
+        **_lists(connection, _pages(connection)),
     )
+
+
+def of_server(connection: Connection) -> Usage:
+    """What a PostgreSQL database uses; reads all of its tables.
+
+    Args:
+        connection: in a transaction.
+    """
+    size = connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
+    sizes = {name: connection.execute(_RELATION, {"name": name}).scalar_one() for name in models.metadata.tables}
+    return Usage(size, None, None, **_lists(connection, sizes))
+
+
+def _lists(connection: Connection, sizes: dict[str, int]) -> dict[str, Any]:
+    return {
+        "tables": sorted(_tables(connection, sizes), key=lambda one: (-one.bytes, one.name)),
+        "tenants": sorted(_tenants(connection), key=lambda one: (-one.bytes, one.tenant)),
+        "largest": [
+            EvaluationUsage(evaluation_name(row.id), row.tenant, int(row.bytes)) for row in connection.execute(_LARGE)
+        ],
+    }
 
 
 def database_bytes(file: Path) -> int:
@@ -109,15 +130,18 @@ def database_bytes(file: Path) -> int:
     return sum(path.stat().st_size for path in (file, file.with_name(f"{file.name}-wal")) if path.exists())
 
 
-def _tables(connection: Connection) -> list[TableUsage]:
+def _pages(connection: Connection) -> dict[str, int]:
     try:
-        pages = {row[0]: row[1] for row in connection.execute(_PAGES)}
+        return {row[0]: row[1] for row in connection.execute(_PAGES)}
     except DBAPIError:  # an SQLite that was built without dbstat
-        pages = {}
+        return {table.name: _contents(connection, table.name) for table in models.metadata.sorted_tables}
+
+
+def _tables(connection: Connection, sizes: dict[str, int]) -> list[TableUsage]:
     made = []
     for table in models.metadata.sorted_tables:
         rows = connection.execute(select(func.count()).select_from(table)).scalar_one()
-        made.append(TableUsage(table.name, rows, pages[table.name] if pages else _contents(connection, table.name)))
+        made.append(TableUsage(table.name, rows, sizes[table.name]))
     return made
 
 
@@ -127,8 +151,8 @@ def _contents(connection: Connection, name: str) -> int:
 
 
 def _tenants(connection: Connection) -> list[TenantUsage]:
-    output = {row.tenant: row.size for row in connection.execute(_OUTPUTS)}
-    events = {row.tenant: row.size for row in connection.execute(_EVENTS)}
+    output = {row.tenant: int(row.size) for row in connection.execute(_OUTPUTS)}
+    events = {row.tenant: int(row.size) for row in connection.execute(_EVENTS)}
     rows = connection.execute(_EVALUATIONS.group_by(_EVALUATION.tenant))
     there = {tenant: (number, size) for tenant, number, size in rows}
     made = []

@@ -100,6 +100,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
     ERROR_REASON_BACKUP_RUNNING: _ErrorReason.ValueType  # 71
     """FAILED_PRECONDITION: another backup of storage is being made."""
+    ERROR_REASON_NO_DATABASE_FILE: _ErrorReason.ValueType  # 72
+    """FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -184,4 +186,6 @@ ERROR_REASON_EVALUATION_NOT_TERMINAL: ErrorReason.ValueType  # 70
 """FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
 ERROR_REASON_BACKUP_RUNNING: ErrorReason.ValueType  # 71
 """FAILED_PRECONDITION: another backup of storage is being made."""
+ERROR_REASON_NO_DATABASE_FILE: ErrorReason.ValueType  # 72
+"""FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

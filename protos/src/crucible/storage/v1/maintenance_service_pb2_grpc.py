@@ -55,14 +55,15 @@ class MaintenanceServiceServicer:
 
     def CopyDatabase(self, request, context):
         """A consistent copy of the database as it is now: first its description, then its bytes in order. Needs as much free
-        disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING. RESOURCE_EXHAUSTED: STORAGE_FULL.
+        disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING, NO_DATABASE_FILE.
+        RESOURCE_EXHAUSTED: STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUsage(self, request, context):
-        """Where the bytes of the database are. Reads all of its tables.
+        """Where the bytes of the database are. Reads all of its tables. FAILED_PRECONDITION: NO_DATABASE_FILE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,10 +37,11 @@ class MaintenanceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> MaintenanceServiceAsyncStub: ...
     CopyDatabase: _grpc.UnaryStreamMultiCallable[_maintenance_service_pb2.CopyDatabaseRequest, _maintenance_service_pb2.CopyDatabaseResponse]
     """A consistent copy of the database as it is now: first its description, then its bytes in order. Needs as much free
-    disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING. RESOURCE_EXHAUSTED: STORAGE_FULL.
+    disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING, NO_DATABASE_FILE.
+    RESOURCE_EXHAUSTED: STORAGE_FULL.
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_maintenance_service_pb2.GetUsageRequest, _maintenance_service_pb2.GetUsageResponse]
-    """Where the bytes of the database are. Reads all of its tables."""
+    """Where the bytes of the database are. Reads all of its tables. FAILED_PRECONDITION: NO_DATABASE_FILE."""
 
 @_typing.type_check_only
 class MaintenanceServiceAsyncStub(MaintenanceServiceStub):
@@ -51,10 +52,11 @@ class MaintenanceServiceAsyncStub(MaintenanceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CopyDatabase: _aio.UnaryStreamMultiCallable[_maintenance_service_pb2.CopyDatabaseRequest, _maintenance_service_pb2.CopyDatabaseResponse]  # type: ignore[assignment]
     """A consistent copy of the database as it is now: first its description, then its bytes in order. Needs as much free
-    disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING. RESOURCE_EXHAUSTED: STORAGE_FULL.
+    disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING, NO_DATABASE_FILE.
+    RESOURCE_EXHAUSTED: STORAGE_FULL.
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_maintenance_service_pb2.GetUsageRequest, _maintenance_service_pb2.GetUsageResponse]  # type: ignore[assignment]
-    """Where the bytes of the database are. Reads all of its tables."""
+    """Where the bytes of the database are. Reads all of its tables. FAILED_PRECONDITION: NO_DATABASE_FILE."""
 
 class MaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the operator's local commands need of a storage that runs. Caller: storage itself, that is, a command that can
@@ -68,7 +70,8 @@ class MaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_maintenance_service_pb2.CopyDatabaseResponse], _abc.AsyncIterator[_maintenance_service_pb2.CopyDatabaseResponse]]:
         """A consistent copy of the database as it is now: first its description, then its bytes in order. Needs as much free
-        disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING. RESOURCE_EXHAUSTED: STORAGE_FULL.
+        disk in the state folder as the database has. FAILED_PRECONDITION: BACKUP_RUNNING, NO_DATABASE_FILE.
+        RESOURCE_EXHAUSTED: STORAGE_FULL.
         """
 
     @_abc_1.abstractmethod
@@ -77,6 +80,6 @@ class MaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_service_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_maintenance_service_pb2.GetUsageResponse, _abc.Awaitable[_maintenance_service_pb2.GetUsageResponse]]:
-        """Where the bytes of the database are. Reads all of its tables."""
+        """Where the bytes of the database are. Reads all of its tables. FAILED_PRECONDITION: NO_DATABASE_FILE."""
 
 def add_MaintenanceServiceServicer_to_server(servicer: MaintenanceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
