@@ -448,6 +448,16 @@ class Admin(admin_grpc.AdminServiceServicer):
         letter.retried_as = letter.retried_as or f"evaluations/new-{letter.evaluation[-1]}"
         return admin.RetryDeadLetterResponse(evaluation=letter.retried_as, repeated_call=repeated)
 
+    async def DeleteEvaluation(self, request, context):
+        await self._gateway.enter("DeleteEvaluation", context)
+        record = await self._gateway.find(request.name, context)
+        answer = admin.DeleteEvaluationResponse(tenant=record.evaluation.tenant)
+        answer.deleted.state = record.evaluation.state
+        answer.deleted.reason = request.reason
+        answer.deleted.stdout_sha256 = b"\x01\x02"
+        answer.delete_time.FromSeconds(1_800_000_000)
+        return answer
+
 
 @asynccontextmanager
 async def serve(gateway: Gateway, credentials: Callable[[], grpc.ServerCredentials], port: int = 0):

@@ -46,6 +46,7 @@ from crucible.storage.v1 import (
 from crucible_rpc import pki
 from crucible_rpc.errors import (
     AlreadyExistsError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     UnauthenticatedError,
@@ -264,6 +265,17 @@ class FakeStore(
             evaluation.termination.cancelled.by = request.by
             evaluation.termination.cancelled.reason = request.reason
         return store_api.CancelEvaluationResponse(evaluation=evaluation)
+
+    async def DeleteEvaluation(self, request, context):
+        evaluation = self.evaluations.get(request.name)
+        if evaluation is None:
+            raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation {request.name}")
+        if evaluation.state not in FINISHED:
+            raise FailedPreconditionError("EVALUATION_NOT_TERMINAL", "it has not ended")
+        answer = store_api.DeleteEvaluationResponse(tenant=evaluation.tenant)
+        answer.deleted.by, answer.deleted.reason = request.by, request.reason
+        answer.delete_time.GetCurrentTime()
+        return answer
 
     async def ReadOutput(self, request, context):
         self._find(request.tenant, request.name)

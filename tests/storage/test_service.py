@@ -255,7 +255,7 @@ async def test_quotas_out_of_bounds_are_refused(peers, quota):
 
 
 async def test_only_the_named_process_may_call_an_rpc(peers):
-    allowed = {"gateway": 0, "worker": 0, "monitor": 0}
+    allowed = {"gateway": 0, "worker": 0, "monitor": 0, "storage": 0}
     for method, processes in PERMISSIONS.items():
         for process in PROCESSES:
             call = peers.channel(process).unary_unary(method)
@@ -266,7 +266,7 @@ async def test_only_the_named_process_may_call_an_rpc(peers):
             except errors.CallError:
                 assert process in processes
                 allowed[process] += 1
-    assert allowed == {"gateway": 25, "worker": 7, "monitor": 2}
+    assert allowed == {"gateway": 26, "worker": 7, "monitor": 2, "storage": 2}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ class Options:
         pool: sandboxes that wait for a program; None: the executor's default.
         trace: whether what programs try is watched, where an engine can be.
         docker_host: the Docker daemon to use; None: the executor's default.
+        keep: how long evaluations are kept after their end, as `720h`; None: for ever.
     """
 
     unsafe: bool = False
@@ -30,6 +31,7 @@ class Options:
     pool: int | None = None
     trace: bool = True
     docker_host: str | None = None
+    keep: str | None = None
 
 
 def specs(
@@ -44,7 +46,8 @@ def specs(
         options: the operator's choice.
     """
     settings = {
-        "storage": _storage(layout, credentials),
+        "storage": _storage(layout)
+        | {"bootstrap_key_sha256": credentials.admin_key_sha256, "keep": options.keep or ""},
         "monitor": _monitor(layout),
         "executor": _executor(layout, options),
         "worker": _worker(layout),
@@ -55,14 +58,21 @@ def specs(
             name=process,
             account=accounts.get(process, ROOT),
             command=_command(layout, process, options),
-            environment={
-                f"CRUCIBLE_{process.upper()}_{name.upper()}": str(value) for name, value in settings[process].items()
-            },
+            environment=_variables(process, settings[process]),
             admin=layout.admin_address(process),
             stop_seconds=_STOP_SECONDS.get(process, 15.0),
         )
         for process in PROCESSES
     ]
+
+
+def storage_environment(layout: Layout) -> dict[str, str]:
+    """The settings of storage, for commands that work on its database."""
+    return _variables("storage", _storage(layout))
+
+
+def _variables(process: str, settings: Mapping[str, object]) -> dict[str, str]:
+    return {f"CRUCIBLE_{process.upper()}_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def _command(layout: Layout, process: str, options: Options) -> tuple[str, ...]:
@@ -75,7 +85,7 @@ def _tls(layout: Layout, process: str) -> dict[str, object]:
     return {"tls_cert": own / "tls.crt", "tls_key": own / "tls.key", "tls_ca": own / "ca.crt"}
 
 
-def _storage(layout: Layout, credentials: Credentials) -> dict[str, object]:
+def _storage(layout: Layout) -> dict[str, object]:
     return {
         "listen": layout.address("storage"),
         "admin": layout.admin_address("storage"),
@@ -84,7 +94,6 @@ def _storage(layout: Layout, credentials: Credentials) -> dict[str, object]:
         "heads_key": layout.pki / "storage" / "heads.key",
         "public_keys": layout.pki / "public",
         "records_pub": layout.pki / "public" / "records.pub",
-        "bootstrap_key_sha256": credentials.admin_key_sha256,
         **_tls(layout, "storage"),
     }
 

@@ -84,7 +84,7 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
     )
     server.add(
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server,
-        AdminServicer(ApiKeys(storage, authenticator), QueueControl(storage), audit, interruption),
+        AdminServicer(ApiKeys(storage, authenticator), evaluations, QueueControl(storage), audit, interruption),
     )
     server.reflect()
     return server

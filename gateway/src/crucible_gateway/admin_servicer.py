@@ -1,4 +1,4 @@
-"""`AdminService`: checks a request, calls `ApiKeys`, `QueueControl` or `Audit`, converts the answer."""
+"""`AdminService`: checks a request, calls `ApiKeys`, `Evaluations`, `QueueControl` or `Audit`, converts the answer."""
 
 from contextlib import aclosing
 from typing import Any
@@ -9,6 +9,7 @@ from crucible.storage.v1 import api_key_service_pb2 as store
 from crucible_gateway import caller, validation
 from crucible_gateway.api_keys import ApiKeys
 from crucible_gateway.audit import Audit
+from crucible_gateway.evaluations import Evaluations
 from crucible_gateway.interruption import Interruption
 from crucible_gateway.queue_control import QueueControl
 
@@ -18,13 +19,17 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     Args:
         keys: all API keys.
+        evaluations: to be deleted.
         queue: tenants, quotas and pauses.
         audit: the audit log.
         interruption: ends streams when the gateway stops.
     """
 
-    def __init__(self, keys: ApiKeys, queue: QueueControl, audit: Audit, interruption: Interruption) -> None:
+    def __init__(
+        self, keys: ApiKeys, evaluations: Evaluations, queue: QueueControl, audit: Audit, interruption: Interruption
+    ) -> None:
         self._keys = keys
+        self._evaluations = evaluations
         self._queue = queue
         self._audit = audit
         self._interruption = interruption
@@ -100,6 +105,16 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         """See the contract."""
         validation.check_name(request.name)
         return await self._queue.retry(caller.current(), request.name)
+
+    async def DeleteEvaluation(
+        self, request: api.DeleteEvaluationRequest, _context: Any
+    ) -> api.DeleteEvaluationResponse:
+        """See the contract."""
+        validation.check_delete(request)
+        answer = await self._evaluations.delete(caller.current(), request.name, request.reason)
+        return api.DeleteEvaluationResponse(
+            tenant=answer.tenant, deleted=answer.deleted, delete_time=answer.delete_time
+        )
 
 
 def public_key(key: store.StoredApiKey) -> api.ApiKey:

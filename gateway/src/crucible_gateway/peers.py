@@ -153,6 +153,12 @@ class Storage:
             answer: store.CancelEvaluationResponse = await self._evaluations.CancelEvaluation(request)
             return answer.evaluation
 
+    async def delete(self, request: store.DeleteEvaluationRequest) -> store.DeleteEvaluationResponse:
+        """Deletes an evaluation that has ended."""
+        with self._errors:
+            answer: store.DeleteEvaluationResponse = await self._evaluations.DeleteEvaluation(request)
+            return answer
+
     async def read_output(self, request: store.ReadOutputRequest) -> AsyncGenerator[store.ReadOutputResponse, None]:
         """Kept output, as far as it is stored."""
         with self._errors:

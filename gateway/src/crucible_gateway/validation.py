@@ -138,7 +138,21 @@ def check_cancel(request: api.CancelEvaluationRequest) -> None:
         InvalidArgumentError: with every field at fault.
     """
     check_name(request.name)
-    if not _is_reason(request.reason):
+    _check_reason(request.reason)
+
+
+def check_delete(request: admin.DeleteEvaluationRequest) -> None:
+    """Checks a request to delete an evaluation.
+
+    Raises:
+        InvalidArgumentError: with every field at fault.
+    """
+    check_name(request.name)
+    _check_reason(request.reason)
+
+
+def _check_reason(reason: str) -> None:
+    if not _is_reason(reason):
         text = f"must be at most {MAX_REASON_CHARACTERS} characters, without NUL"
         raise invalid([FieldViolation("reason", text)])
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, insert, select
@@ -51,9 +51,14 @@ class Wanted:
     def of(cls, tenant: str, creator: str, request_id: str, spec: pb.EvaluationSpec) -> "Wanted":
         """Serializes what the executor will get, once; its digest is part of every ticket."""
         run_spec = RunSpec(program=spec.program, engine=spec.engine).SerializeToString(deterministic=True)
-        rest = pb.EvaluationSpec(limits=spec.limits, priority=spec.priority, labels=spec.labels)
-        digest = hashlib.sha256(hashlib.sha256(run_spec).digest() + rest.SerializeToString(deterministic=True))
-        return cls(tenant, creator, request_id, spec, run_spec, digest.digest())
+        digest = spec_sha256(hashlib.sha256(run_spec).digest(), spec.limits, spec.priority, spec.labels)
+        return cls(tenant, creator, request_id, spec, run_spec, digest)
+
+
+def spec_sha256(run_spec_sha256: bytes, limits: pb.Limits, priority: int, labels: Mapping[str, str]) -> bytes:
+    """The digest of all that a caller asked for."""
+    rest = pb.EvaluationSpec(limits=limits, priority=priority, labels=labels)
+    return hashlib.sha256(run_spec_sha256 + rest.SerializeToString(deterministic=True)).digest()
 
 
 class Evaluations:
@@ -226,15 +231,20 @@ class Evaluations:
             attempt: which; 0: the latest.
 
         Raises:
-            NotFoundError: EVALUATION_NOT_FOUND.
+            NotFoundError: EVALUATION_NOT_FOUND, also when it is deleted meanwhile.
         """
-        record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
+
+        def owned(connection: Connection) -> Record:
+            return store.load_owned(connection, tenant, evaluation_id)
+
+        record = await self._database.read(owned)
         chosen = attempt or record.attempt
         while data := await self._database.read(
             lambda connection: outputs.read(connection, record.seq, chosen, stream, offset, READ_BYTES)  # noqa: B023
         ):
             yield offset, data
             offset += len(data)
+        await self._database.read(owned)  # deleted meanwhile, this was not the end of what it wrote
 
     async def counts(self, tenant: str) -> dict[int, int]:
         """How many evaluations of the tenant are in each state."""

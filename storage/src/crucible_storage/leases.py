@@ -16,7 +16,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
 from crucible_rpc.errors import CallError
 from crucible_rpc.signing import Signer
-from crucible_storage import models, queue, store, tickets
+from crucible_storage import models, outputs, queue, store, tickets
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.executors import Executors
@@ -218,6 +218,7 @@ class Leases:
                 record = _unstarted(transaction, assignment)
                 if record is not None:
                     before = store.Before(record)
+                    outputs.as_of_the_attempt_before(transaction.settled(record.seq), record)
                     record.refuse("its worker left before it was told", now, now, permanent=False)
                     store.save(transaction, record, before, now)
 

@@ -7,7 +7,9 @@ from contextlib import closing
 from sqlalchemy import and_, bindparam, func, select
 from sqlalchemy.engine import Connection
 
+from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible_storage import models
+from crucible_storage.lifecycle import Record
 from crucible_storage.prepared import Prepared
 
 _ROW = models.output.c
@@ -41,6 +43,13 @@ def stored_bytes(connection: Connection, seq: int, attempt: int, stream: int) ->
     """How many bytes of one stream are stored."""
     row = _END.first(connection, {"seq": seq, "attempt": attempt, "stream": stream})
     return 0 if row is None else row[0] or 0
+
+
+def as_of_the_attempt_before(connection: Connection, record: Record) -> None:
+    """Gives a record the lengths of what its attempt before the latest wrote: the latest is about to be refused."""
+    seq, earlier = record.seq, record.attempt - 1
+    record.stdout_bytes = stored_bytes(connection, seq, earlier, pb.OUTPUT_STREAM_STDOUT)
+    record.stderr_bytes = stored_bytes(connection, seq, earlier, pb.OUTPUT_STREAM_STDERR)
 
 
 def sha256(connection: Connection, seq: int, attempt: int, stream: int, more: Iterable[bytes] = ()) -> bytes:

@@ -5,6 +5,8 @@ from crucible_rpc.identity import Permissions
 _GATEWAY = frozenset({"gateway"})
 _WORKER = frozenset({"worker"})
 _MONITOR = frozenset({"monitor"})
+_OPERATOR = frozenset({"storage"})
+"""Local commands that can read storage's own key (`maintenance`)."""
 
 PERMISSIONS: Permissions = {
     "/crucible.storage.v1.ApiKeyService/AuthenticateApiKey": _GATEWAY,
@@ -17,6 +19,7 @@ PERMISSIONS: Permissions = {
     "/crucible.storage.v1.AuditService/VerifyAudit": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/CancelEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/CreateEvaluation": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/DeleteEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/GetEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ListEvaluations": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ReadOutput": _GATEWAY,
@@ -26,6 +29,8 @@ PERMISSIONS: Permissions = {
     "/crucible.storage.v1.InspectionStoreService/RunInspection": _GATEWAY,
     "/crucible.storage.v1.InspectionWorkService/LeaseInspections": _WORKER,
     "/crucible.storage.v1.InspectionWorkService/ReportInspection": _WORKER,
+    "/crucible.storage.v1.MaintenanceService/CopyDatabase": _OPERATOR,
+    "/crucible.storage.v1.MaintenanceService/GetUsage": _OPERATOR,
     "/crucible.storage.v1.QueueService/GetQueueStatus": _GATEWAY,
     "/crucible.storage.v1.QueueService/ListDeadLetters": _GATEWAY,
     "/crucible.storage.v1.QueueService/PauseQueue": _GATEWAY,

@@ -17,6 +17,7 @@ from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
 from crucible_storage.databases.base import Backend
 from crucible_storage.dead_letters import DeadLetters
+from crucible_storage.deletion import Deletion, Keep
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -26,13 +27,15 @@ from crucible_storage.keys import HeadKeys
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
 from crucible_storage.login_failures import LoginFailures
+from crucible_storage.maintenance.live import LiveDatabase
 from crucible_storage.metrics import Metrics
 from crucible_storage.pauses import Pauses
 from crucible_storage.policy import Policy
 from crucible_storage.receipts import Receipts
 from crucible_storage.reports import Reports
+from crucible_storage.retention import Retention
 from crucible_storage.sealer import Sealer
-from crucible_storage.state import open_state
+from crucible_storage.state import FILE, open_state
 from crucible_storage.sweeper import Sweeper
 from crucible_storage.tenants import Tenants
 
@@ -60,6 +63,8 @@ class Service:
     tenants: Tenants
     pauses: Pauses
     dead_letters: DeadLetters
+    deletion: Deletion
+    live: LiveDatabase
 
 
 @asynccontextmanager
@@ -72,8 +77,9 @@ async def running(
     heads: HeadKeys,
     metrics: Metrics,
     backend: Backend | None = None,
+    keep: Keep | None = None,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder and the database (None: the file in the folder); sweeps and seals until the block ends.
+    """Opens the state folder and the database (None: the file in the folder); sweeps, seals and deletes what is old.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -83,9 +89,15 @@ async def running(
     database = state.database
     database.start()
     try:
-        service = await _composed(database, hub, policy, clock, signer, verifier, heads)
+        live = LiveDatabase(folder / FILE, clock)
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live)
         metrics.start(await _counts(database), database.last_position)
-        jobs = (Sweeper(service.leases, policy, clock).run(), service.sealer.run(), service.login_failures.run())
+        jobs = (
+            Sweeper(service.leases, policy, clock).run(),
+            Retention(service.deletion, keep or Keep(), clock).run(),
+            service.sealer.run(),
+            service.login_failures.run(),
+        )
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
             yield service
@@ -100,7 +112,14 @@ async def running(
 
 
 async def _composed(
-    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, heads: HeadKeys
+    database: Database,
+    hub: Hub,
+    policy: Policy,
+    clock: Clock,
+    signer: Signer,
+    verifier: Verifier,
+    heads: HeadKeys,
+    live: LiveDatabase,
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
@@ -131,6 +150,8 @@ async def _composed(
         tenants=Tenants(database, clock),
         pauses=Pauses(database, clock),
         dead_letters=DeadLetters(database, pages, evaluations),
+        deletion=Deletion(database, clock),
+        live=live,
     )
 
 

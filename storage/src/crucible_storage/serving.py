@@ -8,6 +8,7 @@ from crucible.storage.v1.inspection_service_pb2_grpc import (
     add_InspectionStoreServiceServicer_to_server,
     add_InspectionWorkServiceServicer_to_server,
 )
+from crucible.storage.v1.maintenance_service_pb2_grpc import add_MaintenanceServiceServicer_to_server
 from crucible.storage.v1.queue_service_pb2_grpc import add_QueueServiceServicer_to_server
 from crucible.storage.v1.status_service_pb2_grpc import add_StatusServiceServicer_to_server
 from crucible.storage.v1.tenant_service_pb2_grpc import add_TenantServiceServicer_to_server
@@ -18,6 +19,7 @@ from crucible_storage.audit_servicer import AuditServicer
 from crucible_storage.evaluation_store_servicer import EvaluationStoreServicer
 from crucible_storage.event_log_servicer import EventLogServicer
 from crucible_storage.inspection_servicer import InspectionStoreServicer, InspectionWorkServicer
+from crucible_storage.maintenance_servicer import MaintenanceServicer
 from crucible_storage.queue_servicer import QueueServicer
 from crucible_storage.service import Service
 from crucible_storage.status_servicer import StatusServicer
@@ -27,7 +29,7 @@ from crucible_storage.work_servicer import WorkServicer
 
 def add_services(server: Server, service: Service) -> None:
     """Adds storage's RPCs to a server, and lets its streams end when it drains."""
-    evaluations = EvaluationStoreServicer(service.evaluations, service.lists)
+    evaluations = EvaluationStoreServicer(service.evaluations, service.lists, service.deletion)
     status = StatusServicer(service.executors, service.evaluations, service.policy.max_attempts)
     server.add(add_EvaluationStoreServiceServicer_to_server, evaluations)
     server.add(add_WorkServiceServicer_to_server, WorkServicer(service.leases, service.reports, service.policy))
@@ -41,4 +43,5 @@ def add_services(server: Server, service: Service) -> None:
     server.add(add_TenantServiceServicer_to_server, TenantServicer(service.tenants))
     queue = QueueServicer(service.pauses, service.dead_letters, service.policy.max_queued)
     server.add(add_QueueServiceServicer_to_server, queue)
+    server.add(add_MaintenanceServiceServicer_to_server, MaintenanceServicer(service.live))
     server.on_drain(service.hub.close)

@@ -12,7 +12,7 @@ from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
 from crucible_storage import audit, models
 from crucible_storage.clock import timestamp
-from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
+from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import evaluation_name, run_id
 from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
@@ -25,6 +25,7 @@ _SELECT = select(*(_ROW[name] for name in _COLUMNS))
 _SELECT_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
 _SELECT_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
 _BY_ID, _BY_SEQ = Prepared(_SELECT_BY_ID), Prepared(_SELECT_BY_SEQ)
+_PAGE = _SELECT.where(_ROW.seq > bindparam("after")).order_by(_ROW.seq).limit(bindparam("limit"))
 # SQLAlchemy leaves these out on SQLite, whose writer is alone. Others may go on referring to the row.
 _BY_ID_TO_CHANGE = Prepared(_SELECT_BY_ID.with_for_update(key_share=True))
 _BY_SEQ_TO_CHANGE = Prepared(_SELECT_BY_SEQ.with_for_update(key_share=True))
@@ -76,6 +77,11 @@ def run_spec(connection: Connection, seq: int) -> bytes:
     return blob
 
 
+def load_page(connection: Connection, after: int, limit: int) -> list[Record]:
+    """At most `limit` records with the next numbers above `after`, in their order, deleted ones too."""
+    return [Record(*row) for row in connection.execute(_PAGE, {"after": after, "limit": limit})]
+
+
 def take_waiting(connection: Connection, seq: int) -> Record | None:
     """The record with this number, to be changed; None when another process has it, or it does not wait any more."""
     row = _WAITING_BY_SEQ.first(connection, {"seq": seq})
@@ -86,12 +92,17 @@ def load_owned(connection: Connection, tenant: str, evaluation_id: str, *, to_ch
     """The record with this id, which must be this tenant's. `to_change` as in `load`.
 
     Raises:
-        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's.
+        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's, and for one that was deleted.
     """
     record = load(connection, evaluation_id, to_change=to_change)
-    if record is None or record.tenant != tenant:
-        raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
+    if record is None or record.tenant != tenant or record.state == DELETED:
+        raise not_found(evaluation_id)
     return record
+
+
+def not_found(evaluation_id: str) -> NotFoundError:
+    """The error that there is no such evaluation."""
+    return NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
 
 
 def insert_record(transaction: WriteTransaction, record: Record, now: int) -> None:

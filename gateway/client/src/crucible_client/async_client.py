@@ -375,6 +375,10 @@ class AsyncClient:
         """Makes a new evaluation of a dead letter, once however often it is called; administrators only."""
         return await self._call(tenants.retry_dead_letter(name))
 
+    async def delete_evaluation(self, name: str, *, reason: str = "") -> results.DeletedEvaluation:
+        """Deletes an evaluation of any tenant that has ended, for good; administrators only."""
+        return await self._call(calls.delete_evaluation(name, reason))
+
     async def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)
         longest = calls.HOLD_SECONDS if call.waits else calls.DEADLINE_SECONDS

@@ -189,6 +189,22 @@ def api_key(message: admin_service_pb2.ApiKey) -> results.ApiKey:
     )
 
 
+def deleted(name: str, message: admin_service_pb2.DeleteEvaluationResponse) -> results.DeletedEvaluation:
+    """What is left of a deleted evaluation."""
+    left = message.deleted
+    return results.DeletedEvaluation(
+        name=name,
+        tenant=message.tenant,
+        state=_state(left.state),
+        delete_time=time(message, "delete_time"),
+        by=left.by,
+        reason=left.reason,
+        record_sha256=left.record_sha256.hex(),
+        stdout_sha256=left.stdout_sha256.hex(),
+        stderr_sha256=left.stderr_sha256.hex(),
+    )
+
+
 def state_number(state: results.State) -> evaluation_pb2.EvaluationState.ValueType:
     """The contract's number of a state."""
     return evaluation_pb2.EvaluationState.Value(f"EVALUATION_STATE_{state.value}")

@@ -283,6 +283,10 @@ class Client:
         """See `AsyncClient.retry_dead_letter`."""
         return self._call(tenants.retry_dead_letter(name))
 
+    def delete_evaluation(self, name: str, *, reason: str = "") -> results.DeletedEvaluation:
+        """See `AsyncClient.delete_evaluation`."""
+        return self._call(calls.delete_evaluation(name, reason))
+
     def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)
         longest = calls.HOLD_SECONDS if call.waits else calls.DEADLINE_SECONDS

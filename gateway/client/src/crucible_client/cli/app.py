@@ -19,6 +19,7 @@ _COMMANDS: Mapping[str, str] = {
     "watch": "evaluations:watch",
     "logs": "evaluations:logs",
     "cancel": "evaluations:cancel",
+    "delete": "evaluations:delete",
     "status": "status:status",
     "selftest": "selftest:selftest",
     "key": "keys:key",

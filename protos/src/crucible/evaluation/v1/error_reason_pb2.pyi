@@ -116,6 +116,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED with RetryInfo: the audit log is being checked already."""
     ERROR_REASON_AUDIT_LOG_DAMAGED: _ErrorReason.ValueType  # 68
     """DATA_LOSS: the stored audit log does not fit together, so nothing can be proved by it; `VerifyAudit` says what is wrong."""
+    ERROR_REASON_EVALUATION_NOT_TERMINAL: _ErrorReason.ValueType  # 70
+    """FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
+    ERROR_REASON_BACKUP_RUNNING: _ErrorReason.ValueType  # 71
+    """FAILED_PRECONDITION: another backup of storage is being made."""
+    ERROR_REASON_NO_DATABASE_FILE: _ErrorReason.ValueType  # 72
+    """FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -216,4 +222,10 @@ ERROR_REASON_AUDIT_CHECK_RUNNING: ErrorReason.ValueType  # 67
 """RESOURCE_EXHAUSTED with RetryInfo: the audit log is being checked already."""
 ERROR_REASON_AUDIT_LOG_DAMAGED: ErrorReason.ValueType  # 68
 """DATA_LOSS: the stored audit log does not fit together, so nothing can be proved by it; `VerifyAudit` says what is wrong."""
+ERROR_REASON_EVALUATION_NOT_TERMINAL: ErrorReason.ValueType  # 70
+"""FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
+ERROR_REASON_BACKUP_RUNNING: ErrorReason.ValueType  # 71
+"""FAILED_PRECONDITION: another backup of storage is being made."""
+ERROR_REASON_NO_DATABASE_FILE: ErrorReason.ValueType  # 72
+"""FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -101,6 +101,11 @@ class AdminServiceStub:
                 request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterRequest.SerializeToString,
                 response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterResponse.FromString,
                 _registered_method=True)
+        self.DeleteEvaluation = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/DeleteEvaluation',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -204,6 +209,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteEvaluation(self, request, context):
+        """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+        and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+        EVALUATION_NOT_TERMINAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -271,6 +285,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RetryDeadLetter,
                     request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterRequest.FromString,
                     response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterResponse.SerializeToString,
+            ),
+            'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEvaluation,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -626,6 +645,33 @@ class AdminService:
             '/crucible.gateway.v1.AdminService/RetryDeadLetter',
             crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterRequest.SerializeToString,
             crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/DeleteEvaluation',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationResponse.FromString,
             options,
             channel_credentials,
             insecure,

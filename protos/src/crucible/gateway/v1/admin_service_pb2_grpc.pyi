@@ -70,6 +70,11 @@ class AdminServiceStub:
     that names the old one; repeated, it answers the same new one. It counts in its tenant's quotas. NOT_FOUND:
     DEAD_LETTER_NOT_FOUND. RESOURCE_EXHAUSTED: as `CreateEvaluation`.
     """
+    DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]
+    """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+    and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+    EVALUATION_NOT_TERMINAL.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -112,6 +117,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Makes a new evaluation of a dead letter's program, limits, priority and labels, with the label `crucible.retry-of`
     that names the old one; repeated, it answers the same new one. It counts in its tenant's quotas. NOT_FOUND:
     DEAD_LETTER_NOT_FOUND. RESOURCE_EXHAUSTED: as `CreateEvaluation`.
+    """
+    DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
+    """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+    and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+    EVALUATION_NOT_TERMINAL.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -230,6 +240,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a new evaluation of a dead letter's program, limits, priority and labels, with the label `crucible.retry-of`
         that names the old one; repeated, it answers the same new one. It counts in its tenant's quotas. NOT_FOUND:
         DEAD_LETTER_NOT_FOUND. RESOURCE_EXHAUSTED: as `CreateEvaluation`.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteEvaluation(
+        self,
+        request: _admin_service_pb2.DeleteEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeleteEvaluationResponse, _abc.Awaitable[_admin_service_pb2.DeleteEvaluationResponse]]:
+        """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+        and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+        EVALUATION_NOT_TERMINAL.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
