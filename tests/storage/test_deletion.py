@@ -205,7 +205,7 @@ async def test_deleted_stays_deleted_over_a_restart(tmp_path):
 
 
 def settings(**values):
-    paths = dict.fromkeys(("state", "tls_cert", "tls_key", "tls_ca", "tickets_key"), "x")
+    paths = dict.fromkeys(("state", "tls_cert", "tls_key", "tls_ca", "tickets_key", "heads_key", "public_keys"), "x")
     return Settings(**paths, records_pub=("x",), **values)
 
 

@@ -71,7 +71,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     async def CreateTenant(self, request: api.CreateTenantRequest, _context: Any) -> api.CreateTenantResponse:
         """See the contract."""
         validation.check_tenant(request.tenant, request.quota)
-        return await self._queue.create_tenant(request)
+        return await self._queue.create_tenant(caller.current(), request)
 
     async def ListTenants(self, _request: api.ListTenantsRequest, _context: Any) -> api.ListTenantsResponse:
         """See the contract."""
@@ -80,7 +80,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     async def SetQuota(self, request: api.SetQuotaRequest, _context: Any) -> api.SetQuotaResponse:
         """See the contract."""
         validation.check_tenant(request.tenant, request.quota, some=True)
-        return await self._queue.set_quota(request)
+        return await self._queue.set_quota(caller.current(), request)
 
     async def PauseQueue(self, request: api.PauseQueueRequest, _context: Any) -> api.PauseQueueResponse:
         """See the contract."""
@@ -90,7 +90,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     async def ResumeQueue(self, request: api.ResumeQueueRequest, _context: Any) -> api.ResumeQueueResponse:
         """See the contract."""
         validation.check_pause(request)
-        return await self._queue.resume(request)
+        return await self._queue.resume(caller.current(), request)
 
     async def GetQueueStatus(self, _request: api.GetQueueStatusRequest, _context: Any) -> api.GetQueueStatusResponse:
         """See the contract."""

@@ -30,10 +30,10 @@ class QueueControl:
     def __init__(self, storage: QueueStore) -> None:
         self._storage = storage
 
-    async def create_tenant(self, request: api.CreateTenantRequest) -> api.CreateTenantResponse:
+    async def create_tenant(self, caller: Caller, request: api.CreateTenantRequest) -> api.CreateTenantResponse:
         """Makes a tenant."""
         made = await self._storage.create_tenant(
-            tenants.CreateTenantRequest(tenant=request.tenant, quota=request.quota)
+            tenants.CreateTenantRequest(tenant=request.tenant, quota=request.quota, by=caller.key_id)
         )
         return api.CreateTenantResponse(tenant=made.tenant)
 
@@ -41,9 +41,11 @@ class QueueControl:
         """All tenants, by name."""
         return api.ListTenantsResponse(tenants=(await self._storage.list_tenants()).tenants)
 
-    async def set_quota(self, request: api.SetQuotaRequest) -> api.SetQuotaResponse:
+    async def set_quota(self, caller: Caller, request: api.SetQuotaRequest) -> api.SetQuotaResponse:
         """Changes what is set."""
-        changed = await self._storage.set_quota(tenants.SetQuotaRequest(tenant=request.tenant, quota=request.quota))
+        changed = await self._storage.set_quota(
+            tenants.SetQuotaRequest(tenant=request.tenant, quota=request.quota, by=caller.key_id)
+        )
         return api.SetQuotaResponse(tenant=changed.tenant)
 
     async def pause(self, caller: Caller, request: api.PauseQueueRequest) -> api.PauseQueueResponse:
@@ -53,9 +55,9 @@ class QueueControl:
         )
         return api.PauseQueueResponse(pause=paused.pause)
 
-    async def resume(self, request: api.ResumeQueueRequest) -> api.ResumeQueueResponse:
+    async def resume(self, caller: Caller, request: api.ResumeQueueRequest) -> api.ResumeQueueResponse:
         """Ends a pause."""
-        answer = await self._storage.resume_queue(queues.ResumeQueueRequest(tenant=request.tenant))
+        answer = await self._storage.resume_queue(queues.ResumeQueueRequest(tenant=request.tenant, by=caller.key_id))
         return api.ResumeQueueResponse(ended=answer.ended if answer.HasField("ended") else None)
 
     async def status(self) -> api.GetQueueStatusResponse:

@@ -10,16 +10,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.event_pb2 import EvaluationDeleted, Event, EventRemoved
 from crucible_rpc.errors import FailedPreconditionError, InternalError
-from crucible_storage import models, outputs, store
+from crucible_storage import audit, models, outputs, store
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import DELETED, MAX_REASON, TERMINAL, Record
+from crucible_storage.names import evaluation_name
 from crucible_storage.transaction import WriteTransaction
 
 BY_AGE = "retention"
@@ -31,7 +32,7 @@ _PAGE = 50
 _TRIES = 3
 
 _EVALUATION, _EVENT = models.evaluation.c, models.event.c
-_OWNED = (models.output, models.result, models.program, models.label, models.failed_attempt)
+_OWNED = (models.output, models.result, models.program, models.label, models.failed_attempt, models.dead_letter)
 _DELETE_OWNED = [delete(table).where(table.c.evaluation_seq == bindparam("seq")) for table in _OWNED]
 _EMPTY_EVENTS = update(models.event).where(_EVENT.evaluation_seq == bindparam("seq")).values(body=bindparam("marker"))
 _LAST_EVENT = (
@@ -56,6 +57,9 @@ _TOMBSTONE = (
         cancel_by=None,
         cancel_reason=None,
     )
+)
+_OUTPUT_BYTES = select(func.coalesce(func.sum(models.output.c.size), 0)).where(
+    models.output.c.evaluation_seq == bindparam("seq")
 )
 _RESULT = select(models.result.c.result).where(models.result.c.evaluation_seq == bindparam("seq"))
 _AGED = (
@@ -196,11 +200,26 @@ def _delete(
     left = _left(connection, record, by, reason)
     if transaction.execute(_TOMBSTONE, {"key": seq, "expected": record.version}).rowcount != 1:
         return None, 0
+    stored = record.run_spec_size + transaction.execute(_OUTPUT_BYTES, {"seq": seq}).scalar_one()
     emptied = transaction.execute(_EMPTY_EVENTS, {"seq": seq, "marker": _MARKER}).rowcount
     for statement in _DELETE_OWNED:
         transaction.execute(statement, {"seq": seq})
     transaction.append_event(record.tenant, seq, record.attempt, now, Event(deleted=left).SerializeToString())
     transaction.count(record.tenant, record.state, -1)
+    transaction.usage.stored(record.tenant, -stored)
+    audit.record(
+        transaction,
+        time=now,
+        tenant=record.tenant,
+        actor=audit.STORAGE if by == BY_AGE else audit.by_key(by),
+        action=audit.EVALUATION_DELETE,
+        subject=evaluation_name(record.id),
+        reason=left.reason,
+        run_spec_sha256=record.run_spec_sha256.hex(),
+        final_record_sha256=left.record_sha256.hex(),
+        stdout_sha256=left.stdout_sha256.hex(),
+        stderr_sha256=left.stderr_sha256.hex(),
+    )
     return Deleted(record.tenant, left, now), emptied
 
 

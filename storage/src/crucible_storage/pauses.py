@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, delete, func, select, text
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import tenant_pb2 as pb
-from crucible_storage import models, tenants
+from crucible_storage import audit, models, tenants
 from crucible_storage.clock import Clock, timestamp
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import HELD, QUEUED
@@ -81,26 +81,37 @@ class Pauses:
         def run(transaction: WriteTransaction) -> pb.QueuePause:
             if tenant:
                 tenants.check_exists(transaction.connection, tenant)
-            row = {"tenant": tenant or PLATFORM, "paused_by": by, "reason": reason, "time": self._clock.now()}
-            transaction.execute(_PAUSE, row)
+            now = self._clock.now()
+            row = {"tenant": tenant or PLATFORM, "paused_by": by, "reason": reason, "time": now}
+            if transaction.execute(_PAUSE, row).rowcount == 1:
+                _note(transaction, audit.QUEUE_PAUSE, tenant, by, now, reason)
             return _view(transaction.execute(_ONE, {"name": tenant or PLATFORM}).one())
 
         return await self._database.write(run)
 
-    async def resume(self, tenant: str) -> pb.QueuePause | None:
-        """Ends a pause; answers the one that ended, None when there was none."""
+    async def resume(self, tenant: str, by: str = "") -> pb.QueuePause | None:
+        """Ends a pause, for the key `by`; answers the one that ended, None when there was none."""
 
         def run(transaction: WriteTransaction) -> pb.QueuePause | None:
             row = transaction.execute(_ONE, {"name": tenant or PLATFORM}).fetchone()
             transaction.execute(_RESUME, {"name": tenant or PLATFORM})
             transaction.notices.work = True
-            return None if row is None else _view(row)
+            if row is None:
+                return None
+            _note(transaction, audit.QUEUE_RESUME, tenant, by, self._clock.now())
+            return _view(row)
 
         return await self._database.write(run)
 
     async def look(self) -> QueueView:
         """The queue as it is."""
         return await self._database.read(_look)
+
+
+def _note(transaction: WriteTransaction, action: str, tenant: str, by: str, now: int, reason: str = "") -> None:
+    whose, subject = tenant or PLATFORM, f"tenants/{tenant}" if tenant else "queue"
+    actor = audit.by_key(by)
+    audit.record(transaction, time=now, tenant=whose, actor=actor, action=action, subject=subject, reason=reason)
 
 
 def _look(connection: Connection) -> QueueView:

@@ -29,7 +29,7 @@ class QueueServicer(rpc.QueueServiceServicer):
     async def ResumeQueue(self, request: pb.ResumeQueueRequest, context: Any) -> pb.ResumeQueueResponse:
         """See the contract."""
         tenant = checks.name(request.tenant, "tenant") if request.tenant else ""
-        return pb.ResumeQueueResponse(ended=await self._pauses.resume(tenant))
+        return pb.ResumeQueueResponse(ended=await self._pauses.resume(tenant, checks.short(request.by, "by")))
 
     async def GetQueueStatus(self, request: pb.GetQueueStatusRequest, context: Any) -> pb.GetQueueStatusResponse:
         """See the contract."""

@@ -17,7 +17,7 @@ class TenantServicer(rpc.TenantServiceServicer):
     async def CreateTenant(self, request: pb.CreateTenantRequest, context: Any) -> pb.CreateTenantResponse:
         """See the contract."""
         tenant, quota = checks.name(request.tenant, "tenant"), checks.quota(request.quota, "quota")
-        return pb.CreateTenantResponse(tenant=await self._tenants.create(tenant, quota))
+        return pb.CreateTenantResponse(tenant=await self._tenants.create(tenant, quota, checks.short(request.by, "by")))
 
     async def ListTenants(self, request: pb.ListTenantsRequest, context: Any) -> pb.ListTenantsResponse:
         """See the contract."""
@@ -26,4 +26,4 @@ class TenantServicer(rpc.TenantServiceServicer):
     async def SetQuota(self, request: pb.SetQuotaRequest, context: Any) -> pb.SetQuotaResponse:
         """See the contract."""
         tenant, quota = checks.name(request.tenant, "tenant"), checks.quota(request.quota, "quota")
-        return pb.SetQuotaResponse(tenant=await self._tenants.set_quota(tenant, quota))
+        return pb.SetQuotaResponse(tenant=await self._tenants.set_quota(tenant, quota, checks.short(request.by, "by")))

@@ -7,7 +7,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import tenant_pb2 as pb
 from crucible_rpc.errors import AlreadyExistsError, NotFoundError
-from crucible_storage import models
+from crucible_storage import audit, models
 from crucible_storage.clock import Clock, timestamp
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import HELD, QUEUED
@@ -53,8 +53,8 @@ class Tenants:
         self._database = database
         self._clock = clock
 
-    async def create(self, tenant: str, quota: pb.Quota) -> pb.Tenant:
-        """Makes a tenant; what `quota` does not set has its default.
+    async def create(self, tenant: str, quota: pb.Quota, by: str = "") -> pb.Tenant:
+        """Makes a tenant; what `quota` does not set has its default. `by` is the id of the key that asks for it.
 
         Raises:
             AlreadyExistsError: TENANT_EXISTS.
@@ -65,12 +65,13 @@ class Tenants:
             if not ensure(transaction, tenant, now):
                 text_ = f"there is a tenant {tenant} already; change its quotas with SetQuota"
                 raise AlreadyExistsError("TENANT_EXISTS", text_)
+            _note(transaction, audit.TENANT_CREATE, tenant, quota, by, now)
             return _changed(transaction, tenant, quota, now)
 
         return await self._database.write(run)
 
-    async def set_quota(self, tenant: str, quota: pb.Quota) -> pb.Tenant:
-        """Changes what `quota` sets.
+    async def set_quota(self, tenant: str, quota: pb.Quota, by: str = "") -> pb.Tenant:
+        """Changes what `quota` sets. `by` is the id of the key that asks for it.
 
         Raises:
             NotFoundError: TENANT_NOT_FOUND.
@@ -78,7 +79,9 @@ class Tenants:
 
         def run(transaction: WriteTransaction) -> pb.Tenant:
             check_exists(transaction.connection, tenant)
-            return _changed(transaction, tenant, quota, self._clock.now())
+            now = self._clock.now()
+            _note(transaction, audit.TENANT_QUOTA, tenant, quota, by, now)
+            return _changed(transaction, tenant, quota, now)
 
         return await self._database.write(run)
 
@@ -86,6 +89,12 @@ class Tenants:
         """All tenants, by name."""
         now = self._clock.now()
         return await self._database.read(lambda connection: _views(connection, now))
+
+
+def _note(transaction: WriteTransaction, action: str, tenant: str, quota: pb.Quota, by: str, now: int) -> None:
+    set_ = {field.name: value for field, value in quota.ListFields()}
+    name = f"tenants/{tenant}"
+    audit.record(transaction, time=now, tenant=tenant, actor=audit.by_key(by), action=action, subject=name, **set_)
 
 
 def _changed(transaction: WriteTransaction, tenant: str, quota: pb.Quota, now: int) -> pb.Tenant:

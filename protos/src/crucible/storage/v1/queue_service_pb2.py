@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from crucible.evaluation.v1 import tenant_pb2 as crucible_dot_evaluation_dot_v1_dot_tenant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/storage/v1/queue_service.proto\x12\x13\x63rucible.storage.v1\x1a#crucible/evaluation/v1/tenant.proto\"?\n\x11PauseQueueRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"G\n\x12PauseQueueResponse\x12\x31\n\x05pause\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.QueuePause\"$\n\x12ResumeQueueRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"H\n\x13ResumeQueueResponse\x12\x31\n\x05\x65nded\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.QueuePause\"\x17\n\x15GetQueueStatusRequest\"\xcd\x01\n\x16GetQueueStatusResponse\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x12\n\nmax_queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x34\n\x07tenants\x18\x04 \x03(\x0b\x32#.crucible.evaluation.v1.TenantQueue\x12\x32\n\x06pauses\x18\x05 \x03(\x0b\x32\".crucible.evaluation.v1.QueuePause\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x06 \x01(\x03\"`\n\x16ListDeadLettersRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07retried\x18\x04 \x01(\x08\"l\n\x17ListDeadLettersResponse\x12\x38\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16RetryDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\"D\n\x17RetryDeadLetterResponse\x12\x12\n\nevaluation\x18\x01 \x01(\t\x12\x15\n\rrepeated_call\x18\x02 \x01(\x08\x32\x96\x04\n\x0cQueueService\x12]\n\nPauseQueue\x12&.crucible.storage.v1.PauseQueueRequest\x1a\'.crucible.storage.v1.PauseQueueResponse\x12`\n\x0bResumeQueue\x12\'.crucible.storage.v1.ResumeQueueRequest\x1a(.crucible.storage.v1.ResumeQueueResponse\x12i\n\x0eGetQueueStatus\x12*.crucible.storage.v1.GetQueueStatusRequest\x1a+.crucible.storage.v1.GetQueueStatusResponse\x12l\n\x0fListDeadLetters\x12+.crucible.storage.v1.ListDeadLettersRequest\x1a,.crucible.storage.v1.ListDeadLettersResponse\x12l\n\x0fRetryDeadLetter\x12+.crucible.storage.v1.RetryDeadLetterRequest\x1a,.crucible.storage.v1.RetryDeadLetterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/storage/v1/queue_service.proto\x12\x13\x63rucible.storage.v1\x1a#crucible/evaluation/v1/tenant.proto\"?\n\x11PauseQueueRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"G\n\x12PauseQueueResponse\x12\x31\n\x05pause\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.QueuePause\"0\n\x12ResumeQueueRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\"H\n\x13ResumeQueueResponse\x12\x31\n\x05\x65nded\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.QueuePause\"\x17\n\x15GetQueueStatusRequest\"\xcd\x01\n\x16GetQueueStatusResponse\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x12\n\nmax_queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x34\n\x07tenants\x18\x04 \x03(\x0b\x32#.crucible.evaluation.v1.TenantQueue\x12\x32\n\x06pauses\x18\x05 \x03(\x0b\x32\".crucible.evaluation.v1.QueuePause\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x06 \x01(\x03\"`\n\x16ListDeadLettersRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07retried\x18\x04 \x01(\x08\"l\n\x17ListDeadLettersResponse\x12\x38\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16RetryDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\"D\n\x17RetryDeadLetterResponse\x12\x12\n\nevaluation\x18\x01 \x01(\t\x12\x15\n\rrepeated_call\x18\x02 \x01(\x08\x32\x96\x04\n\x0cQueueService\x12]\n\nPauseQueue\x12&.crucible.storage.v1.PauseQueueRequest\x1a\'.crucible.storage.v1.PauseQueueResponse\x12`\n\x0bResumeQueue\x12\'.crucible.storage.v1.ResumeQueueRequest\x1a(.crucible.storage.v1.ResumeQueueResponse\x12i\n\x0eGetQueueStatus\x12*.crucible.storage.v1.GetQueueStatusRequest\x1a+.crucible.storage.v1.GetQueueStatusResponse\x12l\n\x0fListDeadLetters\x12+.crucible.storage.v1.ListDeadLettersRequest\x1a,.crucible.storage.v1.ListDeadLettersResponse\x12l\n\x0fRetryDeadLetter\x12+.crucible.storage.v1.RetryDeadLetterRequest\x1a,.crucible.storage.v1.RetryDeadLetterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,21 +37,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAUSEQUEUERESPONSE']._serialized_start=166
   _globals['_PAUSEQUEUERESPONSE']._serialized_end=237
   _globals['_RESUMEQUEUEREQUEST']._serialized_start=239
-  _globals['_RESUMEQUEUEREQUEST']._serialized_end=275
-  _globals['_RESUMEQUEUERESPONSE']._serialized_start=277
-  _globals['_RESUMEQUEUERESPONSE']._serialized_end=349
-  _globals['_GETQUEUESTATUSREQUEST']._serialized_start=351
-  _globals['_GETQUEUESTATUSREQUEST']._serialized_end=374
-  _globals['_GETQUEUESTATUSRESPONSE']._serialized_start=377
-  _globals['_GETQUEUESTATUSRESPONSE']._serialized_end=582
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=584
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=680
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=682
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=790
-  _globals['_RETRYDEADLETTERREQUEST']._serialized_start=792
-  _globals['_RETRYDEADLETTERREQUEST']._serialized_end=842
-  _globals['_RETRYDEADLETTERRESPONSE']._serialized_start=844
-  _globals['_RETRYDEADLETTERRESPONSE']._serialized_end=912
-  _globals['_QUEUESERVICE']._serialized_start=915
-  _globals['_QUEUESERVICE']._serialized_end=1449
+  _globals['_RESUMEQUEUEREQUEST']._serialized_end=287
+  _globals['_RESUMEQUEUERESPONSE']._serialized_start=289
+  _globals['_RESUMEQUEUERESPONSE']._serialized_end=361
+  _globals['_GETQUEUESTATUSREQUEST']._serialized_start=363
+  _globals['_GETQUEUESTATUSREQUEST']._serialized_end=386
+  _globals['_GETQUEUESTATUSRESPONSE']._serialized_start=389
+  _globals['_GETQUEUESTATUSRESPONSE']._serialized_end=594
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=596
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=692
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=694
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=802
+  _globals['_RETRYDEADLETTERREQUEST']._serialized_start=804
+  _globals['_RETRYDEADLETTERREQUEST']._serialized_end=854
+  _globals['_RETRYDEADLETTERRESPONSE']._serialized_start=856
+  _globals['_RETRYDEADLETTERRESPONSE']._serialized_end=924
+  _globals['_QUEUESERVICE']._serialized_start=927
+  _globals['_QUEUESERVICE']._serialized_end=1461
 # @@protoc_insertion_point(module_scope)

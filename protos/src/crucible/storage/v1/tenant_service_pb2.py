@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from crucible.evaluation.v1 import tenant_pb2 as crucible_dot_evaluation_dot_v1_dot_tenant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(crucible/storage/v1/tenant_service.proto\x12\x13\x63rucible.storage.v1\x1a#crucible/evaluation/v1/tenant.proto\"S\n\x13\x43reateTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12,\n\x05quota\x18\x02 \x01(\x0b\x32\x1d.crucible.evaluation.v1.Quota\"F\n\x14\x43reateTenantResponse\x12.\n\x06tenant\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Tenant\"\x14\n\x12ListTenantsRequest\"F\n\x13ListTenantsResponse\x12/\n\x07tenants\x18\x01 \x03(\x0b\x32\x1e.crucible.evaluation.v1.Tenant\"O\n\x0fSetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12,\n\x05quota\x18\x02 \x01(\x0b\x32\x1d.crucible.evaluation.v1.Quota\"B\n\x10SetQuotaResponse\x12.\n\x06tenant\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Tenant2\xaf\x02\n\rTenantService\x12\x63\n\x0c\x43reateTenant\x12(.crucible.storage.v1.CreateTenantRequest\x1a).crucible.storage.v1.CreateTenantResponse\x12`\n\x0bListTenants\x12\'.crucible.storage.v1.ListTenantsRequest\x1a(.crucible.storage.v1.ListTenantsResponse\x12W\n\x08SetQuota\x12$.crucible.storage.v1.SetQuotaRequest\x1a%.crucible.storage.v1.SetQuotaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(crucible/storage/v1/tenant_service.proto\x12\x13\x63rucible.storage.v1\x1a#crucible/evaluation/v1/tenant.proto\"_\n\x13\x43reateTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12,\n\x05quota\x18\x02 \x01(\x0b\x32\x1d.crucible.evaluation.v1.Quota\x12\n\n\x02\x62y\x18\x03 \x01(\t\"F\n\x14\x43reateTenantResponse\x12.\n\x06tenant\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Tenant\"\x14\n\x12ListTenantsRequest\"F\n\x13ListTenantsResponse\x12/\n\x07tenants\x18\x01 \x03(\x0b\x32\x1e.crucible.evaluation.v1.Tenant\"[\n\x0fSetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12,\n\x05quota\x18\x02 \x01(\x0b\x32\x1d.crucible.evaluation.v1.Quota\x12\n\n\x02\x62y\x18\x03 \x01(\t\"B\n\x10SetQuotaResponse\x12.\n\x06tenant\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Tenant2\xaf\x02\n\rTenantService\x12\x63\n\x0c\x43reateTenant\x12(.crucible.storage.v1.CreateTenantRequest\x1a).crucible.storage.v1.CreateTenantResponse\x12`\n\x0bListTenants\x12\'.crucible.storage.v1.ListTenantsRequest\x1a(.crucible.storage.v1.ListTenantsResponse\x12W\n\x08SetQuota\x12$.crucible.storage.v1.SetQuotaRequest\x1a%.crucible.storage.v1.SetQuotaResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.storage.v1.tenant_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATETENANTREQUEST']._serialized_start=102
-  _globals['_CREATETENANTREQUEST']._serialized_end=185
-  _globals['_CREATETENANTRESPONSE']._serialized_start=187
-  _globals['_CREATETENANTRESPONSE']._serialized_end=257
-  _globals['_LISTTENANTSREQUEST']._serialized_start=259
-  _globals['_LISTTENANTSREQUEST']._serialized_end=279
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=281
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=351
-  _globals['_SETQUOTAREQUEST']._serialized_start=353
-  _globals['_SETQUOTAREQUEST']._serialized_end=432
-  _globals['_SETQUOTARESPONSE']._serialized_start=434
-  _globals['_SETQUOTARESPONSE']._serialized_end=500
-  _globals['_TENANTSERVICE']._serialized_start=503
-  _globals['_TENANTSERVICE']._serialized_end=806
+  _globals['_CREATETENANTREQUEST']._serialized_end=197
+  _globals['_CREATETENANTRESPONSE']._serialized_start=199
+  _globals['_CREATETENANTRESPONSE']._serialized_end=269
+  _globals['_LISTTENANTSREQUEST']._serialized_start=271
+  _globals['_LISTTENANTSREQUEST']._serialized_end=291
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=293
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=363
+  _globals['_SETQUOTAREQUEST']._serialized_start=365
+  _globals['_SETQUOTAREQUEST']._serialized_end=456
+  _globals['_SETQUOTARESPONSE']._serialized_start=458
+  _globals['_SETQUOTARESPONSE']._serialized_end=524
+  _globals['_TENANTSERVICE']._serialized_start=527
+  _globals['_TENANTSERVICE']._serialized_end=830
 # @@protoc_insertion_point(module_scope)

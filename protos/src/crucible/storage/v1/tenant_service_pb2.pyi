@@ -27,8 +27,11 @@ class CreateTenantRequest(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     QUOTA_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Its name."""
+    by: _builtins.str
+    """The API key's id."""
     @_builtins.property
     def quota(self) -> _tenant_pb2.Quota:
         """What is not set has its default."""
@@ -38,10 +41,11 @@ class CreateTenantRequest(_message.Message):
         *,
         tenant: _builtins.str = ...,
         quota: _tenant_pb2.Quota | None = ...,
+        by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "quota", b"quota", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -120,8 +124,11 @@ class SetQuotaRequest(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     QUOTA_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose."""
+    by: _builtins.str
+    """The API key's id."""
     @_builtins.property
     def quota(self) -> _tenant_pb2.Quota:
         """What is not set stays."""
@@ -131,10 +138,11 @@ class SetQuotaRequest(_message.Message):
         *,
         tenant: _builtins.str = ...,
         quota: _tenant_pb2.Quota | None = ...,
+        by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "quota", b"quota", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
