@@ -17,7 +17,7 @@ from crucible_storage import models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
-from crucible_storage.lifecycle import Record
+from crucible_storage.lifecycle import TERMINAL, Record
 from crucible_storage.names import new_id
 from crucible_storage.policy import Policy
 from crucible_storage.queue import lane_of, rank_of
@@ -164,6 +164,8 @@ class Evaluations:
                 if last or not unended:
                     view = await self._database.read(lambda connection: look(connection, last))  # noqa: B023
                     if view is not None:
+                        if view.state in TERMINAL:
+                            self._hub.forget(evaluation_id)
                         return view
                 unended = False
                 await wait_for(ended, min(left, FALLBACK_POLL))

@@ -27,6 +27,7 @@ from crucible_storage.transaction import Stop, WriteTransaction
 
 MAX_ANSWER_BYTES = 3 << 20
 FALLBACK_POLL = 5.0
+_CONTENDED_POLL = 0.05
 _SWEEP_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
@@ -87,6 +88,13 @@ class Held:
         return run_id(self.evaluation_id, self.attempt)
 
 
+@dataclass(slots=True)
+class _Look:
+    """What a look for work met: `met_another`, work that another process was just giving out, or giving back."""
+
+    met_another: bool = False
+
+
 class Leases:
     """Gives work to executors and takes it back.
 
@@ -144,15 +152,17 @@ class Leases:
                 await self._executors.check_registered(executor_id, boot_id)
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
-                given = await self._given(executor_id, boot_id, max_runs) if waiting else []
+                look = _Look()
+                given = await self._given(executor_id, boot_id, max_runs, look) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
-                await wait_for(changed, min(left, await self._until_delayed() if waiting else FALLBACK_POLL))
+                patience = await self._until_delayed() if waiting else FALLBACK_POLL
+                await wait_for(changed, min(left, _CONTENDED_POLL if look.met_another else patience))
 
-    async def _given(self, executor_id: str, boot_id: str, max_runs: int) -> list[work.Assignment]:
+    async def _given(self, executor_id: str, boot_id: str, max_runs: int, look: "_Look") -> list[work.Assignment]:
         """Leases what there is. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
-        giving = asyncio.ensure_future(self._database.write(self._giver(executor_id, boot_id, max_runs)))
+        giving = asyncio.ensure_future(self._database.write(self._giver(executor_id, boot_id, max_runs, look)))
         try:
             return await asyncio.shield(giving)
         except asyncio.CancelledError:
@@ -180,7 +190,7 @@ class Leases:
                 await self._database.write(run)
 
     def _giver(
-        self, executor_id: str, boot_id: str, max_runs: int
+        self, executor_id: str, boot_id: str, max_runs: int, look: "_Look"
     ) -> Callable[[WriteTransaction], list[work.Assignment]]:
         def run(transaction: WriteTransaction) -> list[work.Assignment]:
             known = self._executors.registered_now(transaction, executor_id, boot_id)
@@ -192,6 +202,7 @@ class Leases:
                     break
                 record = store.take_waiting(transaction.connection, waiting.seq)
                 if record is None:
+                    look.met_another = True
                     continue
                 given.append(self._give(transaction, record, executor_id, boot_id, now))
                 size += waiting.size

@@ -68,13 +68,16 @@ async def running(
     try:
         service = await _composed(database, hub, policy, clock, signer, verifier)
         metrics.start(await _counts(database), database.last_position)
-        sweeping = asyncio.create_task(Sweeper(service.leases, policy, clock).run())
+        tasks = [asyncio.create_task(Sweeper(service.leases, policy, clock).run())]
+        if database.shared:
+            tasks.append(asyncio.create_task(service.executors.keep_stored()))
         try:
             yield service
         finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
     finally:
         await state.close()
 
