@@ -4,6 +4,7 @@ import pytest
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import signing
 from crucible_storage import final_records
 from tests.storage import world as w
@@ -210,3 +211,23 @@ async def test_a_report_that_storage_itself_fails_at_does_not_hold_up_the_others
     assert (await world.get(good)).state == S.EVALUATION_STATE_SUCCEEDED
     assert (await world.get(bad)).state == S.EVALUATION_STATE_STARTING
     assert await read(world, bad) == b""
+
+
+async def test_output_in_many_small_chunks_is_read_from_anywhere(world):
+    assignment = await world.running()
+    data = bytes(range(200))
+    chunks = [output(data[start : start + 3], start) for start in range(0, 200, 3)]
+    assert await world.report(report(assignment, *chunks)) == []
+    evaluation_id = assignment.evaluation.removeprefix("evaluations/")
+    for offset in (0, 1, 2, 3, 100, 197, 199, 200, 500):
+        parts = world.service.evaluations.read_output("t", evaluation_id, w.STDOUT, offset, 0)
+        assert b"".join([part async for _, part in parts]) == data[offset:]
+    assert await world.report(report(assignment, finished(assignment, stdout=data))) == []
+    assert (await world.get(assignment)).stdout.preview == data
+
+
+async def test_a_reason_with_nul_is_stored_without_it(world):
+    assignment = await world.running()
+    lost = work.RunLost(reason="gone\0for good", confirmed_gone=True)
+    assert await world.report(report(assignment, lost=lost)) == []
+    assert [one.reason for one in (await world.get(assignment)).failed_attempts] == ["gone\ufffdfor good"]

@@ -28,6 +28,7 @@ from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.executors import Executors
 from crucible_storage.hub import Hub, wait_for
+from crucible_storage.lifecycle import storable
 from crucible_storage.models import InspectionEventRow, InspectionRow
 from crucible_storage.names import new_id
 from crucible_storage.policy import Policy
@@ -350,7 +351,7 @@ class Inspections:
 
     def _end(self, row: InspectionRow, state: int, reason: str = "", message: str = "") -> None:
         row.state, row.end_time = state, self._clock.now()
-        row.reason, row.message = reason[:MAX_REASON_CHARACTERS], message[:MAX_REASON_CHARACTERS]
+        row.reason, row.message = storable(reason)[:MAX_REASON_CHARACTERS], storable(message)[:MAX_REASON_CHARACTERS]
 
 
 def _outcome(row: InspectionRow) -> api.RunInspectionResponse:

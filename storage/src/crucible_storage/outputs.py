@@ -14,9 +14,15 @@ _STREAM = and_(
     _ROW.attempt == bindparam("attempt"),
     _ROW.stream == bindparam("stream"),
 )
-_ALL = select(_ROW.data).where(_STREAM).order_by(_ROW.offset)
+# Chunks of at most 64 KiB: a driver may hold a whole answer in memory. The first page is one, often all that is wanted.
+_PAGE = 16
 _CHUNK_BEFORE = select(func.max(_ROW.offset)).where(_STREAM, _ROW.offset <= bindparam("start")).scalar_subquery()
-_FROM = select(_ROW.offset, _ROW.data).where(_STREAM, _ROW.offset >= _CHUNK_BEFORE).order_by(_ROW.offset)
+_FROM = (
+    select(_ROW.offset, _ROW.data)
+    .where(_STREAM, _ROW.offset >= _CHUNK_BEFORE)
+    .order_by(_ROW.offset)
+    .limit(bindparam("rows"))
+)
 _END = select(func.max(_ROW.offset + _ROW.size)).where(_STREAM)
 
 
@@ -24,13 +30,11 @@ def read(connection: Connection, seq: int, attempt: int, stream: int, offset: in
     """Stored bytes of one stream from `offset`, at most `limit`; empty past their end."""
     parts: list[bytes] = []
     have = 0
-    rows = connection.execute(_FROM, {"seq": seq, "attempt": attempt, "stream": stream, "start": offset})
-    while have < limit and (row := rows.fetchone()) is not None:
-        begin, data = row
-        part = data[max(offset - begin, 0) :]
+    for part in _stored(connection, seq, attempt, stream, offset):
         parts.append(part)
         have += len(part)
-    rows.close()
+        if have >= limit:
+            break
     return b"".join(parts)[:limit]
 
 
@@ -42,14 +46,21 @@ def stored_bytes(connection: Connection, seq: int, attempt: int, stream: int) ->
 def sha256(connection: Connection, seq: int, attempt: int, stream: int, more: Iterable[bytes] = ()) -> bytes:
     """The digest of all stored bytes of one stream, and of those that come after them."""
     digest = hashlib.sha256()
-    for part in _stored(connection, seq, attempt, stream):
+    for part in _stored(connection, seq, attempt, stream, 0):
         digest.update(part)
     for part in more:
         digest.update(part)
     return digest.digest()
 
 
-def _stored(connection: Connection, seq: int, attempt: int, stream: int) -> Iterator[bytes]:
-    rows = connection.execute(_ALL, {"seq": seq, "attempt": attempt, "stream": stream})
-    while (row := rows.fetchone()) is not None:
-        yield row[0]
+def _stored(connection: Connection, seq: int, attempt: int, stream: int, offset: int) -> Iterator[bytes]:
+    """Stored bytes from `offset`, chunk by chunk, read page by page."""
+    key = {"seq": seq, "attempt": attempt, "stream": stream}
+    page, more = 1, True
+    while more:
+        rows = connection.execute(_FROM, key | {"start": offset, "rows": page}).fetchall()
+        more, page = len(rows) == page, min(page * 4, _PAGE)
+        for begin, data in rows:
+            if part := data[max(offset - begin, 0) :]:
+                yield part
+                offset = begin + len(data)
