@@ -7,6 +7,7 @@ from sqlalchemy import and_, bindparam, func, select
 from sqlalchemy.engine import Connection
 
 from crucible_storage import models
+from crucible_storage.prepared import Prepared
 
 _ROW = models.output.c
 _STREAM = and_(
@@ -17,13 +18,13 @@ _STREAM = and_(
 # Chunks of at most 64 KiB: a driver may hold a whole answer in memory. The first page is one, often all that is wanted.
 _PAGE = 16
 _CHUNK_BEFORE = select(func.max(_ROW.offset)).where(_STREAM, _ROW.offset <= bindparam("start")).scalar_subquery()
-_FROM = (
+_FROM = Prepared(
     select(_ROW.offset, _ROW.data)
     .where(_STREAM, _ROW.offset >= _CHUNK_BEFORE)
     .order_by(_ROW.offset)
     .limit(bindparam("rows"))
 )
-_END = select(func.max(_ROW.offset + _ROW.size)).where(_STREAM)
+_END = Prepared(select(func.max(_ROW.offset + _ROW.size)).where(_STREAM))
 
 
 def read(connection: Connection, seq: int, attempt: int, stream: int, offset: int, limit: int) -> bytes:
@@ -40,7 +41,8 @@ def read(connection: Connection, seq: int, attempt: int, stream: int, offset: in
 
 def stored_bytes(connection: Connection, seq: int, attempt: int, stream: int) -> int:
     """How many bytes of one stream are stored."""
-    return connection.execute(_END, {"seq": seq, "attempt": attempt, "stream": stream}).scalar_one() or 0
+    row = _END.first(connection, {"seq": seq, "attempt": attempt, "stream": stream})
+    return 0 if row is None else row[0] or 0
 
 
 def sha256(connection: Connection, seq: int, attempt: int, stream: int, more: Iterable[bytes] = ()) -> bytes:
@@ -58,7 +60,7 @@ def _stored(connection: Connection, seq: int, attempt: int, stream: int, offset:
     key = {"seq": seq, "attempt": attempt, "stream": stream}
     page, more = 1, True
     while more:
-        rows = connection.execute(_FROM, key | {"start": offset, "rows": page}).fetchall()
+        rows = _FROM.all(connection, key | {"start": offset, "rows": page})
         more, page = len(rows) == page, min(page * 4, _PAGE)
         for begin, data in rows:
             if part := data[max(offset - begin, 0) :]:
