@@ -90,7 +90,7 @@ async def test_what_administrators_change_is_noted_with_who_asked(world):
     await pauses.resume("")
     assignment = await finished_evaluation(world)
     await world.service.deletion.delete(assignment.evaluation.removeprefix("evaluations/"), "key-8", "asked to")
-    noted = [pb.AuditRecord.FromString(one.record) for one in await log(world)]
+    noted = [one.record for one in await log(world)]
     changes = [(one.actor, one.action, one.subject, json.loads(one.details)) for one in noted[:6]]
     assert changes == [
         ("key/key-1", "tenant.create", "tenants/acme", {"weight": "2"}),

@@ -1,11 +1,12 @@
 """The processes of the stack and their settings, in one place: who runs as whom, with what, and who needs whom."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crucible_deploy import environments
 from crucible_deploy.credentials import Credentials
-from crucible_deploy.layout import PROCESSES, Layout
+from crucible_deploy.layout import PROCESSES, Layout, LayoutError
 from crucible_deploy.spec import ProcessSpec, module_command
 from crucible_deploy.users import ROOT, Account
 
@@ -94,8 +95,28 @@ def _storage(layout: Layout) -> dict[str, object]:
         "heads_key": layout.pki / "storage" / "heads.key",
         "public_keys": layout.pki / "public",
         "records_pub": layout.pki / "public" / "records.pub",
+        **_database(layout),
         **_tls(layout, "storage"),
     }
+
+
+def _database(layout: Layout) -> dict[str, object]:
+    """The database that the operator named in a file, which may hold a password; without it, storage's own file.
+
+    Raises:
+        LayoutError: others can read the file, or it is empty.
+    """
+    file = layout.database_file
+    try:
+        with file.open() as stream:
+            mode, url = os.fstat(stream.fileno()).st_mode, stream.readline().strip()
+    except FileNotFoundError:
+        return {}
+    if mode & 0o077:
+        raise LayoutError(f"{file} may hold a password and others can read it: chmod 600 {file}")
+    if not url:
+        raise LayoutError(f"{file} is empty; write postgresql://… into it, or remove it")
+    return {"database_url": url}
 
 
 def _monitor(layout: Layout) -> dict[str, object]:

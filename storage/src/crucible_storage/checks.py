@@ -28,9 +28,9 @@ def name(text: str, field: str) -> str:
 
 
 def short(text: str, field: str) -> str:
-    """A text for people."""
-    if len(text) > MAX_TEXT:
-        raise invalid(field, f"must have at most {MAX_TEXT} characters")
+    """A text for people. NUL is no character of PostgreSQL's texts."""
+    if len(text) > MAX_TEXT or "\0" in text:
+        raise invalid(field, f"must have at most {MAX_TEXT} characters, none of them NUL")
     return text
 
 
@@ -74,6 +74,8 @@ def labels(given: Mapping[str, str], field: str) -> dict[str, str]:
     """Labels, as of an evaluation or of a filter."""
     if len(given) > MAX_LABELS or any(len(key) > MAX_NAME or len(value) > MAX_TEXT for key, value in given.items()):
         raise invalid(field, f"must have at most {MAX_LABELS} entries of bounded length")
+    if any("\0" in text for pair in given.items() for text in pair):
+        raise invalid(field, "must not contain NUL")
     return dict(given)
 
 

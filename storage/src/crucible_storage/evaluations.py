@@ -187,6 +187,8 @@ class Evaluations:
                 if last or not unended:
                     view = await self._database.read(lambda connection: look(connection, last))  # noqa: B023
                     if view is not None:
+                        if view.state in TERMINAL:
+                            self._hub.forget(evaluation_id)
                         return view
                 unended = False
                 await wait_for(ended, min(left, FALLBACK_POLL))

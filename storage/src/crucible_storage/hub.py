@@ -128,6 +128,10 @@ class Hub:
             for watch in self._stops.get(stop.executor, ()):
                 watch.put(stop)
 
+    def forget(self, evaluation_id: str) -> None:
+        """Notes that an evaluation was seen to have ended, in case nobody told."""
+        self._unended.pop(evaluation_id, None)
+
     def is_unended(self, tenant: str, evaluation_id: str) -> bool:
         """Whether this tenant's evaluation is known to be there and not terminal; False: it must be looked for."""
         return self._unended.get(evaluation_id) == tenant

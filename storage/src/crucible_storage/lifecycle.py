@@ -29,6 +29,11 @@ DELETED = 7
 MAX_REASON = 1024
 
 
+def storable(reason: str) -> str:
+    """A reason from elsewhere as a column holds it: bounded, and without NUL, which PostgreSQL's texts lack."""
+    return reason[:MAX_REASON].replace("\0", "\ufffd")
+
+
 @dataclass(slots=True)
 class Changes:
     """What happened to a record since it was loaded, for `store.save`."""
@@ -162,7 +167,7 @@ class Record:
         self._expect(not self.terminal)
         if self.cancel_wanted:
             return
-        self.cancel_by, self.cancel_reason, self.cancel_time = by, reason[:MAX_REASON], now
+        self.cancel_by, self.cancel_reason, self.cancel_time = by, storable(reason), now
         self.version += 1
         told = event_pb2.CancelRequested(by=by, reason=self.cancel_reason)
         self.changes.events.append(event_pb2.Event(cancel_requested=told))
@@ -192,7 +197,7 @@ class Record:
     def fail_attempt(self, reason: str, now: int, policy: Policy, jitter: float) -> None:
         """The infrastructure ended the attempt, and nothing of it is alive: another one later, or the end."""
         self._expect(self.state in HELD)
-        reason = reason[:MAX_REASON]
+        reason = storable(reason)
         if self.cancel_wanted:
             self.cancel(self._seen(f"the attempt ended: {reason}"), now, confirmed=True)
             return
@@ -226,7 +231,7 @@ class Record:
     def lose(self, reason: str) -> None:
         """Nobody can say whether the run is alive: the lease is void, the attempt ends when the fence has passed."""
         self._expect(self.state in HELD)
-        self.lost_reason = reason[:MAX_REASON]
+        self.lost_reason = storable(reason)
 
     def expire(self, now: int, policy: Policy, jitter: float) -> None:
         """The fence has passed without a renewal: nothing of the attempt can be alive."""

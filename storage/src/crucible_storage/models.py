@@ -254,7 +254,10 @@ class DeadLetterRow(SQLModel, table=True):
 
 
 class InspectionRow(SQLModel, table=True):
-    """One inspection of one executor; `state` as in `inspections`. `attempts` is a list as JSON."""
+    """One inspection of one executor; `state` as in `inspections`. `attempts` is a list as JSON.
+
+    `owner` is the process whose call it belongs to (`Database.process`), `heard` how often its worker was heard of.
+    """
 
     __tablename__ = "inspection"
     __table_args__ = (
@@ -277,6 +280,8 @@ class InspectionRow(SQLModel, table=True):
     message: str
     create_time: int = Field(sa_column=_number())
     end_time: int | None = Field(default=None, sa_column=_number(nullable=True))
+    owner: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    heard: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class InspectionEventRow(SQLModel, table=True):

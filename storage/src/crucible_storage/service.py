@@ -92,12 +92,14 @@ async def running(
         live = LiveDatabase(folder / FILE, clock)
         service = await _composed(database, hub, policy, clock, signer, verifier, heads, live)
         metrics.start(await _counts(database), database.last_position)
-        jobs = (
+        jobs = [
             Sweeper(service.leases, policy, clock).run(),
             Retention(service.deletion, keep or Keep(), clock).run(),
             service.sealer.run(),
             service.login_failures.run(),
-        )
+        ]
+        if database.shared:
+            jobs.append(service.executors.keep_stored())
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
             yield service
