@@ -6,8 +6,23 @@ from crucible_rpc import errors
 from tests.rpc.echo_servicer import EchoStub, call_each_kind, say, within
 
 
+METHODS = ("Unary", "Down", "Up", "Both")
+COUNTED = "crucible_rpc_calls_total"
+
+
 def value(registry, name, **labels):
     return registry.get_sample_value(name, labels)
+
+
+async def counted(registry, *codes):
+    """Waits until a call of each kind was counted with each code: a caller has its answer before the server counts."""
+
+    def all_are():
+        names = [f"/test.Echo/{method}" for method in METHODS]
+        return all(value(registry, COUNTED, method=name, code=code) for name in names for code in codes)
+
+    while not all_are():  # noqa: ASYNC110  # the registry has no event
+        await asyncio.sleep(0.005)
 
 
 async def test_calls_are_counted_by_method_and_code_and_timed(stub, servicer, registry):
@@ -18,7 +33,8 @@ async def test_calls_are_counted_by_method_and_code_and_timed(stub, servicer, re
 
     servicer.act = refuse
     await within(call_each_kind(stub, "x"))
-    for method in ("Unary", "Down", "Up", "Both"):
+    await within(counted(registry, "OK", "NOT_FOUND"))
+    for method in METHODS:
         name = f"/test.Echo/{method}"
         assert value(registry, "crucible_rpc_calls_total", method=name, code="OK") == 1
         assert value(registry, "crucible_rpc_calls_total", method=name, code="NOT_FOUND") == 1

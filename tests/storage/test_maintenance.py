@@ -369,6 +369,8 @@ def run(certificates, folder, *arguments, data=b"", **changes):
         "CRUCIBLE_STORAGE_TLS_KEY": str(certificates / "storage.key"),
         "CRUCIBLE_STORAGE_TLS_CA": str(certificates / "ca.crt"),
         "CRUCIBLE_STORAGE_TICKETS_KEY": str(certificates / "tickets.key"),
+        "CRUCIBLE_STORAGE_HEADS_KEY": str(certificates / "heads.key"),
+        "CRUCIBLE_STORAGE_PUBLIC_KEYS": str(certificates / "public"),
         "CRUCIBLE_STORAGE_RECORDS_PUB": str(certificates / "records.pub"),
         **changes,
     }
