@@ -91,8 +91,8 @@ class CommandLine:
 
     async def __call__(self, *args: str, stdin: bytes = b"") -> Ran:
         """Runs a command to its end; in this process where that makes no difference, which spares a start of Python."""
-        # `run` and `bench` have their own event loop and signals, `logs` writes to the descriptor itself.
-        if args[0] not in ("run", "bench", "logs"):
+        # `run`, `bench` and `batch` have their own event loop and signals, `logs` writes to the descriptor itself.
+        if args[0] not in ("run", "bench", "batch", "logs"):
             return await asyncio.to_thread(self._here, args, stdin)
         child = await self.start(*args)
         out, err = await asyncio.wait_for(child.communicate(stdin), 30)

@@ -124,6 +124,7 @@ class Evaluations:
                 page_token=request.page_token,
                 states=request.states,
                 labels=request.labels,
+                batch=request.batch,
             )
         )
 

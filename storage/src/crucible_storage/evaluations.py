@@ -3,17 +3,16 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from sqlalchemy import bindparam, insert, select
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
-from crucible_rpc.errors import AlreadyExistsError, ResourceExhaustedError
-from crucible_storage import models, outputs, store, views
+from crucible_rpc.errors import AlreadyExistsError
+from crucible_storage import admission, models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
@@ -25,7 +24,6 @@ from crucible_storage.transaction import WriteTransaction
 
 FALLBACK_POLL = 5.0
 READ_BYTES = 64 << 10
-_QUEUE_FULL_RETRY = timedelta(seconds=5)
 
 _ROW = models.evaluation.c
 _BY_REQUEST = select(_ROW.id, _ROW.spec_sha256).where(
@@ -53,6 +51,57 @@ class Wanted:
         rest = pb.EvaluationSpec(limits=spec.limits, priority=spec.priority, labels=spec.labels)
         digest = hashlib.sha256(hashlib.sha256(run_spec).digest() + rest.SerializeToString(deterministic=True))
         return cls(tenant, creator, request_id, spec, run_spec, digest.digest())
+
+
+def new_record(
+    wanted: Wanted, evaluation_id: str, now: int, policy: Policy, *, batch: str | None = None, blocked: int = 0
+) -> Record:
+    """The record of a new evaluation, QUEUED, with its first event.
+
+    Args:
+        wanted: what was asked for.
+        evaluation_id: its id.
+        now: µs, when it is made.
+        policy: how priorities are weighed.
+        batch: the id of the batch of which it is an item.
+        blocked: how many things it waits for before it may be leased.
+    """
+    spec = wanted.spec
+    record = Record(
+        seq=0,
+        id=evaluation_id,
+        tenant=wanted.tenant,
+        creator=wanted.creator,
+        request_id=wanted.request_id or None,
+        spec_sha256=wanted.spec_sha256,
+        run_spec_sha256=hashlib.sha256(wanted.run_spec).digest(),
+        run_spec_size=len(wanted.run_spec),
+        runtime=spec.program.runtime,
+        engine=spec.engine,
+        priority=spec.priority,
+        limits=spec.limits.SerializeToString(),
+        output_limit=spec.limits.output_bytes,
+        labels=json.dumps(dict(sorted(spec.labels.items()))),
+        lane=lane_of(wanted.tenant, spec.engine, spec.program.runtime),
+        rank=rank_of(now, spec.priority, policy),
+        create_time=now,
+        batch=batch,
+        blocked=blocked,
+    )
+    record.create()
+    return record
+
+
+def insert_parts(transaction: WriteTransaction, created: Sequence[tuple[Record, Wanted]]) -> None:
+    """Stores what evaluations that were just inserted have in tables of its own: programs and labels."""
+    programs, labels = [], []
+    for record, wanted in created:
+        owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
+        programs.append(owner | {"run_spec": wanted.run_spec})
+        labels += [owner | {"key": key, "value": value} for key, value in sorted(wanted.spec.labels.items())]
+    transaction.execute(_INSERT_PROGRAM, programs)
+    if labels:
+        transaction.execute(_INSERT_LABELS, labels)
 
 
 class Evaluations:
@@ -86,9 +135,7 @@ class Evaluations:
         def run(transaction: WriteTransaction) -> pb.Evaluation:
             if wanted.request_id and (earlier := self._earlier(transaction.connection, wanted)) is not None:
                 return views.complete(transaction.connection, earlier)
-            if transaction.queued >= self._policy.max_queued:
-                text = f"{self._policy.max_queued} evaluations are queued, which is as many as may be; try again later"
-                raise ResourceExhaustedError("QUEUE_FULL", text, retry_after=_QUEUE_FULL_RETRY)
+            admission.admit(transaction, self._policy, 1)
             record = self._insert(transaction, wanted)
             view = views.new(record)
             view.spec.program.CopyFrom(wanted.spec.program)
@@ -106,33 +153,10 @@ class Evaluations:
         return store.load(connection, row[0])
 
     def _insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
-        spec, now = wanted.spec, self._clock.now()
-        labels = dict(sorted(spec.labels.items()))
-        record = Record(
-            seq=0,
-            id=self._ids(),
-            tenant=wanted.tenant,
-            creator=wanted.creator,
-            request_id=wanted.request_id or None,
-            spec_sha256=wanted.spec_sha256,
-            run_spec_sha256=hashlib.sha256(wanted.run_spec).digest(),
-            run_spec_size=len(wanted.run_spec),
-            runtime=spec.program.runtime,
-            engine=spec.engine,
-            priority=spec.priority,
-            limits=spec.limits.SerializeToString(),
-            output_limit=spec.limits.output_bytes,
-            labels=json.dumps(labels),
-            lane=lane_of(wanted.tenant, spec.engine, spec.program.runtime),
-            rank=rank_of(now, spec.priority, self._policy),
-            create_time=now,
-        )
-        record.create()
+        now = self._clock.now()
+        record = new_record(wanted, self._ids(), now, self._policy)
         store.insert_record(transaction, record, now)
-        owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
-        transaction.execute(_INSERT_PROGRAM, owner | {"run_spec": wanted.run_spec})
-        if labels:
-            transaction.execute(_INSERT_LABELS, [owner | {"key": k, "value": v} for k, v in labels.items()])
+        insert_parts(transaction, [(record, wanted)])
         return record
 
     async def get(self, tenant: str, evaluation_id: str) -> pb.Evaluation:

@@ -37,7 +37,10 @@ class Changes:
 
 @dataclass(slots=True)
 class Record:
-    """One evaluation. All fields but `changes` are the columns of its table, in their order and with their units."""
+    """One evaluation. All fields but `changes` are the columns of its table, in their order and with their units.
+
+    `blocked` is how many things a queued item of a batch still waits for; see `batch_tasks`, which alone changes it.
+    """
 
     seq: int
     id: str
@@ -56,6 +59,8 @@ class Record:
     lane: str
     rank: int
     create_time: int
+    batch: str | None = None
+    blocked: int = 0
     state: int = QUEUED
     version: int = 1
     attempt: int = 0
@@ -177,9 +182,21 @@ class Record:
         self._expect(self.cancel_wanted and not self.terminal)
         result = pb.Evaluation() if result is None else result
         by, reason = self.cancel_by or "", self.cancel_reason or ""
-        cancelled = pb.Cancelled(by=by, reason=reason, confirmed=confirmed)
+        cancelled = pb.Cancelled(by=by, reason=reason, confirmed=confirmed, cause=pb.CANCEL_CAUSE_REQUESTED)
         result.termination.CopyFrom(pb.Termination(cancelled=cancelled, evidence=evidence))
         self._finish(CANCELLED, result, now)
+
+    def skip(self, dependency: str, now: int) -> None:
+        """Ends it before it ever ran: `dependency`, an evaluation's name, had to succeed and did not."""
+        self._expect(self.state == QUEUED and self.blocked > 0)
+        cancelled = pb.Cancelled(
+            reason=f"{dependency} did not succeed",
+            confirmed=True,
+            cause=pb.CANCEL_CAUSE_DEPENDENCY_FAILED,
+            dependency=dependency,
+        )
+        evidence = self._seen("it was never started")
+        self._finish(CANCELLED, pb.Evaluation(termination=pb.Termination(cancelled=cancelled, evidence=evidence)), now)
 
     def fail_attempt(self, reason: str, now: int, policy: Policy, jitter: float) -> None:
         """The infrastructure ended the attempt, and nothing of it is alive: another one later, or the end."""

@@ -13,7 +13,10 @@ PLATFORM = "*"
 
 _BIG = BigInteger().with_variant(Integer(), "sqlite")
 
-_WAITING = text("state = 1 AND not_before IS NULL")
+_WAITING = text("state = 1 AND not_before IS NULL AND blocked = 0")
+_OF_BATCH = text("batch IS NOT NULL")
+_ENDED = text("end_position IS NOT NULL")
+_TASK = text("task <> 0")
 _DELAYED = text("state = 1 AND not_before IS NOT NULL")
 _NAMED = text("request_id IS NOT NULL")
 _HELD = text("state IN (2, 3)")
@@ -48,6 +51,7 @@ class EvaluationRow(SQLModel, table=True):
         Index("ix_evaluation_delayed", "not_before", sqlite_where=_DELAYED),
         Index("ix_evaluation_held", "executor", sqlite_where=_HELD),
         Index("ix_evaluation_renewed", "lease_renewed", sqlite_where=_HELD),
+        Index("ix_evaluation_batch", "batch", "state", "seq", sqlite_where=_OF_BATCH, postgresql_where=_OF_BATCH),
     )
 
     seq: int | None = Field(default=None, sa_column=_key())
@@ -67,6 +71,8 @@ class EvaluationRow(SQLModel, table=True):
     lane: str
     rank: int = Field(sa_column=_number())
     create_time: int = Field(sa_column=_number())
+    batch: str | None
+    blocked: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
     state: int
     version: int = Field(sa_column=_number())
     attempt: int
@@ -85,6 +91,86 @@ class EvaluationRow(SQLModel, table=True):
     start_time: int | None = Field(sa_column=_number(nullable=True))
     end_time: int | None = Field(sa_column=_number(nullable=True))
     behaviour_updates: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+
+
+class BatchRow(SQLModel, table=True):
+    """One batch. `task` is what `batch_tasks` is to do to its items, `task_cursor` how far that is."""
+
+    __tablename__ = "batch"
+    __table_args__ = (
+        Index("ix_batch_id", "id", unique=True),
+        Index("ix_batch_request", "tenant", "request_id", unique=True),
+        Index("ix_batch_list", "tenant", "seq"),
+        Index("ix_batch_task", "seq", sqlite_where=_TASK, postgresql_where=_TASK),
+    )
+
+    seq: int | None = Field(default=None, sa_column=_key())
+    id: str
+    tenant: str
+    creator: str
+    request_id: str
+    header_sha256: bytes = Field(sa_column=_bytes())
+    labels: str
+    start_when_complete: bool
+    items: int
+    create_time: int = Field(sa_column=_number())
+    complete_time: int | None = Field(default=None, sa_column=_number(nullable=True))
+    cancel_by: str | None = None
+    cancel_reason: str | None = None
+    cancel_time: int | None = Field(default=None, sa_column=_number(nullable=True))
+    task: int = 0
+    task_cursor: int = 0
+
+
+class BatchItemRow(SQLModel, table=True):
+    """One item of a batch. `end_position` is that of the event of its end, `end_kind` a kind of `progress`."""
+
+    __tablename__ = "batch_item"
+    __table_args__ = (
+        Index("ix_batch_item_number", "batch", "number", unique=True),
+        Index("ix_batch_item_key", "batch", "key", unique=True),
+        Index("ix_batch_item_end", "batch", "end_position", sqlite_where=_ENDED, postgresql_where=_ENDED),
+    )
+
+    evaluation_seq: int = Field(sa_column=_owner())
+    tenant: str
+    batch: str
+    number: int
+    key: str
+    sha256: bytes = Field(sa_column=_bytes())
+    run_anyway: bool
+    end_position: int | None = Field(default=None, sa_column=_number(nullable=True))
+    end_kind: int | None = None
+
+
+class BatchCountRow(SQLModel, table=True):
+    """How many items of a batch are of a kind of `progress`; kept in the transaction that changes it."""
+
+    __tablename__ = "batch_count"
+
+    batch: str = Field(primary_key=True)
+    kind: int = Field(primary_key=True)
+    tenant: str
+    count: int = Field(sa_column=_number())
+
+
+class DependencyRow(SQLModel, table=True):
+    """An item that waits for another one to end; gone when that end was taken account of."""
+
+    __tablename__ = "batch_dependency"
+
+    needed_seq: int = Field(sa_column=_owner())
+    evaluation_seq: int = Field(sa_column=_owner())
+    tenant: str
+
+
+class SettlementRow(SQLModel, table=True):
+    """An item that ended while others waited for it, and of whose end not all of them have been told."""
+
+    __tablename__ = "batch_settlement"
+
+    evaluation_seq: int = Field(sa_column=_owner())
+    tenant: str
 
 
 class ProgramRow(SQLModel, table=True):
@@ -262,5 +348,10 @@ failed_attempt = _table("failed_attempt")
 event = _table("event")
 output = _table("output")
 evaluation_count = _table("evaluation_count")
+batch = _table("batch")
+batch_item = _table("batch_item")
+batch_count = _table("batch_count")
+batch_dependency = _table("batch_dependency")
+batch_settlement = _table("batch_settlement")
 api_key = _table("api_key")
 executor = _table("executor")

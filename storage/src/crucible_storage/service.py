@@ -11,6 +11,9 @@ from sqlalchemy import func, select
 from crucible_rpc.signing import Signer, Verifier
 from crucible_storage import cursors, models
 from crucible_storage.api_keys import ApiKeys
+from crucible_storage.batch_tasks import BatchTasks
+from crucible_storage.batch_watch import BatchWatches
+from crucible_storage.batches import Batches
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
@@ -37,6 +40,9 @@ class Service:
     policy: Policy
     evaluations: Evaluations
     lists: Lists
+    batches: Batches
+    batch_tasks: BatchTasks
+    batch_watches: BatchWatches
     executors: Executors
     leases: Leases
     reports: Reports
@@ -49,7 +55,7 @@ class Service:
 async def running(
     folder: Path, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, metrics: Metrics
 ) -> AsyncIterator[Service]:
-    """Opens the state folder and sweeps expired leases until the block ends.
+    """Opens the state folder, sweeps expired leases and works on batches until the block ends.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -61,13 +67,16 @@ async def running(
     try:
         service = await _composed(database, hub, policy, clock, signer, verifier)
         metrics.start(await _counts(database), database.last_position)
-        sweeping = asyncio.create_task(Sweeper(service.leases, policy, clock).run())
+        loops = (Sweeper(service.leases, policy, clock).run(), service.batch_tasks.run())
+        tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield service
         finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with suppress(asyncio.CancelledError):
+                    await task
     finally:
         await state.close()
 
@@ -86,6 +95,9 @@ async def _composed(
         policy=policy,
         evaluations=Evaluations(database, hub, policy, clock),
         lists=Lists(database, Cursors(key)),
+        batches=Batches(database, policy, clock, Cursors(key)),
+        batch_tasks=BatchTasks(database, hub, clock),
+        batch_watches=BatchWatches(database, hub),
         executors=executors,
         leases=Leases(database, hub, executors, signer, policy, clock),
         reports=Reports(database, verifier, policy, clock),

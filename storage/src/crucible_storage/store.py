@@ -1,5 +1,6 @@
 """Loads and saves records: one SELECT, one compare-and-set UPDATE, and the events in the same transaction."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -8,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
-from crucible_storage import models
+from crucible_storage import models, progress
 from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import run_id
 from crucible_storage.transaction import Stop, WriteTransaction
@@ -20,9 +21,15 @@ _SELECT = select(*(_ROW[name] for name in _COLUMNS))
 _BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
 _BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
 _INSERT = insert(models.evaluation)
+_SEQS = select(_ROW.id, _ROW.seq).where(_ROW.id.in_(bindparam("ids", expanding=True)))
 _UPDATE = (
     update(models.evaluation)
-    .where(_ROW.seq == bindparam("key"), _ROW.version == bindparam("expected"), _ROW.state < min(TERMINAL))
+    .where(
+        _ROW.seq == bindparam("key"),
+        _ROW.version == bindparam("expected"),
+        _ROW.blocked == bindparam("expected_blocked"),
+        _ROW.state < min(TERMINAL),
+    )
     .values({name: bindparam(f"new_{name}") for name in _MUTABLE})
 )
 _INSERT_OUTPUT = insert(models.output)
@@ -64,6 +71,20 @@ def insert_record(transaction: WriteTransaction, record: Record, now: int) -> No
     _append(transaction, record, now)
 
 
+def insert_records(transaction: WriteTransaction, records: Sequence[Record], now: int) -> None:
+    """Stores new records at once, as `insert_record` does one: a statement for all rows, not one for each."""
+    names = [name for name in _COLUMNS if name != "seq"]
+    transaction.execute(_INSERT, [{name: getattr(record, name) for name in names} for record in records])
+    rows = transaction.execute(_SEQS, {"ids": [record.id for record in records]})
+    seqs = {row.id: row.seq for row in rows}
+    for record in records:
+        record.seq = seqs[record.id]
+        transaction.count(record.tenant, record.state, 1)
+        transaction.notices.created.append((record.id, record.tenant))
+        _append(transaction, record, now)
+    transaction.notices.work |= any(not record.blocked for record in records)
+
+
 def save(transaction: WriteTransaction, record: Record, before: "Before", now: int) -> None:
     """Stores what changed, by compare-and-set on the version that was loaded.
 
@@ -71,7 +92,8 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
         AbortedError: somebody else changed it, or it is terminal.
     """
     values: dict[str, Any] = {f"new_{name}": getattr(record, name) for name in _MUTABLE}
-    values |= {"key": record.seq, "expected": before.version}
+    values |= {"key": record.seq, "expected": before.version, "expected_blocked": record.blocked}
+    kind = progress.kind_of(record)
     if transaction.execute(_UPDATE, values).rowcount != 1:
         raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
@@ -80,34 +102,38 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
         transaction.execute(_INSERT_FAILED, row | {"reason": failed.reason, "time": now})
-    _append(transaction, record, now)
+    position = _append(transaction, record, now)
     _notify(transaction, record, before, now)
+    progress.moved(transaction, record, before.kind, kind, position)
 
 
 class Before:
     """What `save` compares with: taken before a record is changed."""
 
-    __slots__ = ("cancel_wanted", "state", "version")
+    __slots__ = ("cancel_wanted", "kind", "state", "version")
 
     def __init__(self, record: Record) -> None:
         self.version = record.version
         self.state = record.state
+        self.kind = progress.kind_of(record)
         self.cancel_wanted = record.cancel_wanted
 
 
-def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
-    """Appends the events; output's bytes go to their own table, under the event's position."""
+def _append(transaction: WriteTransaction, record: Record, now: int) -> int:
+    """Appends the events; output's bytes go to their own table, under the event's position. Answers the last one's."""
     chunks: list[dict[str, Any]] = []
+    position = 0
     for event in record.changes.events:
         if event.WhichOneof("kind") == "output":
             position = transaction.append_event(record.tenant, record.seq, record.attempt, now, b"")
             chunks.append(_output_row(record, position, event.output))
         else:
             body = event.SerializeToString()
-            transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
+            position = transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
     if chunks:
         transaction.execute(_INSERT_OUTPUT, chunks)
     record.changes = Changes()
+    return position
 
 
 def _output_row(record: Record, position: int, chunk: event_pb2.OutputChunk) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, insert
+from sqlalchemy import bindparam, insert, text
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
@@ -23,6 +23,12 @@ _ADD_COUNT = upsert(models.evaluation_count).values(
 )
 _ADD_COUNT = _ADD_COUNT.on_conflict_do_update(
     index_elements=["tenant", "state"], set_={"count": models.evaluation_count.c.count + _ADD_COUNT.excluded.count}
+)
+_ADD_BATCH_COUNT = text(
+    """
+    INSERT INTO batch_count (batch, kind, tenant, count) VALUES (:batch, :kind, :tenant, :count)
+    ON CONFLICT (batch, kind) DO UPDATE SET count = batch_count.count + excluded.count
+    """
 )
 
 
@@ -52,6 +58,8 @@ class Notices:
         created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
         stops: runs to be ended.
+        batches: ids of batches of which something changed.
+        batch_work: whether there is more to do to items of a batch, in the background.
         last_position: of the event log.
         appended: events of this commit.
     """
@@ -60,6 +68,8 @@ class Notices:
     created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
+    batches: set[str] = field(default_factory=set)
+    batch_work: bool = False
     last_position: int = 0
     appended: int = 0
 
@@ -80,6 +90,7 @@ class WriteTransaction:
         self.connection = connection
         self.notices = Notices(last_position=last_position)
         self.counts: Counts = {}
+        self._batch_counts: dict[tuple[str, int, str], int] = {}
         self._committed_queued = queued
         self._first_position = last_position + 1
         self._events: list[dict[str, Any]] = []
@@ -127,11 +138,18 @@ class WriteTransaction:
         key = (tenant, state)
         self.counts[key] = self.counts.get(key, 0) + change
 
+    def count_batch(self, batch: str, kind: int, tenant: str, change: int) -> None:
+        """Changes how many items of a batch are of a kind of `progress`."""
+        key = (batch, kind, tenant)
+        self._batch_counts[key] = self._batch_counts.get(key, 0) + change
+        self.notices.batches.add(batch)
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undoes everything done inside when it raises."""
         name = f"s{self._depth}"
         events, counts, work = len(self._events), dict(self.counts), self.notices.work
+        batch_counts, batch_work = dict(self._batch_counts), self.notices.batch_work
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
@@ -145,6 +163,7 @@ class WriteTransaction:
             del self._events[events:], self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:]
             self.counts, self.notices.work = counts, work
+            self._batch_counts, self.notices.batch_work = batch_counts, batch_work
             raise
         finally:
             self._depth -= 1
@@ -157,6 +176,11 @@ class WriteTransaction:
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in self.counts.items() if c]
         if changed:
             self.execute(_ADD_COUNT, changed)
+        moved = [
+            {"batch": b, "kind": k, "tenant": t, "count": c} for (b, k, t), c in sorted(self._batch_counts.items()) if c
+        ]
+        if moved:
+            self.execute(_ADD_BATCH_COUNT, moved)
         self.notices.appended = len(self._events)
         self.notices.last_position += len(self._events)
 

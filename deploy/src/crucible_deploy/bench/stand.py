@@ -38,6 +38,7 @@ class Sizes:
         compared_wide: runs of each peer, four at once.
         traced: HumanEval programs with and without a trace.
         control: evaluations through the control plane alone.
+        batch: items of each batch.
         memory_step: evaluations between two looks at memory.
         budget_s: no subject begins later than this after the start; what is left out is shown.
     """
@@ -54,17 +55,18 @@ class Sizes:
     compared_wide: int = 16
     traced: int = 60
     control: int = 400
+    batch: int = 10_000
     memory_step: int = 1000
     budget_s: float = 12.5 * 60
 
 
 FULL = Sizes(
     singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, compared=40, compared_wide=60, traced=164,
-    control=1000, memory_step=2000, budget_s=float("inf"),
+    control=1000, batch=50_000, memory_step=2000, budget_s=float("inf"),
 )  # fmt: skip
 TINY = Sizes(
     singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, compared=1,
-    compared_wide=4, traced=2, control=20, memory_step=40,
+    compared_wide=4, traced=2, control=20, batch=400, memory_step=40,
 )  # fmt: skip
 """Shows that everything can be measured, and nothing else."""
 

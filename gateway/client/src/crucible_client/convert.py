@@ -91,9 +91,9 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         attempt=message.attempt,
         termination=termination(message.termination) if message.HasField("termination") else None,
         limit_hits=tuple(_limit_hit(hit) for hit in message.limit_hits),
-        create_time=_time(message, "create_time"),
-        start_time=_time(message, "start_time"),
-        end_time=_time(message, "end_time"),
+        create_time=time(message, "create_time"),
+        start_time=time(message, "start_time"),
+        end_time=time(message, "end_time"),
         stdout=_output(message.stdout),
         stderr=_output(message.stderr),
         usage=_usage(message.usage) if message.HasField("usage") else None,
@@ -102,6 +102,7 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         failed_attempts=tuple(_failed_attempt(attempt) for attempt in message.failed_attempts),
         behaviour=_behaviour(message.behaviour) if message.HasField("behaviour") else None,
         unobserved_limits=tuple(_limit(number) for number in message.unobserved_limits),
+        batch=message.batch,
     )
 
 
@@ -117,7 +118,9 @@ def termination(message: evaluation_pb2.Termination) -> results.Termination:
             return results.LimitExceeded(_limit(message.limit_exceeded.limit), evidence=evidence)
         case "cancelled":
             ended = message.cancelled
-            return results.Cancelled(ended.by, ended.reason, ended.confirmed, evidence=evidence)
+            return results.Cancelled(
+                ended.by, ended.reason, ended.confirmed, dependency=ended.dependency, evidence=evidence
+            )
         case "infrastructure_failure":
             return results.InfrastructureFailure(message.infrastructure_failure.reason, evidence=evidence)
     return results.UnknownTermination(evidence=evidence)
@@ -125,7 +128,7 @@ def termination(message: evaluation_pb2.Termination) -> results.Termination:
 
 def event(message: event_pb2.Event) -> results.Event:
     """One entry of the event log."""
-    base = (message.position, message.evaluation, _time(message, "time"), message.attempt)
+    base = (message.position, message.evaluation, time(message, "time"), message.attempt)
     match message.WhichOneof("kind"):
         case "state_changed":
             change = message.state_changed
@@ -163,7 +166,7 @@ def platform_status(message: platform_service_pb2.GetStatusResponse) -> results.
     queue = message.queue
     return results.PlatformStatus(
         processes=tuple(
-            results.ProcessStatus(one.process, one.serving, one.detail, _time(one, "last_seen_time"), one.slots)
+            results.ProcessStatus(one.process, one.serving, one.detail, time(one, "last_seen_time"), one.slots)
             for one in message.processes
         ),
         queue=results.QueueStatus(queue.queued, queue.running, queue.finished) if message.HasField("queue") else None,
@@ -184,8 +187,8 @@ def api_key(message: admin_service_pb2.ApiKey) -> results.ApiKey:
         tenant=message.tenant,
         role=member(results.Role, admin_service_pb2.Role, message.role, "ROLE_"),
         description=message.description,
-        create_time=_time(message, "create_time"),
-        revoke_time=_time(message, "revoke_time"),
+        create_time=time(message, "create_time"),
+        revoke_time=time(message, "revoke_time"),
     )
 
 
@@ -262,7 +265,7 @@ def _behaviour(message: evaluation_pb2.Behaviour) -> results.Behaviour:
 
 
 def _actions(message: evaluation_pb2.ObservedActions) -> results.ObservedActions:
-    return results.ObservedActions(message.count, _time(message, "first_time"), tuple(message.examples))
+    return results.ObservedActions(message.count, time(message, "first_time"), tuple(message.examples))
 
 
 def _behaviour_seen(
@@ -286,7 +289,7 @@ def _action_kind(number: int) -> results.ActionKind:
 
 
 def _failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:
-    return results.FailedAttempt(message.attempt, message.reason, _time(message, "time"))
+    return results.FailedAttempt(message.attempt, message.reason, time(message, "time"))
 
 
 def _state(number: int) -> results.State:
@@ -313,7 +316,8 @@ def _duration(message: Any, field: str) -> timedelta | None:
         return None  # out of what a duration may be: as good as not said
 
 
-def _time(message: Any, field: str) -> datetime | None:
+def time(message: Any, field: str) -> datetime | None:
+    """A time of a message; None when it is unset."""
     if not message.HasField(field):
         return None
     value: Timestamp = getattr(message, field)

@@ -96,6 +96,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
     ERROR_REASON_CANNOT_VERIFY: _ErrorReason.ValueType  # 42
     """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
+    ERROR_REASON_BATCH_NOT_FOUND: _ErrorReason.ValueType  # 58
+    """NOT_FOUND: no such batch, or another tenant's."""
+    ERROR_REASON_BATCH_CLOSED: _ErrorReason.ValueType  # 59
+    """FAILED_PRECONDITION: the batch is complete or cancelled and takes no further items."""
+    ERROR_REASON_BATCH_ITEM_REUSED: _ErrorReason.ValueType  # 60
+    """ALREADY_EXISTS: the batch has another item under this key or number; `evaluation` in the metadata names it."""
+    ERROR_REASON_BATCH_TOO_LARGE: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION: a batch has at most 100,000 items."""
+    ERROR_REASON_BATCH_ITEMS_MISSING: _ErrorReason.ValueType  # 62
+    """OUT_OF_RANGE: items are missing: the stream goes on behind more than is stored, or ends with another number of items."""
+    ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 63
+    """UNAVAILABLE: nothing came on the caller's stream for too long, so it was ended; what came is stored."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -176,4 +188,16 @@ ERROR_REASON_INSPECTION_LOST: ErrorReason.ValueType  # 41
 """UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
 ERROR_REASON_CANNOT_VERIFY: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
+ERROR_REASON_BATCH_NOT_FOUND: ErrorReason.ValueType  # 58
+"""NOT_FOUND: no such batch, or another tenant's."""
+ERROR_REASON_BATCH_CLOSED: ErrorReason.ValueType  # 59
+"""FAILED_PRECONDITION: the batch is complete or cancelled and takes no further items."""
+ERROR_REASON_BATCH_ITEM_REUSED: ErrorReason.ValueType  # 60
+"""ALREADY_EXISTS: the batch has another item under this key or number; `evaluation` in the metadata names it."""
+ERROR_REASON_BATCH_TOO_LARGE: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION: a batch has at most 100,000 items."""
+ERROR_REASON_BATCH_ITEMS_MISSING: ErrorReason.ValueType  # 62
+"""OUT_OF_RANGE: items are missing: the stream goes on behind more than is stored, or ends with another number of items."""
+ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 63
+"""UNAVAILABLE: nothing came on the caller's stream for too long, so it was ended; what came is stored."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

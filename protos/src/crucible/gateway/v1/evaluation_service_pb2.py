@@ -26,7 +26,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot
 from crucible.evaluation.v1 import event_pb2 as crucible_dot_evaluation_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/gateway/v1/evaluation_service.proto\x12\x13\x63rucible.gateway.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\"c\n\x17\x43reateEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"`\n\x14RunEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"O\n\x15RunEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\xf0\x01\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06states\x18\x03 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.crucible.gateway.v1.ListEvaluationsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x17\x43\x61ncelEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\">\n\x16WatchEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"\x89\x01\n\x17WatchEvaluationResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.crucible.evaluation.v1.EventH\x00\x12\x36\n\x0b\x66\x65ll_behind\x18\x02 \x01(\x0b\x32\x1f.crucible.gateway.v1.FellBehindH\x00\x42\x06\n\x04kind\"+\n\nFellBehind\x12\x1d\n\x15resume_after_position\x18\x01 \x01(\x03\"x\n\x11ReadOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06stream\x18\x02 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\x84\x06\n\x11\x45valuationService\x12o\n\x10\x43reateEvaluation\x12,.crucible.gateway.v1.CreateEvaluationRequest\x1a-.crucible.gateway.v1.CreateEvaluationResponse\x12\x66\n\rRunEvaluation\x12).crucible.gateway.v1.RunEvaluationRequest\x1a*.crucible.gateway.v1.RunEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.gateway.v1.GetEvaluationRequest\x1a*.crucible.gateway.v1.GetEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.gateway.v1.ListEvaluationsRequest\x1a,.crucible.gateway.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.gateway.v1.CancelEvaluationRequest\x1a-.crucible.gateway.v1.CancelEvaluationResponse\x12n\n\x0fWatchEvaluation\x12+.crucible.gateway.v1.WatchEvaluationRequest\x1a,.crucible.gateway.v1.WatchEvaluationResponse0\x01\x12_\n\nReadOutput\x12&.crucible.gateway.v1.ReadOutputRequest\x1a\'.crucible.gateway.v1.ReadOutputResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/gateway/v1/evaluation_service.proto\x12\x13\x63rucible.gateway.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\"c\n\x17\x43reateEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"`\n\x14RunEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"O\n\x15RunEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\xff\x01\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06states\x18\x03 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.crucible.gateway.v1.ListEvaluationsRequest.LabelsEntry\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x17\x43\x61ncelEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\">\n\x16WatchEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"\x89\x01\n\x17WatchEvaluationResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.crucible.evaluation.v1.EventH\x00\x12\x36\n\x0b\x66\x65ll_behind\x18\x02 \x01(\x0b\x32\x1f.crucible.gateway.v1.FellBehindH\x00\x42\x06\n\x04kind\"+\n\nFellBehind\x12\x1d\n\x15resume_after_position\x18\x01 \x01(\x03\"x\n\x11ReadOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06stream\x18\x02 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\x84\x06\n\x11\x45valuationService\x12o\n\x10\x43reateEvaluation\x12,.crucible.gateway.v1.CreateEvaluationRequest\x1a-.crucible.gateway.v1.CreateEvaluationResponse\x12\x66\n\rRunEvaluation\x12).crucible.gateway.v1.RunEvaluationRequest\x1a*.crucible.gateway.v1.RunEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.gateway.v1.GetEvaluationRequest\x1a*.crucible.gateway.v1.GetEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.gateway.v1.ListEvaluationsRequest\x1a,.crucible.gateway.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.gateway.v1.CancelEvaluationRequest\x1a-.crucible.gateway.v1.CancelEvaluationResponse\x12n\n\x0fWatchEvaluation\x12+.crucible.gateway.v1.WatchEvaluationRequest\x1a,.crucible.gateway.v1.WatchEvaluationResponse0\x01\x12_\n\nReadOutput\x12&.crucible.gateway.v1.ReadOutputRequest\x1a\'.crucible.gateway.v1.ReadOutputResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,25 +48,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETEVALUATIONRESPONSE']._serialized_start=548
   _globals['_GETEVALUATIONRESPONSE']._serialized_end=627
   _globals['_LISTEVALUATIONSREQUEST']._serialized_start=630
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=870
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=825
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=870
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=872
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=979
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=981
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1036
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1038
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1120
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1122
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1184
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1187
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1324
-  _globals['_FELLBEHIND']._serialized_start=1326
-  _globals['_FELLBEHIND']._serialized_end=1369
-  _globals['_READOUTPUTREQUEST']._serialized_start=1371
-  _globals['_READOUTPUTREQUEST']._serialized_end=1491
-  _globals['_READOUTPUTRESPONSE']._serialized_start=1493
-  _globals['_READOUTPUTRESPONSE']._serialized_end=1543
-  _globals['_EVALUATIONSERVICE']._serialized_start=1546
-  _globals['_EVALUATIONSERVICE']._serialized_end=2318
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=885
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=840
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=885
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=887
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=994
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=996
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1051
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1053
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1135
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1137
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1199
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1202
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1339
+  _globals['_FELLBEHIND']._serialized_start=1341
+  _globals['_FELLBEHIND']._serialized_end=1384
+  _globals['_READOUTPUTREQUEST']._serialized_start=1386
+  _globals['_READOUTPUTREQUEST']._serialized_end=1506
+  _globals['_READOUTPUTRESPONSE']._serialized_start=1508
+  _globals['_READOUTPUTRESPONSE']._serialized_end=1558
+  _globals['_EVALUATIONSERVICE']._serialized_start=1561
+  _globals['_EVALUATIONSERVICE']._serialized_end=2333
 # @@protoc_insertion_point(module_scope)
