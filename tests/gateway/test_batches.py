@@ -87,20 +87,24 @@ async def create(batches, *messages):
         for message in messages:
             yield message
 
-    return (await batches.CreateBatch(stream(), timeout=30)).batch
+    return await create_with(batches, stream())
+
+
+async def create_with(batches, stream):
+    return (await batches.CreateBatch(stream, timeout=60)).batch
 
 
 async def test_a_stream_becomes_a_batch_whose_results_are_watched_to_the_end(batches, client, world):
-    some = [item(b"%d" % n, key=f"k{n}") for n in range(450)]  # more than storage takes in one part
-    batch = await create(batches, header(labels={"a": "b"}), items(*some[:300]), items(*some[300:]), end(450))
-    assert (batch.state, batch.items, dict(batch.labels)) == (ev.BATCH_STATE_RUNNING, 450, {"a": "b"})
-    assert (batch.tenant, batch.progress.queued) == ("acme", 450)
-    running = asyncio.create_task(real_storage.run_all(world, 450))
-    watching = batches.WatchBatch(api.WatchBatchRequest(name=batch.name, order=ev.BATCH_ORDER_ITEM), timeout=60)
+    some = [item(b"%d" % n, key=f"k{n}") for n in range(220)]  # more than storage takes in one part
+    batch = await create(batches, header(labels={"a": "b"}), items(*some[:210]), items(*some[210:]), end(220))
+    assert (batch.state, batch.items, dict(batch.labels)) == (ev.BATCH_STATE_RUNNING, 220, {"a": "b"})
+    assert (batch.tenant, batch.progress.queued) == ("acme", 220)
+    running = asyncio.create_task(real_storage.run_all(world, 220))
+    watching = batches.WatchBatch(api.WatchBatchRequest(name=batch.name, order=ev.BATCH_ORDER_ITEM))
     got = [answer async for answer in watching]
     await running
-    assert [one.result.key for one in got if one.HasField("result")] == [f"k{n}" for n in range(450)]
-    assert got[-1].progress.progress.succeeded == 450
+    assert [one.result.key for one in got if one.HasField("result")] == [f"k{n}" for n in range(220)]
+    assert got[-1].progress.progress.succeeded == 220
     page = await client.evaluations.ListEvaluations(
         evaluations_api.ListEvaluationsRequest(batch=batch.name, page_size=2)
     )
@@ -227,31 +231,22 @@ async def test_a_stream_that_brings_nothing_is_ended(serve, dial):
 async def test_a_gateway_that_stops_ends_streams_and_watches(serve, dial):
     server = await serve()
     batches = stub(dial(server))
-    begun = asyncio.Event()
-    batch = await create(batches, header(), items(item()), end())
+    watched = await create(batches, header(), items(item()), end())
+    watching = batches.WatchBatch(api.WatchBatchRequest(name=watched.name))
+    assert (await watching.read()).progress.items == 1
 
     async def endless():
         yield header("r2")
-        begun.set()
         await asyncio.Event().wait()
 
-    async def watching():
-        async for _ in batches.WatchBatch(api.WatchBatchRequest(name=batch.name)):
-            begun.set()
-
-    async def streaming():
-        await batches.CreateBatch(endless())
-
-    for call in (watching, streaming):
-        begun.clear()
-        task = asyncio.create_task(call())
-        await asyncio.wait_for(begun.wait(), 5)
-        if call is streaming:
-            await server.drain(timedelta(seconds=5))
-            with pytest.raises(UnavailableError):
-                await task
-        else:
-            task.cancel()
+    streaming = asyncio.ensure_future(create_with(batches, endless()))
+    while len((await batches.ListBatches(api.ListBatchesRequest())).batches) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await server.drain(timedelta(seconds=5))
+    for call in (streaming, watching.read()):
+        with pytest.raises(UnavailableError) as caught:
+            await call
+        assert caught.value.reason == "SHUTTING_DOWN"
 
 
 async def test_another_tenants_batch_is_not_there(batches, dial, serve):

@@ -26,6 +26,8 @@ from crucible_rpc.errors import (
 
 MAX_PART = 200
 MAX_PART_BYTES = 2 << 20
+MAX_STRETCH = 20
+"""Items that are looked at without letting other calls go on."""
 
 
 class BatchStore(Protocol):
@@ -97,10 +99,13 @@ class Batches:
         return await self._storage.get_batch(caller.tenant, batch.name)
 
     async def _add(self, caller: Caller, name: str, first: int, items: Sequence[ev.BatchItem]) -> None:
-        """Completes all items of a message before any of them is stored."""
+        """Checks and completes all items of a message before any of them is stored."""
         for number, item in enumerate(items, first):
+            validation.check_item(item, number)
             with _item(number, item.key):
                 await self._executors.complete(item.spec, self._defaults)
+            if number % MAX_STRETCH == 0:
+                await asyncio.sleep(0)  # a large message must not hold up everybody else's calls
         for start, part in _parts(first, items):
             await self._storage.add_items(
                 store.AddBatchItemsRequest(
@@ -185,9 +190,8 @@ def _item(number: int, key: str) -> Iterator[None]:
     except InvalidArgumentError as error:
         raise validation.of_item(error, number, key) from error
     except FailedPreconditionError as error:
-        error.metadata.update(
-            {name: f"items[{number}].{error.metadata[name]}" for name in ("field",) if name in error.metadata}
-        )
+        if "field" in error.metadata:
+            error.metadata["field"] = f"items[{number}].{error.metadata['field']}"
         error.metadata["key"] = key or str(number)
         raise
 

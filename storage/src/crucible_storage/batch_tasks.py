@@ -26,7 +26,7 @@ RELEASE = 1
 CANCEL = 2
 """Its items are to be ended."""
 PART = 200
-FALLBACK_POLL = 2.0
+FALLBACK_POLL = 5.0
 _RETRY_PAUSE = 1.0
 _LOG = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ class Changes:
 
 @dataclass(slots=True)
 class Record:
-    """One evaluation. All fields but `changes` are the columns of its table, in their order and with their units.
+    """One evaluation. All fields but `changes` are the columns of its table, with their units.
 
     `blocked` is how many things a queued item of a batch still waits for; see `batch_tasks`, which alone changes it.
     """

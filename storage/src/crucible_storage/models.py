@@ -71,8 +71,6 @@ class EvaluationRow(SQLModel, table=True):
     lane: str
     rank: int = Field(sa_column=_number())
     create_time: int = Field(sa_column=_number())
-    batch: str | None
-    blocked: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
     state: int
     version: int = Field(sa_column=_number())
     attempt: int
@@ -91,6 +89,8 @@ class EvaluationRow(SQLModel, table=True):
     start_time: int | None = Field(sa_column=_number(nullable=True))
     end_time: int | None = Field(sa_column=_number(nullable=True))
     behaviour_updates: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    batch: str | None
+    blocked: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class BatchRow(SQLModel, table=True):

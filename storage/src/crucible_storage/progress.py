@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import bindparam, select, text
 
 from crucible.evaluation.v1 import batch_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as pb
@@ -16,12 +16,6 @@ SKIPPED = 7
 
 _FIELDS = ("waiting", "queued", "running", "running", "succeeded", "failed", "cancelled", "skipped")
 
-_ITEM = models.batch_item.c
-_END = (
-    update(models.batch_item)
-    .where(_ITEM.evaluation_seq == bindparam("owner"))
-    .values(end_position=bindparam("position"), end_kind=bindparam("end"))
-)
 _NEEDED = (
     select(models.batch_dependency.c.needed_seq)
     .where(models.batch_dependency.c.needed_seq == bindparam("seq"))
@@ -45,8 +39,8 @@ def kind_of(record: Record) -> int:
     return record.state
 
 
-def moved(transaction: WriteTransaction, record: Record, before: int, after: int, position: int) -> None:
-    """Notes that an item went from one kind to another; `position` is of the event that tells of it.
+def moved(transaction: WriteTransaction, record: Record, before: int, after: int) -> None:
+    """Notes that an item went from one kind to another; the last event that was appended tells of it.
 
     Call it after the item was updated: whoever adds an item that waits for this one locks its row first (see
     `batch_items`), so that either sees the other.
@@ -56,7 +50,7 @@ def moved(transaction: WriteTransaction, record: Record, before: int, after: int
     transaction.count_batch(record.batch, before, record.tenant, -1)
     transaction.count_batch(record.batch, after, record.tenant, 1)
     if record.state in TERMINAL:
-        transaction.execute(_END, {"owner": record.seq, "position": position, "end": after})
+        transaction.end_item(record.seq, after)
         if transaction.execute(_NEEDED, {"seq": record.seq}).first() is not None:
             settle(transaction, record.tenant, [record.seq])
 

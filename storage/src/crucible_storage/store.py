@@ -102,9 +102,9 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
         transaction.execute(_INSERT_FAILED, row | {"reason": failed.reason, "time": now})
-    position = _append(transaction, record, now)
+    _append(transaction, record, now)
     _notify(transaction, record, before, now)
-    progress.moved(transaction, record, before.kind, kind, position)
+    progress.moved(transaction, record, before.kind, kind)
 
 
 class Before:
@@ -119,21 +119,19 @@ class Before:
         self.cancel_wanted = record.cancel_wanted
 
 
-def _append(transaction: WriteTransaction, record: Record, now: int) -> int:
-    """Appends the events; output's bytes go to their own table, under the event's position. Answers the last one's."""
+def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
+    """Appends the events; output's bytes go to their own table, under the event's position."""
     chunks: list[dict[str, Any]] = []
-    position = 0
     for event in record.changes.events:
         if event.WhichOneof("kind") == "output":
             position = transaction.append_event(record.tenant, record.seq, record.attempt, now, b"")
             chunks.append(_output_row(record, position, event.output))
         else:
             body = event.SerializeToString()
-            position = transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
+            transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
     if chunks:
         transaction.execute(_INSERT_OUTPUT, chunks)
     record.changes = Changes()
-    return position
 
 
 def _output_row(record: Record, position: int, chunk: event_pb2.OutputChunk) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, insert, text
+from sqlalchemy import bindparam, insert, text, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
@@ -29,6 +29,12 @@ _ADD_BATCH_COUNT = text(
     INSERT INTO batch_count (batch, kind, tenant, count) VALUES (:batch, :kind, :tenant, :count)
     ON CONFLICT (batch, kind) DO UPDATE SET count = batch_count.count + excluded.count
     """
+)
+
+_END_ITEM = (
+    update(models.batch_item)
+    .where(models.batch_item.c.evaluation_seq == bindparam("owner"))
+    .values(end_position=bindparam("position"), end_kind=bindparam("end"))
 )
 
 
@@ -90,6 +96,7 @@ class WriteTransaction:
         self.connection = connection
         self.notices = Notices(last_position=last_position)
         self.counts: Counts = {}
+        self._ends: list[tuple[int, dict[str, Any]]] = []
         self._batch_counts: dict[tuple[str, int, str], int] = {}
         self._committed_queued = queued
         self._first_position = last_position + 1
@@ -144,12 +151,16 @@ class WriteTransaction:
         self._batch_counts[key] = self._batch_counts.get(key, 0) + change
         self.notices.batches.add(batch)
 
+    def end_item(self, evaluation_seq: int, kind: int) -> None:
+        """Notes that an item of a batch ended as a kind of `progress`; the event that was appended last tells of it."""
+        self._ends.append((len(self._events) - 1, {"owner": evaluation_seq, "end": kind}))
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undoes everything done inside when it raises."""
         name = f"s{self._depth}"
         events, counts, work = len(self._events), dict(self.counts), self.notices.work
-        batch_counts, batch_work = dict(self._batch_counts), self.notices.batch_work
+        ends, batch_counts, batch_work = len(self._ends), dict(self._batch_counts), self.notices.batch_work
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
@@ -160,7 +171,7 @@ class WriteTransaction:
         except BaseException:
             self._end_session(commit=False)
             self._undo(name)
-            del self._events[events:], self.notices.created[created:]
+            del self._events[events:], self._ends[ends:], self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:]
             self.counts, self.notices.work = counts, work
             self._batch_counts, self.notices.batch_work = batch_counts, batch_work
@@ -173,6 +184,9 @@ class WriteTransaction:
         """Writes the events and counts of all operations; called once, before the commit."""
         if self._events:
             self.execute(_INSERT_EVENTS, self._events)
+        if self._ends:
+            first = self._first_position
+            self.execute(_END_ITEM, [row | {"position": first + number} for number, row in self._ends])
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in self.counts.items() if c]
         if changed:
             self.execute(_ADD_COUNT, changed)
