@@ -142,7 +142,7 @@ class _Part:
         for seq in seqs:
             try:
                 with self._transaction.savepoint():
-                    self._cancel_one(batch, store.load_by_seq(self._transaction.connection, seq))
+                    self._cancel_one(batch, store.load_by_seq(self._transaction.connection, seq, to_change=True))
             except AbortedError:  # another storage process changed it in this moment
                 left = True
         if not left:
@@ -185,7 +185,7 @@ class _Part:
         self._unblock([one for one in waiting if one.run_anyway])
         for one in waiting:
             if not one.run_anyway:
-                record = store.load_by_seq(self._transaction.connection, one.seq)
+                record = store.load_by_seq(self._transaction.connection, one.seq, to_change=True)
                 before = store.Before(record)
                 record.skip(evaluation_name(ended.id), self._now)
                 store.save(self._transaction, record, before, self._now)
