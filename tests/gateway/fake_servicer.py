@@ -122,6 +122,7 @@ class FakeStore(
         self.listings = 0
         self.lose_answers = 0
         self.waiting = asyncio.Event()
+        self.waits = 0
         self.cancelled_waits = 0
         self.inspections = []
         self.found = []
@@ -172,24 +173,30 @@ class FakeStore(
         if self.lose_answers:
             self.lose_answers -= 1
             raise UnavailableError("LOST", "the answer got lost")
+        if request.HasField("wait"):
+            await self._wait(before, request.wait)
         return store_api.CreateEvaluationResponse(evaluation=before)
 
     async def GetEvaluation(self, request, context):
         return store_api.GetEvaluationResponse(evaluation=self._find(request.tenant, request.name))
 
     async def WaitEvaluation(self, request, context):
+        self.waits += 1
         evaluation = self._find(request.tenant, request.name)
+        await self._wait(evaluation, request.wait)
+        return store_api.WaitEvaluationResponse(evaluation=evaluation)
+
+    async def _wait(self, evaluation, wait):
         self.waiting.set()
         if self.finish:
             evaluation.state = ev.EVALUATION_STATE_SUCCEEDED
             evaluation.termination.exited.code = 0
-        else:
-            try:
-                await asyncio.sleep(request.wait.ToTimedelta().total_seconds())
-            except asyncio.CancelledError:
-                self.cancelled_waits += 1
-                raise
-        return store_api.WaitEvaluationResponse(evaluation=evaluation)
+            return
+        try:
+            await asyncio.sleep(wait.ToTimedelta().total_seconds())
+        except asyncio.CancelledError:
+            self.cancelled_waits += 1
+            raise
 
     async def ListEvaluations(self, request, context):
         if request.page_token and not request.page_token.isdecimal():

@@ -247,6 +247,26 @@ async def test_too_large_a_message_is_refused_with_the_limit_in_the_text(client,
     assert store.requests == []
 
 
+async def test_short_run_is_one_call_to_storage_and_a_long_one_is_waited_for(client, store, spec):
+    await client.evaluations.RunEvaluation(api.RunEvaluationRequest(spec=spec))
+    assert (len(store.requests), store.waits) == (1, 0)
+    store.finish = False
+    running = asyncio.ensure_future(_run(client, spec))
+    async with asyncio.timeout(10):
+        await store.waiting.wait()
+        while not store.waits:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert len(store.requests) == 2
+    running.cancel()
+
+
+async def test_run_whose_creation_lost_its_answer_again_and_again_is_made_once(client, store, spec):
+    store.lose_answers = 7  # more often than a channel tries again
+    answer = await asyncio.wait_for(_run(client, spec), 20)
+    assert answer.evaluation.state == ev.EVALUATION_STATE_SUCCEEDED
+    assert len(store.evaluations) == 1
+
+
 async def test_request_id_makes_the_call_repeatable(client, spec):
     first = await client.evaluations.CreateEvaluation(api.CreateEvaluationRequest(request_id="r1", spec=spec))
     again = await client.evaluations.RunEvaluation(api.RunEvaluationRequest(request_id="r1", spec=spec))

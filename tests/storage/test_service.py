@@ -141,8 +141,10 @@ async def test_the_life_of_an_evaluation_over_the_wire(peers):
         w.report(assignment, w.started(), w.output(b"hi")),
         w.report(assignment, w.finished(assignment, stdout=b"hi")),
     ]
-    answer = await peers.work.ReportRuns(work.ReportRunsRequest(executor_id="ex-1", reports=reports))
+    wish = work.LeaseMore(boot_id="boot-1", max_runs=1, request_id="w1")
+    answer = await peers.work.ReportRuns(work.ReportRunsRequest(executor_id="ex-1", reports=reports, lease=wish))
     assert not answer.rejected
+    assert not answer.assignments
     done = (await asyncio.wait_for(waiting, 10)).evaluation
     assert done.state == pb.EVALUATION_STATE_SUCCEEDED
     read = store_pb.ReadOutputRequest(tenant="t", name=created.name, stream=w.STDOUT)

@@ -113,9 +113,10 @@ class Storage:
                     yield answer
 
     async def create(self, request: store.CreateEvaluationRequest) -> ev.Evaluation:
-        """Stores an evaluation."""
+        """Stores an evaluation, and waits for its end as long as the request says."""
+        timeout = WAIT_MARGIN_SECONDS + request.wait.seconds
         with self._errors:
-            answer: store.CreateEvaluationResponse = await self._evaluations.CreateEvaluation(request)
+            answer: store.CreateEvaluationResponse = await self._evaluations.CreateEvaluation(request, timeout=timeout)
             return answer.evaluation
 
     async def open_batch(self, request: batches.OpenBatchRequest) -> batch_pb2.Batch:

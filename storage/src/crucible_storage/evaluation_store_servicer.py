@@ -28,8 +28,9 @@ class EvaluationStoreServicer(rpc.EvaluationStoreServiceServicer):
         tenant = checks.name(request.tenant, "tenant")
         request_id = checks.short(request.request_id, "request_id")
         creator = checks.short(request.creator, "creator")
+        wait = checks.seconds(request.wait, MAX_WAIT_SECONDS, "wait")
         wanted = Wanted.of(tenant, creator, request_id, checks.spec(request.spec))
-        return pb.CreateEvaluationResponse(evaluation=await self._evaluations.create(wanted))
+        return pb.CreateEvaluationResponse(evaluation=await self._evaluations.create_and_wait(wanted, wait))
 
     async def GetEvaluation(self, request: pb.GetEvaluationRequest, context: Any) -> pb.GetEvaluationResponse:
         """See the contract."""

@@ -16,9 +16,10 @@ from crucible_storage import admission, models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
-from crucible_storage.lifecycle import Record
-from crucible_storage.names import new_id
+from crucible_storage.lifecycle import TERMINAL, Record
+from crucible_storage.names import new_id, parse_evaluation_name
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.queue import lane_of, rank_of
 from crucible_storage.transaction import WriteTransaction
 
@@ -26,11 +27,13 @@ FALLBACK_POLL = 5.0
 READ_BYTES = 64 << 10
 
 _ROW = models.evaluation.c
-_BY_REQUEST = select(_ROW.id, _ROW.spec_sha256).where(
-    _ROW.tenant == bindparam("tenant"), _ROW.request_id == bindparam("request_id"), _ROW.request_id.is_not(None)
+_BY_REQUEST = Prepared(
+    select(_ROW.id, _ROW.spec_sha256).where(
+        _ROW.tenant == bindparam("tenant"), _ROW.request_id == bindparam("request_id"), _ROW.request_id.is_not(None)
+    )
 )
-_INSERT_PROGRAM = insert(models.program)
-_INSERT_LABELS = insert(models.label)
+_INSERT_PROGRAM = Prepared(insert(models.program))
+_INSERT_LABELS = Prepared(insert(models.label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,9 @@ def insert_parts(transaction: WriteTransaction, created: Sequence[tuple[Record, 
         owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
         programs.append(owner | {"run_spec": wanted.run_spec})
         labels += [owner | {"key": key, "value": value} for key, value in sorted(wanted.spec.labels.items())]
-    transaction.execute(_INSERT_PROGRAM, programs)
+    _INSERT_PROGRAM.many(transaction.connection, programs)
     if labels:
-        transaction.execute(_INSERT_LABELS, labels)
+        _INSERT_LABELS.many(transaction.connection, labels)
 
 
 class Evaluations:
@@ -143,8 +146,15 @@ class Evaluations:
 
         return await self._database.write(run)
 
+    async def create_and_wait(self, wanted: Wanted, seconds: float) -> pb.Evaluation:
+        """As `create`, then as `wait` for at most `seconds`."""
+        evaluation = await self.create(wanted)
+        if not seconds or int(evaluation.state) in TERMINAL:
+            return evaluation
+        return await self.wait(wanted.tenant, parse_evaluation_name(evaluation.name), seconds)
+
     def _earlier(self, connection: Connection, wanted: Wanted) -> Record | None:
-        row = connection.execute(_BY_REQUEST, {"tenant": wanted.tenant, "request_id": wanted.request_id}).fetchone()
+        row = _BY_REQUEST.first(connection, {"tenant": wanted.tenant, "request_id": wanted.request_id})
         if row is None:
             return None
         if row[1] != wanted.spec_sha256:

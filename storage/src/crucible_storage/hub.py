@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from crucible_rpc.errors import UnavailableError
+from crucible_storage.recent import Recent
 from crucible_storage.transaction import Notices, Stop
 
 MAX_STOPS_WAITING = 4096
@@ -74,6 +75,7 @@ class Hub:
         self.inspections = Signal()
         self.batch_work = Signal()
         self._batches: dict[str, Signal] = {}
+        self.recent = Recent()
         self._finished: dict[str, Signal] = {}
         self._unended: dict[str, str] = {}
         self.closing = False
@@ -110,6 +112,8 @@ class Hub:
         if notices.work:
             self.work.fire()
         if notices.appended:
+            told = notices.events if len(notices.events) == notices.appended else []
+            self.recent.add(told, notices.last_position)
             self.appended.fire()
         if notices.inspections:
             self.inspections.fire()

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
@@ -10,34 +12,42 @@ from sqlalchemy.engine import Connection
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
 from crucible_storage import models, progress
+from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
-from crucible_storage.names import run_id
+from crucible_storage.names import evaluation_name, run_id
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
 
 _COLUMNS = [field.name for field in fields(Record) if field.name != "changes"]
 _MUTABLE = _COLUMNS[_COLUMNS.index("state") :]
+_mutable = attrgetter(*_MUTABLE)
 _ROW = models.evaluation.c
 _SELECT = select(*(_ROW[name] for name in _COLUMNS))
-_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
-_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
+_SELECT_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
+_SELECT_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
+_BY_ID, _BY_SEQ = Prepared(_SELECT_BY_ID), Prepared(_SELECT_BY_SEQ)
 # SQLAlchemy leaves these out on SQLite, whose writer is alone. Others may go on referring to the row.
-_BY_ID_TO_CHANGE = _BY_ID.with_for_update(key_share=True)
-_BY_SEQ_TO_CHANGE = _BY_SEQ.with_for_update(key_share=True)
-_WAITING_BY_SEQ = _BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True)
-_INSERT = insert(models.evaluation)
+_BY_ID_TO_CHANGE = Prepared(_SELECT_BY_ID.with_for_update(key_share=True))
+_BY_SEQ_TO_CHANGE = Prepared(_SELECT_BY_SEQ.with_for_update(key_share=True))
+_WAITING_BY_SEQ = Prepared(_SELECT_BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True))
+_NEW = insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"})
+_INSERT, _INSERT_MANY = Prepared(_NEW.returning(_ROW.seq)), Prepared(_NEW)
 _SEQS = select(_ROW.id, _ROW.seq).where(_ROW.id.in_(bindparam("ids", expanding=True)))
-_UPDATE = (
-    update(models.evaluation)
-    .where(
+_PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
+_INSERT_RESULT = Prepared(insert(models.result))
+_INSERT_FAILED = Prepared(insert(models.failed_attempt))
+
+
+@cache
+def _update(names: tuple[str, ...]) -> Prepared:
+    """The UPDATE of these columns: naming others would make the database touch their indexes for nothing."""
+    statement = update(models.evaluation).where(
         _ROW.seq == bindparam("key"),
         _ROW.version == bindparam("expected"),
         _ROW.blocked == bindparam("expected_blocked"),
         _ROW.state < min(TERMINAL),
     )
-    .values({name: bindparam(f"new_{name}") for name in _MUTABLE})
-)
-_INSERT_RESULT = insert(models.result)
-_INSERT_FAILED = insert(models.failed_attempt)
+    return Prepared(statement.values({name: bindparam(f"new_{name}") for name in names}))
 
 
 def load(connection: Connection, evaluation_id: str, *, to_change: bool = False) -> Record | None:
@@ -48,18 +58,30 @@ def load(connection: Connection, evaluation_id: str, *, to_change: bool = False)
         evaluation_id: which.
         to_change: no other process may change it until the transaction ends.
     """
-    row = connection.execute(_BY_ID_TO_CHANGE if to_change else _BY_ID, {"id": evaluation_id}).fetchone()
+    row = (_BY_ID_TO_CHANGE if to_change else _BY_ID).first(connection, {"id": evaluation_id})
     return None if row is None else Record(*row)
 
 
 def load_by_seq(connection: Connection, seq: int, *, to_change: bool = False) -> Record:
     """The record with this number, which exists. `to_change` as in `load`."""
-    return Record(*connection.execute(_BY_SEQ_TO_CHANGE if to_change else _BY_SEQ, {"seq": seq}).one())
+    row = (_BY_SEQ_TO_CHANGE if to_change else _BY_SEQ).first(connection, {"seq": seq})
+    if row is None:
+        raise LookupError(f"there is no evaluation number {seq}")
+    return Record(*row)
+
+
+def run_spec(connection: Connection, seq: int) -> bytes:
+    """What the evaluation with this number, which exists, is to run: a serialized `RunSpec`."""
+    row = _PROGRAM.first(connection, {"seq": seq})
+    if row is None:
+        raise LookupError(f"there is no evaluation number {seq}")
+    blob: bytes = row[0]
+    return blob
 
 
 def take_waiting(connection: Connection, seq: int) -> Record | None:
     """The record with this number, to be changed; None when another process has it, or it does not wait any more."""
-    row = connection.execute(_WAITING_BY_SEQ, {"seq": seq}).fetchone()
+    row = _WAITING_BY_SEQ.first(connection, {"seq": seq})
     return None if row is None else Record(*row)
 
 
@@ -78,8 +100,8 @@ def load_owned(connection: Connection, tenant: str, evaluation_id: str, *, to_ch
 def insert_record(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Stores a new record, whose `seq` it fills in, with its first events."""
     values = {name: getattr(record, name) for name in _COLUMNS if name != "seq"}
-    key = transaction.execute(_INSERT, values).inserted_primary_key
-    record.seq = key[0] if key is not None else 0
+    row = _INSERT.first(transaction.connection, values)
+    record.seq = 0 if row is None else row[0]
     transaction.count(record.tenant, record.state, 1)
     transaction.notices.work = True
     transaction.notices.created.append((record.id, record.tenant))
@@ -89,9 +111,10 @@ def insert_record(transaction: WriteTransaction, record: Record, now: int) -> No
 def insert_records(transaction: WriteTransaction, records: Sequence[Record], now: int) -> None:
     """Stores new records at once, as `insert_record` does one: a statement for all rows, not one for each."""
     names = [name for name in _COLUMNS if name != "seq"]
-    transaction.execute(_INSERT, [{name: getattr(record, name) for name in names} for record in records])
-    rows = transaction.execute(_SEQS, {"ids": [record.id for record in records]})
-    seqs = {row.id: row.seq for row in rows}
+    rows = [{name: getattr(record, name) for name in names} for record in records]
+    _INSERT_MANY.many(transaction.connection, rows)
+    found = transaction.execute(_SEQS, {"ids": [record.id for record in records]})
+    seqs = {row.id: row.seq for row in found}
     for record in records:
         record.seq = seqs[record.id]
         transaction.count(record.tenant, record.state, 1)
@@ -106,17 +129,20 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     Raises:
         AbortedError: somebody else changed it, or it is terminal.
     """
-    values: dict[str, Any] = {f"new_{name}": getattr(record, name) for name in _MUTABLE}
-    values |= {"key": record.seq, "expected": before.version, "expected_blocked": record.blocked}
+    connection = transaction.connection
+    values = before.changed(record)
     kind = progress.kind_of(record)
-    if transaction.execute(_UPDATE, values).rowcount != 1:
-        raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
+    if values:
+        parameters = {f"new_{name}": value for name, value in values.items()}
+        parameters |= {"key": record.seq, "expected": before.version, "expected_blocked": record.blocked}
+        if _update(tuple(values)).run(connection, parameters) != 1:
+            raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
         blob = record.changes.result.SerializeToString()
-        transaction.execute(_INSERT_RESULT, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
-        transaction.execute(_INSERT_FAILED, row | {"reason": failed.reason, "time": now})
+        _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
     _append(transaction, record, now)
     _notify(transaction, record, before, now)
     progress.moved(transaction, record, before.kind, kind)
@@ -125,23 +151,33 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
 class Before:
     """What `save` compares with: taken before a record is changed."""
 
-    __slots__ = ("cancel_wanted", "kind", "state", "version")
+    __slots__ = ("_values", "cancel_wanted", "kind", "state", "version")
 
     def __init__(self, record: Record) -> None:
         self.version = record.version
         self.state = record.state
         self.kind = progress.kind_of(record)
         self.cancel_wanted = record.cancel_wanted
+        self._values = _mutable(record)
+
+    def changed(self, record: Record) -> dict[str, Any]:
+        """The columns that have other values now."""
+        now = zip(_MUTABLE, self._values, _mutable(record), strict=True)
+        return {name: new for name, old, new in now if old != new}
 
 
 def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Appends the events; output's bytes go to their own table, under the event's position."""
+    name, at = evaluation_name(record.id), timestamp(now)
     for event in record.changes.events:
         if event.WhichOneof("kind") == "output":
             transaction.append_output(record.seq, now, _output_row(record, event.output))
         else:
             body = event.SerializeToString()
             transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
+        event.evaluation, event.tenant, event.attempt = name, record.tenant, record.attempt
+        event.time.CopyFrom(at)
+        transaction.notices.events.append(event)
     record.changes = Changes()
 
 

@@ -18,30 +18,35 @@ from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
+from crucible.evaluation.v1.event_pb2 import Event
 from crucible_storage import faults, models
 from crucible_storage.databases.base import Backend
+from crucible_storage.prepared import Prepared
 
-_INSERT_EVENTS = insert(models.event)
-_INSERT_OUTPUT = insert(models.output)
-_ADD_COUNT = text(
-    """
+_INSERT_EVENTS = Prepared(insert(models.event))
+_INSERT_OUTPUT = Prepared(insert(models.output))
+_ADD_COUNT = Prepared(
+    text(
+        """
     INSERT INTO evaluation_count (tenant, state, count) VALUES (:tenant, :state, :count)
     ON CONFLICT (tenant, state) DO UPDATE SET count = evaluation_count.count + excluded.count
     """
+    )
 )
-_ADD_BATCH_COUNT = text(
-    """
+_ADD_BATCH_COUNT = Prepared(
+    text(
+        """
     INSERT INTO batch_count (batch, kind, tenant, count) VALUES (:batch, :kind, :tenant, :count)
     ON CONFLICT (batch, kind) DO UPDATE SET count = batch_count.count + excluded.count
     """
+    )
 )
-
-_END_ITEM = (
+_END_ITEM = Prepared(
     update(models.batch_item)
     .where(models.batch_item.c.evaluation_seq == bindparam("owner"))
     .values(end_position=bindparam("position"), end_kind=bindparam("end"))
 )
-_ADVANCE = text("UPDATE log_head SET position = position + :count RETURNING position")
+_ADVANCE = Prepared(text("UPDATE log_head SET position = position + :count RETURNING position"))
 QUEUED = text("SELECT coalesce(sum(count), 0) FROM evaluation_count WHERE state = 1")
 _WAITING = 1  # the state of an evaluation that waits
 
@@ -77,6 +82,7 @@ class Notices:
         inspections: whether an inspection changed.
         last_position: of the event log; 0 when nothing was appended.
         appended: events of this commit.
+        events: these, in order, whole but for their positions; other than `appended` when not all were given.
     """
 
     work: bool = False
@@ -88,6 +94,7 @@ class Notices:
     inspections: bool = False
     last_position: int = 0
     appended: int = 0
+    events: list[Event] = field(default_factory=list)
 
 
 Counts = dict[tuple[str, int], int]
@@ -189,6 +196,7 @@ class WriteTransaction:
         counts, work, inspections = dict(self.counts), self.notices.work, self.notices.inspections
         ends, batch_counts, batch_work = len(self._ends), dict(self._batch_counts), self.notices.batch_work
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
+        told = len(self.notices.events)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
         self._depth += 1
@@ -198,7 +206,7 @@ class WriteTransaction:
         except BaseException as error:
             self._undo(name, error)
             del self._events[events:], self._outputs[outputs:], self._ends[ends:], self.notices.created[created:]
-            del self.notices.finished[finished:], self.notices.stops[stops:]
+            del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]
             self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
             self._batch_counts, self.notices.batch_work = batch_counts, batch_work
             self._written = written
@@ -212,15 +220,15 @@ class WriteTransaction:
         self._write_events()
         if self._ends:
             before = self._written.position - len(self._events)
-            self.execute(_END_ITEM, [row | {"position": before + 1 + number} for number, row in self._ends])
+            _END_ITEM.many(self.connection, [row | {"position": before + 1 + number} for number, row in self._ends])
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in sorted(self.counts.items()) if c]
         if changed:
-            self.execute(_ADD_COUNT, changed)
+            _ADD_COUNT.many(self.connection, changed)
         moved = [
             {"batch": b, "kind": k, "tenant": t, "count": c} for (b, k, t), c in sorted(self._batch_counts.items()) if c
         ]
         if moved:
-            self.execute(_ADD_BATCH_COUNT, moved)
+            _ADD_BATCH_COUNT.many(self.connection, moved)
         self.notices.appended = len(self._events)
         self.notices.last_position = self._written.position
 
@@ -229,12 +237,15 @@ class WriteTransaction:
         events, outputs = self._events[self._written.events :], self._outputs[self._written.outputs :]
         if not events:
             return
-        last: int = self.execute(_ADVANCE, {"count": len(events)}).scalar_one()
+        row = _ADVANCE.first(self.connection, {"count": len(events)})
+        if row is None:
+            raise LookupError("the event log has no head")
+        last: int = row[0]
         before = last - len(self._events)  # the first of `_events` comes after it: nobody else appends meanwhile
         first = before + self._written.events + 1
-        self.execute(_INSERT_EVENTS, [event | {"position": at} for at, event in enumerate(events, first)])
+        _INSERT_EVENTS.many(self.connection, [event | {"position": at} for at, event in enumerate(events, first)])
         if outputs:
-            self.execute(_INSERT_OUTPUT, [row | {"position": before + 1 + number} for number, row in outputs])
+            _INSERT_OUTPUT.many(self.connection, [row | {"position": before + 1 + number} for number, row in outputs])
         self._with_output.clear()
         self._written = _Written(len(self._events), len(self._outputs), last)
 

@@ -30,6 +30,7 @@ class CreateEvaluationRequest(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose it will be."""
     creator: _builtins.str
@@ -40,6 +41,12 @@ class CreateEvaluationRequest(_message.Message):
     def spec(self) -> _evaluation_pb2.EvaluationSpec:
         """Complete: every default filled in, the engine named."""
 
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long the answer may wait for the end, as that of WaitEvaluation does; at most 60 s, not set: not at all. Who
+        is cut off meanwhile cannot know whether it was stored: call again with the same request_id.
+        """
+
     def __init__(
         self,
         *,
@@ -47,10 +54,11 @@ class CreateEvaluationRequest(_message.Message):
         creator: _builtins.str = ...,
         request_id: _builtins.str = ...,
         spec: _evaluation_pb2.EvaluationSpec | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "request_id", b"request_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "request_id", b"request_id", "spec", b"spec", "tenant", b"tenant", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -65,7 +73,7 @@ class CreateEvaluationResponse(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
-        """As stored."""
+        """As stored, or as it is after the wait."""
 
     def __init__(
         self,

@@ -72,8 +72,8 @@ class EvaluationStoreServiceServicer:
     """
 
     def CreateEvaluation(self, request, context):
-        """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-        RESOURCE_EXHAUSTED: QUEUE_FULL.
+        """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+        ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

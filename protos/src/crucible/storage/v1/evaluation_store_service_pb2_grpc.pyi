@@ -34,8 +34,8 @@ class EvaluationStoreServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EvaluationStoreServiceAsyncStub: ...
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CreateEvaluationRequest, _evaluation_store_service_pb2.CreateEvaluationResponse]
-    """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-    RESOURCE_EXHAUSTED: QUEUE_FULL.
+    """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL.
     """
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.GetEvaluationRequest, _evaluation_store_service_pb2.GetEvaluationResponse]
     """NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -54,8 +54,8 @@ class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CreateEvaluationRequest, _evaluation_store_service_pb2.CreateEvaluationResponse]  # type: ignore[assignment]
-    """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-    RESOURCE_EXHAUSTED: QUEUE_FULL.
+    """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL.
     """
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.GetEvaluationRequest, _evaluation_store_service_pb2.GetEvaluationResponse]  # type: ignore[assignment]
     """NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -77,8 +77,8 @@ class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_store_service_pb2.CreateEvaluationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_store_service_pb2.CreateEvaluationResponse, _abc.Awaitable[_evaluation_store_service_pb2.CreateEvaluationResponse]]:
-        """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-        RESOURCE_EXHAUSTED: QUEUE_FULL.
+        """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+        ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL.
         """
 
     @_abc_1.abstractmethod
