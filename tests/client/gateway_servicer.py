@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 from google.protobuf import json_format
 
+from crucible.audit.v1 import audit_pb2
 from crucible.evaluation.v1 import behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
 from crucible.gateway.v1 import admin_service_pb2_grpc as admin_grpc
@@ -87,6 +88,12 @@ class Gateway:
         self.attempts: list = []
         self.self_test = self.verification = None
         self.asked: list[tuple] = []
+        self.receipt = audit_pb2.Receipt()
+        self.public_keys: tuple = ()
+        self.audit_records: list = []
+        self.audit_findings: list = []
+        self.audit_summary = audit_pb2.AuditSummary()
+        self.audit_since = self.audit_subject = None
 
     async def enter(self, rpc: str, context) -> None:
         self.calls[rpc] += 1
@@ -281,6 +288,10 @@ class Evaluations(api_grpc.EvaluationServiceServicer):
             async with record.changed:
                 await record.changed.wait_for(lambda: record.events[-1].position > after)  # noqa: B023
 
+    async def GetReceipt(self, request, context):
+        await self._gateway.enter("GetReceipt", context)
+        return api.GetReceiptResponse(receipt=self._gateway.receipt)
+
     async def ReadOutput(self, request, context):
         await self._gateway.enter("ReadOutput", context)
         record = await self._gateway.find(request.name, context)
@@ -317,6 +328,15 @@ class Platform(platform_grpc.PlatformServiceServicer):
         python = platform_pb2.Runtime(name="python", command=["python3"])
         return platform.ListRuntimesResponse(runtimes=[node, python])
 
+    async def ListPublicKeys(self, request, context):
+        await self._gateway.enter("ListPublicKeys", context)
+        uses = (audit_pb2.KEY_USE_HEADS, audit_pb2.KEY_USE_RECORDS)
+        keys = [
+            audit_pb2.PublicKey(key_id=key.key_id, use=use, pem=key.public_pem.decode(), current=True)
+            for key, use in zip(self._gateway.public_keys, uses, strict=True)
+        ]
+        return platform.ListPublicKeysResponse(public_keys=keys)
+
     async def RunSelfTest(self, request, context):
         await context.send_initial_metadata(())  # as the gateway does: from here on no transport repeats the call
         await self._gateway.enter("RunSelfTest", context)
@@ -349,6 +369,22 @@ class Admin(admin_grpc.AdminServiceServicer):
     async def ListApiKeys(self, request, context):
         await self._gateway.enter("ListApiKeys", context)
         return admin.ListApiKeysResponse(api_keys=self._gateway.keys.values())
+
+    async def ListAuditRecords(self, request, context):
+        await self._gateway.enter("ListAuditRecords", context)
+        self._gateway.audit_subject = request.subject
+        records, first = self._gateway.audit_records[::-1], int(request.page_token or 0)
+        last = first + request.page_size
+        token = str(last) if last < len(records) else ""
+        return admin.ListAuditRecordsResponse(records=records[first:last], next_page_token=token)
+
+    async def VerifyAudit(self, request, context):
+        await self._gateway.enter("VerifyAudit", context)
+        self._gateway.audit_since = request.since
+        yield admin.VerifyAuditResponse(records=1)
+        for finding in self._gateway.audit_findings:
+            yield admin.VerifyAuditResponse(finding=finding)
+        yield admin.VerifyAuditResponse(summary=self._gateway.audit_summary)
 
     async def RevokeApiKey(self, request, context):
         await self._gateway.enter("RevokeApiKey", context)

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
 
+from crucible.audit.v1 import audit_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import event_pb2
 from crucible.evaluation.v1 import platform_pb2 as platform
@@ -17,9 +18,13 @@ from crucible.storage.v1 import (
 )
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
+    audit_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
     inspection_service_pb2_grpc,
     status_service_pb2_grpc,
+)
+from crucible.storage.v1 import (
+    audit_service_pb2 as audit_api,
 )
 from crucible.storage.v1 import (
     evaluation_store_service_pb2 as store_api,
@@ -108,6 +113,7 @@ class FakeStore(
     api_key_service_pb2_grpc.ApiKeyServiceServicer,
     status_service_pb2_grpc.StatusServiceServicer,
     inspection_service_pb2_grpc.InspectionStoreServiceServicer,
+    audit_service_pb2_grpc.AuditServiceServicer,
 ):
     """What the gateway needs of storage. With `finish` set an evaluation succeeds when it is waited for."""
 
@@ -129,6 +135,10 @@ class FakeStore(
         self.inspection_error = None
         self.inspection_endless = False
         self.inspection_left = asyncio.Event()
+        self.audit_requests = []
+        self.verify_endless = False
+        self.verify_left = asyncio.Event()
+        self.key_requests = []
 
     async def RunInspection(self, request, context):
         self.inspections.append(request)
@@ -141,6 +151,30 @@ class FakeStore(
                 await asyncio.Event().wait()
         finally:
             self.inspection_left.set()
+
+    async def ListAuditRecords(self, request, context):
+        self.audit_requests.append(request)
+        records = [audit_pb2.LoggedRecord(position=2), audit_pb2.LoggedRecord(position=1)]
+        return audit_api.ListAuditRecordsResponse(records=records, next_page_token="more")
+
+    async def VerifyAudit(self, request, context):
+        self.audit_requests.append(request)
+        try:
+            yield audit_api.VerifyAuditResponse(records=1000)
+            finding = audit_pb2.AuditFinding(fault=audit_pb2.AUDIT_FAULT_CHANGED, position=17, message="changed")
+            yield audit_api.VerifyAuditResponse(finding=finding)
+            if self.verify_endless:
+                await asyncio.Event().wait()
+            yield audit_api.VerifyAuditResponse(summary=audit_pb2.AuditSummary(records=1000, findings=1))
+        finally:
+            self.verify_left.set()
+
+    async def GetReceipt(self, request, context):
+        self._find(request.tenant, request.name)
+        return audit_api.GetReceiptResponse(receipt=audit_pb2.Receipt(position=7))
+
+    async def ListPublicKeys(self, request, context):
+        return audit_api.ListPublicKeysResponse(public_keys=[audit_pb2.PublicKey(key_id="k", current=True)])
 
     def add_key(self, text, tenant, *, admin=False):
         key = keys_api.StoredApiKey(id=f"key-{len(self.keys)}", tenant=tenant, admin=admin)
@@ -230,6 +264,7 @@ class FakeStore(
         return keys_api.AuthenticateApiKeyResponse(api_key=key)
 
     async def CreateApiKey(self, request, context):
+        self.key_requests.append(request)
         key = keys_api.StoredApiKey(
             id=f"key-{len(self.keys)}", tenant=request.tenant, admin=request.admin, description=request.description
         )
@@ -240,6 +275,7 @@ class FakeStore(
         return keys_api.ListApiKeysResponse(api_keys=self.keys.values())
 
     async def RevokeApiKey(self, request, context):
+        self.key_requests.append(request)
         for key in self.keys.values():
             if key.id == request.id:
                 key.revoke_time.GetCurrentTime()
@@ -334,6 +370,11 @@ def fake_storage(keys, store):
         (
             inspection_api.DESCRIPTOR.services_by_name["InspectionStoreService"],
             inspection_service_pb2_grpc.add_InspectionStoreServiceServicer_to_server,
+            store,
+        ),
+        (
+            audit_api.DESCRIPTOR.services_by_name["AuditService"],
+            audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
             store,
         ),
     )

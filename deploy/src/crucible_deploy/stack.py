@@ -81,6 +81,8 @@ def _storage(layout: Layout, credentials: Credentials) -> dict[str, object]:
         "admin": layout.admin_address("storage"),
         "state": layout.state("storage"),
         "tickets_key": layout.pki / "storage" / "tickets.key",
+        "heads_key": layout.pki / "storage" / "heads.key",
+        "public_keys": layout.pki / "public",
         "records_pub": layout.pki / "public" / "records.pub",
         "bootstrap_key_sha256": credentials.admin_key_sha256,
         **_tls(layout, "storage"),

@@ -14,6 +14,7 @@ from crucible.gateway.v1 import (
 )
 from crucible_gateway.admin_servicer import AdminServicer
 from crucible_gateway.api_keys import ApiKeys
+from crucible_gateway.audit import Audit
 from crucible_gateway.auth import Authenticator
 from crucible_gateway.authentication import ApiKeyAuthentication
 from crucible_gateway.batch_servicer import BatchServicer
@@ -78,9 +79,10 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
         max_message_bytes=own.max_message_bytes,
         stopping=server.draining.is_set,
     )
+    audit = Audit(storage)
     server.add(
         evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
-        EvaluationServicer(evaluations, interruption, own.watcher_patience),
+        EvaluationServicer(evaluations, audit, interruption, own.watcher_patience),
     )
     batches = Batches(storage, executors, own.defaults(), own.watcher_patience)
     server.add(
@@ -89,10 +91,11 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
     )
     server.add(
         platform_service_pb2_grpc.add_PlatformServiceServicer_to_server,
-        PlatformServicer(view, Inspections(storage, view), interruption),
+        PlatformServicer(view, Inspections(storage, view), audit, interruption),
     )
     server.add(
-        admin_service_pb2_grpc.add_AdminServiceServicer_to_server, AdminServicer(ApiKeys(storage, authenticator))
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server,
+        AdminServicer(ApiKeys(storage, authenticator), audit, interruption),
     )
     server.reflect()
     return server

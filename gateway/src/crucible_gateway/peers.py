@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from crucible.audit.v1 import audit_pb2
 from crucible.evaluation.v1 import batch_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
@@ -16,11 +17,13 @@ from crucible.monitor.v1 import monitor_service_pb2_grpc
 from crucible.storage.v1 import api_key_service_pb2 as keys
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
+    audit_service_pb2_grpc,
     batch_store_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
     inspection_service_pb2_grpc,
     status_service_pb2_grpc,
 )
+from crucible.storage.v1 import audit_service_pb2 as audit
 from crucible.storage.v1 import batch_store_service_pb2 as batches
 from crucible.storage.v1 import evaluation_store_service_pb2 as store
 from crucible.storage.v1 import inspection_service_pb2 as inspections
@@ -101,6 +104,7 @@ class Storage:
         self._status: Any = status_service_pb2_grpc.StatusServiceStub(channel)
         self._inspections: Any = inspection_service_pb2_grpc.InspectionStoreServiceStub(channel)
         self._batches: Any = batch_store_service_pb2_grpc.BatchStoreServiceStub(channel)
+        self._audit: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
         self._errors = peer_errors(self.name)
 
     async def inspect(
@@ -220,11 +224,38 @@ class Storage:
             answer: keys.ListApiKeysResponse = await self._keys.ListApiKeys(keys.ListApiKeysRequest())
             return list(answer.api_keys)
 
-    async def revoke_key(self, key_id: str) -> keys.StoredApiKey:
-        """Ends a key."""
+    async def revoke_key(self, key_id: str, by: str) -> keys.StoredApiKey:
+        """Ends a key; `by` is the id of the key that asks for it."""
         with self._errors:
-            answer: keys.RevokeApiKeyResponse = await self._keys.RevokeApiKey(keys.RevokeApiKeyRequest(id=key_id))
+            request = keys.RevokeApiKeyRequest(id=key_id, by=by)
+            answer: keys.RevokeApiKeyResponse = await self._keys.RevokeApiKey(request)
             return answer.api_key
+
+    async def audit_page(self, request: audit.ListAuditRecordsRequest) -> audit.ListAuditRecordsResponse:
+        """A page of the audit log."""
+        with self._errors:
+            answer: audit.ListAuditRecordsResponse = await self._audit.ListAuditRecords(request)
+            return answer
+
+    async def verify_audit(self, request: audit.VerifyAuditRequest) -> AsyncGenerator[audit.VerifyAuditResponse, None]:
+        """A check of the whole audit log; it ends when this is closed."""
+        with self._errors:
+            async with aclosing(aiter(self._audit.VerifyAudit(request))) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def receipt(self, tenant: str, name: str) -> audit_pb2.Receipt:
+        """The receipt of a finished evaluation."""
+        with self._errors:
+            request = audit.GetReceiptRequest(tenant=tenant, name=name)
+            answer: audit.GetReceiptResponse = await self._audit.GetReceipt(request)
+            return answer.receipt
+
+    async def public_keys(self) -> list[audit_pb2.PublicKey]:
+        """What heads and records can be checked with."""
+        with self._errors:
+            answer: audit.ListPublicKeysResponse = await self._audit.ListPublicKeys(audit.ListPublicKeysRequest())
+            return list(answer.public_keys)
 
     async def executors(self) -> status.ListExecutorsResponse:
         """Every executor that ever registered."""

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import batch_pb2 as pb
 from crucible_rpc.errors import AlreadyExistsError, NotFoundError, OutOfRangeError
-from crucible_storage import models, progress
+from crucible_storage import audit, models, progress
 from crucible_storage.batch_items import Addition, Item, closed
 from crucible_storage.batch_tasks import CANCEL, RELEASE
 from crucible_storage.clock import Clock, timestamp
@@ -119,13 +119,19 @@ class Batches:
         }
 
         def run(transaction: WriteTransaction) -> str:
-            transaction.execute(_INSERT, values | {"create_time": self._clock.now()})
+            now = self._clock.now()
+            made = transaction.execute(_INSERT, values | {"create_time": now}).rowcount == 1
             which = {"tenant": header.tenant, "request_id": header.request_id}
             row = transaction.execute(_BY_REQUEST, which).one()
             if row.header_sha256 != header.sha256:
                 name = batch_name(row.id)
                 why = f"the request_id was used before for {name} with another header; use a new one"
                 raise AlreadyExistsError("REQUEST_ID_REUSED", why, metadata={"batch": name})
+            if made:
+                actor, name = audit.by_key(row.creator), batch_name(row.id)
+                audit.record(
+                    transaction, time=now, tenant=row.tenant, actor=actor, action=audit.BATCH_CREATE, subject=name
+                )
             return str(row.id)
 
         return await self.get(header.tenant, await self._database.write(run))
@@ -181,7 +187,10 @@ class Batches:
             # Not by the counts: those of this group of writes are stored at its end.
             unended = transaction.execute(_UNENDED, {"batch": row.id}).first() is not None
             if row.cancel_time is None and (unended or row.complete_time is None):
-                changes = {"cancel_by": by, "cancel_reason": reason[:MAX_REASON], "cancel_time": self._clock.now()}
+                now = self._clock.now()
+                changes = {"cancel_by": by, "cancel_reason": reason[:MAX_REASON], "cancel_time": now}
+                actor, name = audit.by_key(by), batch_name(row.id)
+                audit.record(transaction, time=now, tenant=tenant, actor=actor, action=audit.BATCH_CANCEL, subject=name)
                 _change(transaction, row, changes | {"task": CANCEL, "task_cursor": 0})
 
         await self._database.write(run)

@@ -30,6 +30,7 @@ from crucible_rpc import signing
 from crucible_storage.clock import SystemClock, timestamp
 from crucible_storage.evaluations import Wanted
 from crucible_storage.final_records import CONTEXT
+from crucible_storage.keys import HeadKeys
 from crucible_storage.lists import Filter
 from crucible_storage.metrics import Metrics
 from crucible_storage.names import parse_evaluation_name
@@ -43,6 +44,8 @@ PAGE = 50
 _TENANT = "bench"
 _OUTPUT = b"1\n"
 _TICKETS, _RECORDS = signing.generate(), signing.generate()
+_HEAD_SIGNER = signing.Signer(signing.generate().private_pem)
+_HEADS = HeadKeys(_HEAD_SIGNER, _HEAD_SIGNER.verifier())
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +226,7 @@ async def measure(folder: Path, count: int, small: int, large: int, samples: int
 
         async def opened(name: str) -> Bench:
             metrics = Metrics(CollectorRegistry())
-            service = running(folder / name, policy, SystemClock(), signer, verifier, metrics)
+            service = running(folder / name, policy, SystemClock(), signer, verifier, _HEADS, metrics)
             bench = Bench(await stack.enter_async_context(service))
             await bench.register()
             return bench

@@ -12,12 +12,12 @@ from sqlalchemy.engine import Connection
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
 from crucible_rpc.errors import AlreadyExistsError
-from crucible_storage import admission, models, outputs, store, views
+from crucible_storage import admission, audit, models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
 from crucible_storage.lifecycle import TERMINAL, Record
-from crucible_storage.names import new_id, parse_evaluation_name
+from crucible_storage.names import evaluation_name, new_id, parse_evaluation_name
 from crucible_storage.policy import Policy
 from crucible_storage.prepared import Prepared
 from crucible_storage.queue import lane_of, rank_of
@@ -96,11 +96,20 @@ def new_record(
 
 
 def insert_parts(transaction: WriteTransaction, created: Sequence[tuple[Record, Wanted]]) -> None:
-    """Stores what evaluations that were just inserted have in tables of its own: programs and labels."""
+    """Stores what evaluations that were just inserted have elsewhere: programs, labels, audit records."""
     programs, labels = [], []
     for record, wanted in created:
         owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
         programs.append(owner | {"run_spec": wanted.run_spec})
+        audit.record(
+            transaction,
+            time=record.create_time,
+            tenant=record.tenant,
+            actor=audit.by_key(record.creator),
+            action=audit.EVALUATION_CREATE,
+            subject=evaluation_name(record.id),
+            run_spec_sha256=record.run_spec_sha256.hex(),
+        )
         labels += [owner | {"key": key, "value": value} for key, value in sorted(wanted.spec.labels.items())]
     _INSERT_PROGRAM.many(transaction.connection, programs)
     if labels:
@@ -215,6 +224,15 @@ class Evaluations:
                 now = self._clock.now()
                 before = store.Before(record)
                 record.want_cancel(by, reason, now)
+                audit.record(
+                    transaction,
+                    time=now,
+                    tenant=tenant,
+                    actor=audit.by_key(by),
+                    action=audit.EVALUATION_CANCEL,
+                    subject=evaluation_name(evaluation_id),
+                    reason=reason,
+                )
                 store.save(transaction, record, before, now)
             return views.complete(transaction.settled(record.seq), record)
 

@@ -23,7 +23,7 @@ from crucible.storage.v1 import inspection_service_pb2 as api
 from crucible_rpc import logs
 from crucible_rpc.errors import CallError, FailedPreconditionError, ResourceExhaustedError
 from crucible_rpc.signing import BadSignatureError, Signer, Verifier
-from crucible_storage import tickets
+from crucible_storage import audit, tickets
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.executors import Executors
@@ -251,6 +251,17 @@ class Inspections:
                 create_time=self._clock.now(),
             )
             session.add(row)
+            audit.record(
+                transaction,
+                time=row.create_time,
+                tenant=wanted.tenant,
+                actor=audit.by_key(wanted.creator),
+                action=audit.INSPECTION_START,
+                subject=f"inspections/{inspection_id}",
+                kind=pb.InspectionKind.Name(pb.InspectionKind.ValueType(wanted.kind)).removeprefix("INSPECTION_KIND_"),
+                engine=wanted.engine,
+                executor=executor,
+            )
 
         return run
 

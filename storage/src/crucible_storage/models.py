@@ -354,6 +354,71 @@ class SettingRow(SQLModel, table=True):
     value: bytes = Field(sa_column=_bytes())
 
 
+class AuditPendingRow(SQLModel, table=True):
+    """A record of the audit log that has no place in it yet; see `audit`. `details` is a JSON object."""
+
+    __tablename__ = "audit_pending"
+
+    seq: int | None = Field(default=None, sa_column=_key())
+    tenant: str
+    time: int = Field(sa_column=_number())
+    actor: str
+    action: str
+    subject: str
+    details: str
+
+
+class AuditRecordRow(SQLModel, table=True):
+    """A sealed record of the audit log; never changed. `leaf` and `chain` are hashes, see `LoggedRecord`."""
+
+    __tablename__ = "audit_record"
+    __table_args__ = (Index("ix_audit_record_subject", "subject", "position"),)
+
+    position: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    tenant: str
+    time: int = Field(sa_column=_number())
+    actor: str
+    action: str
+    subject: str
+    details: str
+    leaf: bytes = Field(sa_column=_bytes())
+    chain: bytes = Field(sa_column=_bytes())
+
+
+class AuditNodeRow(SQLModel, table=True):
+    """The root of a complete subtree of 2^level leaves of the audit log; only every fourth level is kept."""
+
+    __tablename__ = "audit_node"
+
+    level: int = Field(primary_key=True)
+    number: int = Field(sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    tenant: str
+    hash: bytes = Field(sa_column=_bytes())
+
+
+class AuditCheckpointRow(SQLModel, table=True):
+    """A signed head of the audit log: the parts of its `SignedBytes`, by the number of records that it covers."""
+
+    __tablename__ = "audit_checkpoint"
+
+    size: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    tenant: str
+    payload: bytes = Field(sa_column=_bytes())
+    key_id: str
+    signature: bytes = Field(sa_column=_bytes())
+
+
+class AuditHeadRow(SQLModel, table=True):
+    """Where the audit log ends: the one row that whoever seals locks. `frontier` has the right edge's hashes."""
+
+    __tablename__ = "audit_head"
+
+    id: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    tenant: str
+    size: int = Field(sa_column=_number())
+    frontier: bytes = Field(sa_column=_bytes())
+
+
 metadata = SQLModel.metadata
 
 
@@ -376,3 +441,8 @@ batch_dependency = _table("batch_dependency")
 batch_settlement = _table("batch_settlement")
 api_key = _table("api_key")
 executor = _table("executor")
+audit_pending = _table("audit_pending")
+audit_record = _table("audit_record")
+audit_node = _table("audit_node")
+audit_checkpoint = _table("audit_checkpoint")
+audit_head = _table("audit_head")

@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from crucible_rpc.signing import Signer, Verifier
 from crucible_storage import cursors, models
 from crucible_storage.api_keys import ApiKeys
+from crucible_storage.audit_log import AuditLog
 from crucible_storage.batch_tasks import BatchTasks
 from crucible_storage.batch_watch import BatchWatches
 from crucible_storage.batches import Batches
@@ -23,11 +24,15 @@ from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
 from crucible_storage.hub import Hub
 from crucible_storage.inspections import Inspections
+from crucible_storage.keys import HeadKeys
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
+from crucible_storage.login_failures import LoginFailures
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
+from crucible_storage.receipts import Receipts
 from crucible_storage.reports import Reports
+from crucible_storage.sealer import Sealer
 from crucible_storage.state import open_state
 from crucible_storage.sweeper import Sweeper
 
@@ -50,6 +55,11 @@ class Service:
     events: EventLog
     api_keys: ApiKeys
     inspections: Inspections
+    audit_log: AuditLog
+    receipts: Receipts
+    sealer: Sealer
+    login_failures: LoginFailures
+    heads: HeadKeys
 
 
 @asynccontextmanager
@@ -59,12 +69,13 @@ async def running(
     clock: Clock,
     signer: Signer,
     verifier: Verifier,
+    heads: HeadKeys,
     metrics: Metrics,
     backend: Backend | None = None,
 ) -> AsyncIterator[Service]:
     """Opens the state folder and the database (None: the file in the folder) until the block ends.
 
-    Sweeps expired leases and works on batches meanwhile.
+    Meanwhile it sweeps expired leases, seals the audit log and works on batches.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -74,10 +85,15 @@ async def running(
     database = state.database
     database.start()
     try:
-        service = await _composed(database, hub, policy, clock, signer, verifier)
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads)
         metrics.start(await _counts(database), database.last_position)
-        loops = (Sweeper(service.leases, policy, clock).run(), service.batch_tasks.run())
-        tasks = [asyncio.create_task(loop) for loop in loops]
+        jobs = (
+            Sweeper(service.leases, policy, clock).run(),
+            service.sealer.run(),
+            service.login_failures.run(),
+            service.batch_tasks.run(),
+        )
+        tasks = [asyncio.create_task(job) for job in jobs]
         try:
             yield service
         finally:
@@ -91,13 +107,15 @@ async def running(
 
 
 async def _composed(
-    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier
+    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, heads: HeadKeys
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
     key = await database.write(cursors.load_key)
     inspections = Inspections(database, hub, executors, signer, verifier, policy, clock)
     await inspections.load()
+    sealer = Sealer(database, heads.signer, clock)
+    failures = LoginFailures(database, clock)
     return Service(
         database=database,
         hub=hub,
@@ -107,11 +125,16 @@ async def _composed(
         batches=Batches(database, policy, clock, Cursors(key)),
         batch_tasks=BatchTasks(database, hub, clock),
         batch_watches=BatchWatches(database, hub),
+        audit_log=AuditLog(database, sealer, heads.verifier, Cursors(key)),
+        receipts=Receipts(database, sealer),
+        sealer=sealer,
+        login_failures=failures,
+        heads=heads,
         executors=executors,
         leases=Leases(database, hub, executors, signer, policy, clock),
         reports=Reports(database, verifier, policy, clock),
         events=EventLog(database, hub),
-        api_keys=ApiKeys(database, clock),
+        api_keys=ApiKeys(database, clock, failures),
         inspections=inspections,
     )
 

@@ -1,6 +1,7 @@
 """Storage's RPCs on a server."""
 
 from crucible.storage.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
+from crucible.storage.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from crucible.storage.v1.batch_store_service_pb2_grpc import add_BatchStoreServiceServicer_to_server
 from crucible.storage.v1.evaluation_store_service_pb2_grpc import add_EvaluationStoreServiceServicer_to_server
 from crucible.storage.v1.event_log_service_pb2_grpc import add_EventLogServiceServicer_to_server
@@ -12,6 +13,7 @@ from crucible.storage.v1.status_service_pb2_grpc import add_StatusServiceService
 from crucible.storage.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
 from crucible_rpc.server import Server
 from crucible_storage.api_key_servicer import ApiKeyServicer
+from crucible_storage.audit_servicer import AuditServicer
 from crucible_storage.batch_store_servicer import BatchStoreServicer
 from crucible_storage.evaluation_store_servicer import EvaluationStoreServicer
 from crucible_storage.event_log_servicer import EventLogServicer
@@ -34,4 +36,6 @@ def add_services(server: Server, service: Service) -> None:
     server.add(add_InspectionStoreServiceServicer_to_server, InspectionStoreServicer(service.inspections))
     server.add(add_InspectionWorkServiceServicer_to_server, InspectionWorkServicer(service.inspections))
     server.add(add_StatusServiceServicer_to_server, status)
+    audit = AuditServicer(service.audit_log, service.receipts, service.heads.public)
+    server.add(add_AuditServiceServicer_to_server, audit)
     server.on_drain(service.hub.close)

@@ -19,6 +19,9 @@ class Settings:
         tls_key: its private key.
         tls_ca: the authority whose client certificates are accepted.
         tickets_key: Ed25519 private key that signs tickets, PEM.
+        heads_key: Ed25519 private key that signs heads of the audit log, PEM.
+        public_keys: folder with the public half of each key that proofs were ever signed with, `heads/*.pub` and
+            `records/*.pub`, PEM.
         records_pub: public keys of the executors, PEM files, separated by commas.
         listen: where to serve gRPC.
         admin: where to serve `/healthz`, `/readyz` and `/metrics`, plain HTTP.
@@ -40,6 +43,8 @@ class Settings:
     tls_key: Path
     tls_ca: Path
     tickets_key: Path
+    heads_key: Path
+    public_keys: Path
     records_pub: tuple[str, ...]
     listen: str = "127.0.0.1:9101"
     admin: str = "127.0.0.1:9191"

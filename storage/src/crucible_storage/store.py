@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
-from crucible_storage import models, progress
+from crucible_storage import audit, models, progress
 from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import evaluation_name, run_id
@@ -140,6 +140,7 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     if record.changes.result is not None:
         blob = record.changes.result.SerializeToString()
         _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        audit.evaluation_finished(transaction, record, record.changes.result, now)
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
         _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})

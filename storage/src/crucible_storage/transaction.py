@@ -24,6 +24,8 @@ from crucible_storage.databases.base import Backend
 from crucible_storage.prepared import Prepared
 
 _INSERT_EVENTS = Prepared(insert(models.event))
+_PENDING = [column.name for column in models.audit_pending.c if not column.primary_key]
+_INSERT_AUDIT = Prepared(insert(models.audit_pending).values({name: bindparam(name) for name in _PENDING}).inline())
 _INSERT_OUTPUT = Prepared(insert(models.output))
 _ADD_COUNT = Prepared(
     text(
@@ -124,6 +126,7 @@ class WriteTransaction:
         self._outputs: list[tuple[int, dict[str, Any]]] = []
         self._with_output: set[int] = set()
         self._written = _Written(0, 0, 0)
+        self._audit: list[dict[str, Any]] = []
         self._session: Session | None = None
         self._depth = 0
 
@@ -173,6 +176,10 @@ class WriteTransaction:
             self._write_events()
         return self.connection
 
+    def append_audit(self, row: dict[str, Any]) -> None:
+        """Keeps a row of `audit_pending` to be written with all others of the group; see `audit.record`."""
+        self._audit.append(row)
+
     def count(self, tenant: str, state: int, change: int) -> None:
         """Notes that `change` more evaluations of the tenant are in `state`."""
         key = (tenant, state)
@@ -195,6 +202,7 @@ class WriteTransaction:
         events, outputs, written = len(self._events), len(self._outputs), self._written
         counts, work, inspections = dict(self.counts), self.notices.work, self.notices.inspections
         ends, batch_counts, batch_work = len(self._ends), dict(self._batch_counts), self.notices.batch_work
+        audit = len(self._audit)
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         told = len(self.notices.events)
         raw: Any = self.connection.connection.dbapi_connection
@@ -205,7 +213,8 @@ class WriteTransaction:
             self._end_session(commit=True)
         except BaseException as error:
             self._undo(name, error)
-            del self._events[events:], self._outputs[outputs:], self._ends[ends:], self.notices.created[created:]
+            del self._events[events:], self._outputs[outputs:], self._ends[ends:], self._audit[audit:]
+            del self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]
             self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
             self._batch_counts, self.notices.batch_work = batch_counts, batch_work
@@ -216,11 +225,13 @@ class WriteTransaction:
         raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
-        """Writes the events and counts of all operations; called once, before the commit."""
+        """Writes the events, audit records and counts of all operations; called once, before the commit."""
         self._write_events()
         if self._ends:
             before = self._written.position - len(self._events)
             _END_ITEM.many(self.connection, [row | {"position": before + 1 + number} for number, row in self._ends])
+        if self._audit:
+            _INSERT_AUDIT.many(self.connection, self._audit)
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in sorted(self.counts.items()) if c]
         if changed:
             _ADD_COUNT.many(self.connection, changed)

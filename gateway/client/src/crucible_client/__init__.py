@@ -9,6 +9,7 @@ with Client.from_settings() as client:
 
 import crucible_rpc  # noqa: F401  # first: it sets what grpc reads when it is loaded
 from crucible_client.async_client import AsyncClient
+from crucible_client.audit import AuditFault, AuditFinding, AuditRecord, AuditSummary
 from crucible_client.batches import Batch, BatchItem, BatchOrder, BatchProgress, BatchResult, BatchState
 from crucible_client.errors import CallError
 from crucible_client.inspections import (
@@ -20,6 +21,8 @@ from crucible_client.inspections import (
     VerificationSummary,
 )
 from crucible_client.many import Outcome
+from crucible_client.public_keys import PublicKeys
+from crucible_client.receipts import ProvenReceipt, ReceiptError
 from crucible_client.results import (
     ActionKind,
     Behaviour,
@@ -47,6 +50,10 @@ __all__ = [
     "ActionKind",
     "AsyncClient",
     "AttemptResult",
+    "AuditFault",
+    "AuditFinding",
+    "AuditRecord",
+    "AuditSummary",
     "Batch",
     "BatchItem",
     "BatchOrder",
@@ -74,6 +81,9 @@ __all__ = [
     "Outcome",
     "Program",
     "ProgramError",
+    "ProvenReceipt",
+    "PublicKeys",
+    "ReceiptError",
     "Role",
     "SeenAction",
     "SelfTestSummary",

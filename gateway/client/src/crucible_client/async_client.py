@@ -7,7 +7,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from crucible_client import calls, errors, inspections, many, results, settings, streams
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible_client import audit, calls, errors, inspections, many, public_keys, receipts, results, settings, streams
 from crucible_client.async_batches import AsyncBatchCalls
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
@@ -272,6 +273,52 @@ class AsyncClient(AsyncBatchCalls):
     async def revoke_api_key(self, key_id: str) -> results.ApiKey:
         """Refuses the key from now on; administrators only."""
         return await self._call(calls.revoke_api_key(key_id))
+
+    async def receipt(self, name: str) -> bytes:
+        """The receipt of a finished evaluation, as a file; see `receipts.verify`."""
+        return receipts.encode(await self._call(calls.receipt(name)))
+
+    async def public_keys(self) -> tuple[public_keys.PublicKey, ...]:
+        """What receipts and heads can be checked with, as the server says; PublicKeysError when it lies."""
+        return await self._call(calls.list_public_keys())
+
+    async def audit_records(
+        self, *, subject: str = "", page_size: int = calls.PAGE_SIZE
+    ) -> AsyncGenerator[audit.AuditRecord, None]:
+        """The audit log, newest first; administrators only.
+
+        Args:
+            subject: only records of this one, as `evaluations/{uuid}`; empty: all.
+            page_size: how many one call brings, at most 1000.
+        """
+        token = ""
+        while True:
+            page = await self._call(calls.audit_page(subject, page_size, token))
+            for record in page.records:
+                yield record
+            token = page.next_token
+            if not token:
+                return
+
+    async def verify_audit(
+        self, *, since: SignedBytes | None = None
+    ) -> AsyncGenerator[audit.AuditFinding | audit.AuditSummary, None]:
+        """Has storage check the whole audit log: what is wrong as it is found, then the summary; administrators only.
+
+        Never repeated. Whether the log begins with `since` is proved by the summary: see `audit.check_history`.
+
+        Args:
+            since: an earlier head.
+        """
+        request = audit.verify_request(since)
+        async with aclosing(streams.messages(self._stubs.admin.VerifyAudit(request))) as messages:
+            async for message in messages:
+                found = audit.verify_result(message)
+                if found is not None:
+                    yield found
+                if isinstance(found, audit.AuditSummary):
+                    return
+        raise audit.without_summary()
 
     async def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)

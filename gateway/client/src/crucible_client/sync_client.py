@@ -8,7 +8,8 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from crucible_client import calls, errors, inspections, results, settings, streams
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible_client import audit, calls, errors, inspections, public_keys, receipts, results, settings, streams
 from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
@@ -205,6 +206,35 @@ class Client(BatchCalls):
     def revoke_api_key(self, key_id: str) -> results.ApiKey:
         """See `AsyncClient.revoke_api_key`."""
         return self._call(calls.revoke_api_key(key_id))
+
+    def receipt(self, name: str) -> bytes:
+        """See `AsyncClient.receipt`."""
+        return receipts.encode(self._call(calls.receipt(name)))
+
+    def public_keys(self) -> tuple[public_keys.PublicKey, ...]:
+        """See `AsyncClient.public_keys`."""
+        return self._call(calls.list_public_keys())
+
+    def audit_records(self, *, subject: str = "", page_size: int = calls.PAGE_SIZE) -> Iterator[audit.AuditRecord]:
+        """See `AsyncClient.audit_records`."""
+        token = ""
+        while True:
+            page = self._call(calls.audit_page(subject, page_size, token))
+            yield from page.records
+            token = page.next_token
+            if not token:
+                return
+
+    def verify_audit(self, *, since: SignedBytes | None = None) -> Iterator[audit.AuditFinding | audit.AuditSummary]:
+        """See `AsyncClient.verify_audit`."""
+        request = audit.verify_request(since)
+        for message in self._messages(self._stubs.admin.VerifyAudit, request, Patience(self._retry_for)):
+            found = audit.verify_result(message)
+            if found is not None:
+                yield found
+            if isinstance(found, audit.AuditSummary):
+                return
+        raise audit.without_summary()
 
     def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)

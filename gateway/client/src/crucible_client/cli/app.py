@@ -23,6 +23,8 @@ _COMMANDS: Mapping[str, str] = {
     "status": "status:status",
     "selftest": "selftest:selftest",
     "key": "keys:key",
+    "audit": "audit:audit",
+    "receipt": "receipts:receipt",
     "bench": "bench:bench",
 }
 

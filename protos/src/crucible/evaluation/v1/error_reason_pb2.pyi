@@ -108,6 +108,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """OUT_OF_RANGE: items are missing: the stream goes on behind more than is stored, or ends with another number of items."""
     ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 63
     """UNAVAILABLE: nothing came on the caller's stream for too long, so it was ended; what came is stored."""
+    ERROR_REASON_EVALUATION_NOT_FINISHED: _ErrorReason.ValueType  # 65
+    """FAILED_PRECONDITION: the evaluation has not ended yet, so it has no receipt; wait for its end."""
+    ERROR_REASON_RECEIPT_NOT_FOUND: _ErrorReason.ValueType  # 66
+    """NOT_FOUND: the evaluation ended before this Crucible kept receipts."""
+    ERROR_REASON_AUDIT_CHECK_RUNNING: _ErrorReason.ValueType  # 67
+    """RESOURCE_EXHAUSTED with RetryInfo: the audit log is being checked already."""
+    ERROR_REASON_AUDIT_LOG_DAMAGED: _ErrorReason.ValueType  # 68
+    """DATA_LOSS: the stored audit log does not fit together, so nothing can be proved by it; `VerifyAudit` says what is wrong."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -200,4 +208,12 @@ ERROR_REASON_BATCH_ITEMS_MISSING: ErrorReason.ValueType  # 62
 """OUT_OF_RANGE: items are missing: the stream goes on behind more than is stored, or ends with another number of items."""
 ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 63
 """UNAVAILABLE: nothing came on the caller's stream for too long, so it was ended; what came is stored."""
+ERROR_REASON_EVALUATION_NOT_FINISHED: ErrorReason.ValueType  # 65
+"""FAILED_PRECONDITION: the evaluation has not ended yet, so it has no receipt; wait for its end."""
+ERROR_REASON_RECEIPT_NOT_FOUND: ErrorReason.ValueType  # 66
+"""NOT_FOUND: the evaluation ended before this Crucible kept receipts."""
+ERROR_REASON_AUDIT_CHECK_RUNNING: ErrorReason.ValueType  # 67
+"""RESOURCE_EXHAUSTED with RetryInfo: the audit log is being checked already."""
+ERROR_REASON_AUDIT_LOG_DAMAGED: ErrorReason.ValueType  # 68
+"""DATA_LOSS: the stored audit log does not fit together, so nothing can be proved by it; `VerifyAudit` says what is wrong."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,32 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from crucible.audit.v1 import audit_pb2 as crucible_dot_audit_dot_v1_dot_audit__pb2
+from crucible.evaluation.v1 import signed_pb2 as crucible_dot_evaluation_dot_v1_dot_signed__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/gateway/v1/admin_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x01\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"T\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x14\n\x12ListApiKeysRequest\"D\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"!\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x32\xba\x02\n\x0c\x41\x64minService\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.gateway.v1.CreateApiKeyRequest\x1a).crucible.gateway.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.gateway.v1.ListApiKeysRequest\x1a(.crucible.gateway.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.gateway.v1.RevokeApiKeyRequest\x1a).crucible.gateway.v1.RevokeApiKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/gateway/v1/admin_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1d\x63rucible/audit/v1/audit.proto\x1a#crucible/evaluation/v1/signed.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x01\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"T\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x14\n\x12ListApiKeysRequest\"D\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"!\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"Q\n\x17ListAuditRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\"e\n\x18ListAuditRecordsResponse\x12\x30\n\x07records\x18\x01 \x03(\x0b\x32\x1f.crucible.audit.v1.LoggedRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x12VerifyAuditRequest\x12\x32\n\x05since\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\"\x98\x01\n\x13VerifyAuditResponse\x12\x11\n\x07records\x18\x01 \x01(\x03H\x00\x12\x32\n\x07\x66inding\x18\x02 \x01(\x0b\x32\x1f.crucible.audit.v1.AuditFindingH\x00\x12\x32\n\x07summary\x18\x03 \x01(\x0b\x32\x1f.crucible.audit.v1.AuditSummaryH\x00\x42\x06\n\x04kind*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x32\x8f\x04\n\x0c\x41\x64minService\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.gateway.v1.CreateApiKeyRequest\x1a).crucible.gateway.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.gateway.v1.ListApiKeysRequest\x1a(.crucible.gateway.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.gateway.v1.RevokeApiKeyRequest\x1a).crucible.gateway.v1.RevokeApiKeyResponse\x12o\n\x10ListAuditRecords\x12,.crucible.gateway.v1.ListAuditRecordsRequest\x1a-.crucible.gateway.v1.ListAuditRecordsResponse\x12\x62\n\x0bVerifyAudit\x12\'.crucible.gateway.v1.VerifyAuditRequest\x1a(.crucible.gateway.v1.VerifyAuditResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.gateway.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=680
-  _globals['_ROLE']._serialized_end=739
-  _globals['_APIKEY']._serialized_start=98
-  _globals['_APIKEY']._serialized_end=294
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=296
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=395
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=397
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=481
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=483
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=503
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=505
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=573
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=575
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=608
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=610
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=678
-  _globals['_ADMINSERVICE']._serialized_start=742
-  _globals['_ADMINSERVICE']._serialized_end=1056
+  _globals['_ROLE']._serialized_start=1163
+  _globals['_ROLE']._serialized_end=1222
+  _globals['_APIKEY']._serialized_start=166
+  _globals['_APIKEY']._serialized_end=362
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=364
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=463
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=465
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=549
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=551
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=571
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=573
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=641
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=643
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=676
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=678
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=746
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=748
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=829
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=831
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=932
+  _globals['_VERIFYAUDITREQUEST']._serialized_start=934
+  _globals['_VERIFYAUDITREQUEST']._serialized_end=1006
+  _globals['_VERIFYAUDITRESPONSE']._serialized_start=1009
+  _globals['_VERIFYAUDITRESPONSE']._serialized_end=1161
+  _globals['_ADMINSERVICE']._serialized_start=1225
+  _globals['_ADMINSERVICE']._serialized_end=1752
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,12 @@ class AdminServiceStub:
     """All keys, without the secrets, oldest first."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]
     """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+    ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRecordsRequest, _admin_service_pb2.ListAuditRecordsResponse]
+    """The audit log of all tenants, newest first. INVALID_ARGUMENT: INVALID_PAGE_TOKEN."""
+    VerifyAudit: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditRequest, _admin_service_pb2.VerifyAuditResponse]
+    """Checks the whole audit log: every record, the chain, the Merkle tree and every signed head. A million records take
+    some tens of seconds. RESOURCE_EXHAUSTED with RetryInfo: AUDIT_CHECK_RUNNING, one at a time.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -55,6 +61,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """All keys, without the secrets, oldest first."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+    ListAuditRecords: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRecordsRequest, _admin_service_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
+    """The audit log of all tenants, newest first. INVALID_ARGUMENT: INVALID_PAGE_TOKEN."""
+    VerifyAudit: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditRequest, _admin_service_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    """Checks the whole audit log: every record, the chain, the Merkle tree and every signed head. A million records take
+    some tens of seconds. RESOURCE_EXHAUSTED with RetryInfo: AUDIT_CHECK_RUNNING, one at a time.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """For administrators: every call needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). Other
@@ -84,5 +96,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeApiKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeApiKeyResponse]]:
         """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListAuditRecords(
+        self,
+        request: _admin_service_pb2.ListAuditRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListAuditRecordsResponse, _abc.Awaitable[_admin_service_pb2.ListAuditRecordsResponse]]:
+        """The audit log of all tenants, newest first. INVALID_ARGUMENT: INVALID_PAGE_TOKEN."""
+
+    @_abc_1.abstractmethod
+    def VerifyAudit(
+        self,
+        request: _admin_service_pb2.VerifyAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.VerifyAuditResponse], _abc.AsyncIterator[_admin_service_pb2.VerifyAuditResponse]]:
+        """Checks the whole audit log: every record, the chain, the Merkle tree and every signed head. A million records take
+        some tens of seconds. RESOURCE_EXHAUSTED with RetryInfo: AUDIT_CHECK_RUNNING, one at a time.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

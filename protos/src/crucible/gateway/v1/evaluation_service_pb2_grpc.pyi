@@ -61,6 +61,11 @@ class EvaluationServiceStub:
     """
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetReceiptRequest, _evaluation_service_pb2.GetReceiptResponse]
+    """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
+    can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
+    ended before there were receipts. FAILED_PRECONDITION: EVALUATION_NOT_FINISHED. DATA_LOSS: AUDIT_LOG_DAMAGED.
+    """
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
@@ -95,6 +100,11 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetReceiptRequest, _evaluation_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
+    can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
+    ended before there were receipts. FAILED_PRECONDITION: EVALUATION_NOT_FINISHED. DATA_LOSS: AUDIT_LOG_DAMAGED.
+    """
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
@@ -168,5 +178,16 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadOutputResponse]]:
         """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _evaluation_service_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.GetReceiptResponse, _abc.Awaitable[_evaluation_service_pb2.GetReceiptResponse]]:
+        """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
+        can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
+        ended before there were receipts. FAILED_PRECONDITION: EVALUATION_NOT_FINISHED. DATA_LOSS: AUDIT_LOG_DAMAGED.
+        """
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
