@@ -87,16 +87,16 @@ def test_storage_alone_compares_a_full_database_with_a_small_one():
     costs["page"]["large_ms"] = 1.6
     found = {"created_per_s": 2500.0, "lived_per_s": 400.0, "lived_cpu_ms": 1.2, "lease_p99_ms": 12.0}
     found |= {"lease_samples": 99, "small": 1000, "large": 100_000, "costs": costs}
-    rows = by_name(storage_alone.rows(found))
-    assert rows["storage alone: evaluations created"].met
-    assert not rows["storage alone: create, lease, start, finish"].met
-    lease = rows["storage alone: p99 of a lease, 100000 queued"]
+    rows = by_name(storage_alone.rows("SQLite", found))
+    assert rows["storage alone on SQLite: evaluations created"].met
+    assert not rows["storage alone on SQLite: create, lease, start, finish"].met
+    lease = rows["storage alone on SQLite: p99 of a lease, 100000 queued"]
     assert lease.met
     assert "too few" in lease.note
-    assert rows["storage alone: get one, 100000 stored"].ratio == pytest.approx(1.4)
+    assert rows["storage alone on SQLite: get one, 100000 stored"].ratio == pytest.approx(1.4)
     assert [name for name, row in rows.items() if row.met is False] == [
-        "storage alone: create, lease, start, finish",
-        "storage alone: list 50, 100000 stored",
+        "storage alone on SQLite: create, lease, start, finish",
+        "storage alone on SQLite: list 50, 100000 stored",
     ]
 
 

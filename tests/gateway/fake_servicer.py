@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from crucible.audit.v1 import audit_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as ev
-from crucible.evaluation.v1 import event_pb2
+from crucible.evaluation.v1 import event_pb2, tenant_pb2
 from crucible.evaluation.v1 import platform_pb2 as platform
 from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
 from crucible.monitor.v1 import monitor_service_pb2_grpc
@@ -21,7 +21,9 @@ from crucible.storage.v1 import (
     audit_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
     inspection_service_pb2_grpc,
+    queue_service_pb2_grpc,
     status_service_pb2_grpc,
+    tenant_service_pb2_grpc,
 )
 from crucible.storage.v1 import (
     audit_service_pb2 as audit_api,
@@ -33,11 +35,18 @@ from crucible.storage.v1 import (
     inspection_service_pb2 as inspection_api,
 )
 from crucible.storage.v1 import (
+    queue_service_pb2 as queue_api,
+)
+from crucible.storage.v1 import (
     status_service_pb2 as status_api,
+)
+from crucible.storage.v1 import (
+    tenant_service_pb2 as tenant_api,
 )
 from crucible_rpc import pki
 from crucible_rpc.errors import (
     AlreadyExistsError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     UnauthenticatedError,
@@ -114,6 +123,8 @@ class FakeStore(
     status_service_pb2_grpc.StatusServiceServicer,
     inspection_service_pb2_grpc.InspectionStoreServiceServicer,
     audit_service_pb2_grpc.AuditServiceServicer,
+    tenant_service_pb2_grpc.TenantServiceServicer,
+    queue_service_pb2_grpc.QueueServiceServicer,
 ):
     """What the gateway needs of storage. With `finish` set an evaluation succeeds when it is waited for."""
 
@@ -130,6 +141,9 @@ class FakeStore(
         self.waiting = asyncio.Event()
         self.waits = 0
         self.cancelled_waits = 0
+        self.administered = []
+        self.admin_error = None
+        self.create_error = None
         self.inspections = []
         self.found = []
         self.inspection_error = None
@@ -189,6 +203,8 @@ class FakeStore(
 
     async def CreateEvaluation(self, request, context):
         self.requests.append(request)
+        if self.create_error is not None:
+            raise self.create_error
         before = self.by_request.get((request.tenant, request.request_id)) if request.request_id else None
         if before is None:
             evaluation = ev.Evaluation(
@@ -250,6 +266,17 @@ class FakeStore(
             evaluation.termination.cancelled.reason = request.reason
         return store_api.CancelEvaluationResponse(evaluation=evaluation)
 
+    async def DeleteEvaluation(self, request, context):
+        evaluation = self.evaluations.get(request.name)
+        if evaluation is None:
+            raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation {request.name}")
+        if evaluation.state not in FINISHED:
+            raise FailedPreconditionError("EVALUATION_NOT_TERMINAL", "it has not ended")
+        answer = store_api.DeleteEvaluationResponse(tenant=evaluation.tenant)
+        answer.deleted.by, answer.deleted.reason = request.by, request.reason
+        answer.delete_time.GetCurrentTime()
+        return answer
+
     async def ReadOutput(self, request, context):
         self._find(request.tenant, request.name)
         data = b"".join(b"%d " % number for number in range(50_000))
@@ -281,6 +308,46 @@ class FakeStore(
                 key.revoke_time.GetCurrentTime()
                 return keys_api.RevokeApiKeyResponse(api_key=key)
         raise NotFoundError("API_KEY_NOT_FOUND", "there is no such API key")
+
+    async def CreateTenant(self, request, context):
+        self.administered.append(request)
+        if self.admin_error is not None:
+            raise self.admin_error
+        return tenant_api.CreateTenantResponse(tenant=tenant_pb2.Tenant(name=request.tenant, quota=request.quota))
+
+    async def ListTenants(self, request, context):
+        self.administered.append(request)
+        return tenant_api.ListTenantsResponse(tenants=[tenant_pb2.Tenant(name="acme")])
+
+    async def SetQuota(self, request, context):
+        self.administered.append(request)
+        return tenant_api.SetQuotaResponse(tenant=tenant_pb2.Tenant(name=request.tenant, quota=request.quota))
+
+    async def PauseQueue(self, request, context):
+        self.administered.append(request)
+        pause = tenant_pb2.QueuePause(tenant=request.tenant, by=request.by, reason=request.reason)
+        return queue_api.PauseQueueResponse(pause=pause)
+
+    async def ResumeQueue(self, request, context):
+        self.administered.append(request)
+        return queue_api.ResumeQueueResponse()
+
+    async def GetQueueStatus(self, request, context):
+        self.administered.append(request)
+        tenants = [tenant_pb2.TenantQueue(tenant="acme", queued=2, running=1)]
+        pauses = [tenant_pb2.QueuePause(by="key-0")]
+        return queue_api.GetQueueStatusResponse(
+            queued=2, max_queued=9, running=1, tenants=tenants, pauses=pauses, dead_letters=3
+        )
+
+    async def ListDeadLetters(self, request, context):
+        self.administered.append(request)
+        letters = [tenant_pb2.DeadLetter(tenant="acme", reason="gone")]
+        return queue_api.ListDeadLettersResponse(dead_letters=letters, next_page_token="more")
+
+    async def RetryDeadLetter(self, request, context):
+        self.administered.append(request)
+        return queue_api.RetryDeadLetterResponse(evaluation="evaluations/new", repeated_call=True)
 
     async def ListExecutors(self, request, context):
         self.listings += 1
@@ -375,6 +442,16 @@ def fake_storage(keys, store):
         (
             audit_api.DESCRIPTOR.services_by_name["AuditService"],
             audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+            store,
+        ),
+        (
+            tenant_api.DESCRIPTOR.services_by_name["TenantService"],
+            tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
+            store,
+        ),
+        (
+            queue_api.DESCRIPTOR.services_by_name["QueueService"],
+            queue_service_pb2_grpc.add_QueueServiceServicer_to_server,
             store,
         ),
     )

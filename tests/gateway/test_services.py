@@ -136,6 +136,7 @@ async def test_user_may_not_administer(client, store):
         client.admin.CreateApiKey(admin_api.CreateApiKeyRequest(tenant="acme")),
         client.admin.ListApiKeys(admin_api.ListApiKeysRequest()),
         client.admin.RevokeApiKey(admin_api.RevokeApiKeyRequest(id="key-0")),
+        client.admin.DeleteEvaluation(admin_api.DeleteEvaluationRequest(name=UNKNOWN)),
     ):
         with pytest.raises(PermissionDeniedError) as caught:
             await call
@@ -158,6 +159,21 @@ async def test_key_that_an_administrator_makes_works_until_it_is_revoked(gateway
     assert [key.HasField("revoke_time") for key in listed.api_keys] == [False, False, False, True]
     with pytest.raises(NotFoundError):
         await admin.RevokeApiKey(admin_api.RevokeApiKeyRequest(id="nobody"))
+
+
+async def test_an_administrator_deletes_what_has_ended_of_any_tenant(client, gateway, dial, spec):
+    admin = dial(gateway, ADMIN_KEY).admin
+    created = (await client.evaluations.CreateEvaluation(api.CreateEvaluationRequest(spec=spec))).evaluation
+    request = admin_api.DeleteEvaluationRequest(name=created.name, reason="asked to")
+    with pytest.raises(FailedPreconditionError) as caught:
+        await admin.DeleteEvaluation(request)
+    assert caught.value.reason == "EVALUATION_NOT_TERMINAL"
+    await client.evaluations.CancelEvaluation(api.CancelEvaluationRequest(name=created.name))
+    answer = await admin.DeleteEvaluation(request)
+    assert (answer.tenant, answer.deleted.reason) == (created.tenant, "asked to")
+    assert answer.deleted.by.startswith("key-")
+    with pytest.raises(NotFoundError):
+        await admin.DeleteEvaluation(admin_api.DeleteEvaluationRequest(name=UNKNOWN))
 
 
 async def test_another_tenants_evaluation_is_not_found(client, gateway, dial, spec):

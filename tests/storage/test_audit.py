@@ -7,6 +7,7 @@ import json
 import pytest
 
 from crucible.audit.v1 import audit_pb2 as pb
+from crucible.evaluation.v1.tenant_pb2 import Quota
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc import merkle, signing
 from crucible_rpc.errors import (
@@ -75,6 +76,35 @@ async def test_each_change_is_noted_with_who_what_and_when(world):
     last = (await log(world))[-1]
     assert last.record.time.ToMicroseconds() == world.clock.now()
     assert [one.position for one in await log(world)] == list(range(1, 9))
+
+
+async def test_what_administrators_change_is_noted_with_who_asked(world):
+    tenants, pauses = world.service.tenants, world.service.pauses
+    await tenants.create("acme", Quota(weight=2), "key-1")
+    await tenants.set_quota("acme", Quota(max_queued=5), "key-2")
+    await pauses.pause("acme", "key-3", "too much")
+    await pauses.pause("acme", "key-4", "a pause that is there already")
+    await pauses.resume("acme", "key-5")
+    await pauses.resume("acme", "key-6")
+    await pauses.pause("", "key-7", "")
+    await pauses.resume("")
+    assignment = await finished_evaluation(world)
+    await world.service.deletion.delete(assignment.evaluation.removeprefix("evaluations/"), "key-8", "asked to")
+    noted = [one.record for one in await log(world)]
+    changes = [(one.actor, one.action, one.subject, json.loads(one.details)) for one in noted[:6]]
+    assert changes == [
+        ("key/key-1", "tenant.create", "tenants/acme", {"weight": "2"}),
+        ("key/key-2", "tenant.quota", "tenants/acme", {"max_queued": "5"}),
+        ("key/key-3", "queue.pause", "tenants/acme", {"reason": "too much"}),
+        ("key/key-5", "queue.resume", "tenants/acme", {}),
+        ("key/key-7", "queue.pause", "queue", {}),
+        (audit.STORAGE, "queue.resume", "queue", {}),
+    ]
+    last = noted[-1]
+    assert (last.actor, last.action, last.subject) == ("key/key-8", "evaluation.delete", assignment.evaluation)
+    assert json.loads(last.details)["stdout_sha256"] == hashlib.sha256(b"1\n").hexdigest()
+    [use] = [one.use for one in await tenants.list() if one.name == "t"]
+    assert use.stored_bytes == 0
 
 
 async def test_what_changes_nothing_is_not_noted(world):

@@ -9,8 +9,12 @@ from sqlalchemy import text
 
 from crucible.evaluation.v1 import batch_pb2
 from crucible.storage.v1 import work_service_pb2 as work
+from crucible_rpc import signing
 from crucible_rpc.errors import CallError
 from crucible_storage import batch_tasks, progress
+from crucible_storage.integrity import batches as integrity_of_batches
+from crucible_storage.integrity.check import check as check_all
+from tests.storage import world as w
 from tests.storage.batch_world import ANYWAY, BatchWorld, id_of, item
 from tests.storage.world import FENCE, exited, finished, report, started
 
@@ -38,6 +42,7 @@ async def check(batches, made):
             items = connection.execute(text("SELECT items FROM batch WHERE id = :id"), {"id": id_of(batch)})
             assert items.scalar_one() == sum(counted.values())
         assert connection.execute(text(STRAY)).scalar_one() == 0
+        assert list(integrity_of_batches.check(connection)) == []
 
     await batches.world.service.database.read(read)
 
@@ -139,6 +144,9 @@ async def test_after_random_operations_the_kept_counts_are_what_the_rows_say(wor
         now = await actor.batches.get(batch)
         assert now.state == batch_pb2.BATCH_STATE_ENDED, now
         assert now.progress.waiting == now.progress.queued == now.progress.running == 0
+    verifier = signing.Verifier.of(w.RECORDS.public_pem)
+    verdict = await world.service.database.read(lambda connection: check_all(connection, verifier))
+    assert verdict.findings.shown == []
 
 
 def test_every_kind_has_its_place_in_the_contract():

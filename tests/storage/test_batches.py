@@ -7,6 +7,8 @@ from sqlalchemy import func, select
 
 from crucible.evaluation.v1 import batch_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1.tenant_pb2 import Quota
+from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -146,6 +148,48 @@ async def test_a_full_queue_refuses_a_part_and_takes_it_later(tmp_path):
         await world.register()
         await world.lease_one()
         assert await batches.add(batch, more, first=2) == 4
+
+
+async def test_a_part_is_admitted_by_its_tenants_quotas_as_a_whole(batches, world):
+    await world.service.tenants.create("t", Quota(evaluations_per_day=3))
+    batch = await batches.open()
+    assert await batches.add(batch, [item(), item()]) == 2
+    with pytest.raises(ResourceExhaustedError) as refused:
+        await batches.add(batch, [item(), item()], first=2)
+    assert (refused.value.reason, refused.value.metadata["quota"]) == ("QUOTA_EXCEEDED", "evaluations_per_day")
+    assert await batches.add(batch, [item(), item(), item()]) == 3  # those that are there do not count again
+    [tenant] = await world.service.tenants.list()
+    assert tenant.use.evaluations_today == await evaluations_stored(world) == 3
+
+
+async def test_a_priority_above_the_ceiling_names_its_item(batches, world):
+    await world.service.tenants.create("t", Quota(max_priority=5))
+    batch = await batches.open()
+    with pytest.raises(InvalidArgumentError) as refused:
+        await batches.add(batch, [item(priority=1), item(priority=5), item(priority=6), item(priority=2)])
+    assert [one.field for one in refused.value.violations] == ["items[2].spec.priority"]
+    assert await evaluations_stored(world) == 0
+
+
+async def test_what_waits_for_others_is_not_what_waits_longest_for_a_slot(batches, world):
+    await batches.create([item(key="a"), item(key="b", after=["a"])], complete=False, start_when_complete=True)
+    [tenant] = (await world.service.pauses.look()).tenants
+    assert (tenant.queued, tenant.HasField("oldest_create_time")) == (2, False)
+
+
+async def test_an_item_that_the_infrastructure_failed_is_tried_again_outside_of_its_batch(batches, world):
+    await world.register()
+    batch = await batches.create([item(key="a"), item(key="b", after=["a"])])
+    [assignment] = await world.lease(1)
+    refused = work.Refused(reason="no such image", permanent=True)
+    assert await world.report(report(assignment, refused=refused)) == []
+    await batches.settled()
+    made, _ = await world.service.dead_letters.retry(assignment.evaluation.removeprefix("evaluations/"), "key-1")
+    again = await world.get(f"evaluations/{made}")
+    assert again.batch == ""
+    assert again.labels["crucible.retry-of"] == assignment.evaluation
+    now = await batches.get(batch)
+    assert (now.items, now.progress.failed, now.progress.skipped) == (2, 1, 1)
 
 
 async def test_another_tenant_sees_nothing_of_it(batches, world):

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 
-import pytest
 
-
-@pytest.mark.database("sqlite")
-def test_benchmark_measures_everything_over_databases_of_its_own(tmp_path):
+def test_benchmark_measures_everything_over_databases_of_its_own(tmp_path, databases):
     sizes = ["--count", "64", "--small", "20", "--large", "60", "--samples", "5"]
     command = [sys.executable, "-m", "crucible_storage.benchmark", "--folder", str(tmp_path), *sizes]
+    if databases.name == "postgresql":
+        for name in ("rates", "small", "large"):
+            databases.server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        command += ["--url", databases.server.postgresql.url("{}")]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()
     found = json.loads(done.stdout)

@@ -216,6 +216,26 @@ async def test_a_report_that_storage_itself_fails_at_does_not_hold_up_the_others
     assert await read(world, bad) == b""
 
 
+async def test_output_in_many_small_chunks_is_read_from_anywhere(world):
+    assignment = await world.running()
+    data = bytes(range(200))
+    chunks = [output(data[start : start + 3], start) for start in range(0, 200, 3)]
+    assert await world.report(report(assignment, *chunks)) == []
+    evaluation_id = assignment.evaluation.removeprefix("evaluations/")
+    for offset in (0, 1, 2, 3, 100, 197, 199, 200, 500):
+        parts = world.service.evaluations.read_output("t", evaluation_id, w.STDOUT, offset, 0)
+        assert b"".join([part async for _, part in parts]) == data[offset:]
+    assert await world.report(report(assignment, finished(assignment, stdout=data))) == []
+    assert (await world.get(assignment)).stdout.preview == data
+
+
+async def test_a_reason_with_nul_is_stored_without_it(world):
+    assignment = await world.running()
+    lost = work.RunLost(reason="gone\0for good", confirmed_gone=True)
+    assert await world.report(report(assignment, lost=lost)) == []
+    assert [one.reason for one in (await world.get(assignment)).failed_attempts] == ["gone\ufffdfor good"]
+
+
 async def test_report_can_lease_the_next_work_in_the_same_transaction(world):
     first = await world.running()
     second, third = await world.create(), await world.create()

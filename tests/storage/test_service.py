@@ -13,17 +13,22 @@ from prometheus_client import CollectorRegistry
 from crucible.audit.v1 import audit_pb2 as audit_v1
 from crucible.evaluation.v1 import error_reason_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1.tenant_pb2 import Quota
 from crucible.storage.v1 import api_key_service_pb2 as key_pb
 from crucible.storage.v1 import audit_service_pb2 as audit_pb
 from crucible.storage.v1 import evaluation_store_service_pb2 as store_pb
 from crucible.storage.v1 import event_log_service_pb2 as log_pb
+from crucible.storage.v1 import queue_service_pb2 as queue_pb
 from crucible.storage.v1 import status_service_pb2 as status_pb
+from crucible.storage.v1 import tenant_service_pb2 as tenant_pb
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible.storage.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from crucible.storage.v1.audit_service_pb2_grpc import AuditServiceStub
 from crucible.storage.v1.evaluation_store_service_pb2_grpc import EvaluationStoreServiceStub
 from crucible.storage.v1.event_log_service_pb2_grpc import EventLogServiceStub
+from crucible.storage.v1.queue_service_pb2_grpc import QueueServiceStub
 from crucible.storage.v1.status_service_pb2_grpc import StatusServiceStub
+from crucible.storage.v1.tenant_service_pb2_grpc import TenantServiceStub
 from crucible.storage.v1.work_service_pb2_grpc import WorkServiceStub
 from crucible_rpc import errors, pki, signing
 from crucible_rpc.channel import connect
@@ -93,6 +98,14 @@ class Peers:
     @property
     def status(self):
         return StatusServiceStub(self.channel("gateway"))
+
+    @property
+    def tenants(self):
+        return TenantServiceStub(self.channel("gateway"))
+
+    @property
+    def queue(self):
+        return QueueServiceStub(self.channel("gateway"))
 
     @property
     def work(self):
@@ -187,8 +200,62 @@ async def test_a_stop_is_pushed_to_its_worker(peers):
     stops.cancel()
 
 
+async def test_quotas_pauses_and_dead_letters_over_the_wire(peers):
+    quota = Quota(evaluations_per_day=1, weight=2)
+    made = await peers.tenants.CreateTenant(tenant_pb.CreateTenantRequest(tenant="t", quota=quota))
+    assert (made.tenant.name, made.tenant.quota.weight, made.tenant.quota.max_priority) == ("t", 2, 100)
+    created = (await peers.store.CreateEvaluation(create())).evaluation
+    with pytest.raises(errors.ResourceExhaustedError) as caught:
+        await peers.store.CreateEvaluation(create())
+    assert caught.value.reason == "QUOTA_EXCEEDED"
+    assert caught.value.metadata == {"quota": "evaluations_per_day", "limit": "1", "use": "1"}
+    assert timedelta(0) < caught.value.retry_after <= timedelta(days=1)
+    raised = Quota(evaluations_per_day=9, max_priority=5)
+    await peers.tenants.SetQuota(tenant_pb.SetQuotaRequest(tenant="t", quota=raised))
+    with pytest.raises(errors.InvalidArgumentError) as above:
+        await peers.store.CreateEvaluation(create(priority=6))
+    assert [violation.field for violation in above.value.violations] == ["spec.priority"]
+    await peers.work.RegisterExecutor(work.RegisterExecutorRequest(executor=w.executor()))
+    await peers.queue.PauseQueue(queue_pb.PauseQueueRequest(by="key-1", reason="x"))
+    assert not await lease(peers)
+    status = await peers.queue.GetQueueStatus(queue_pb.GetQueueStatusRequest())
+    assert (status.queued, status.max_queued, status.running) == (1, 200_000, 0)
+    assert [(pause.tenant, pause.by, pause.reason) for pause in status.pauses] == [("", "key-1", "x")]
+    assert (await peers.queue.ResumeQueue(queue_pb.ResumeQueueRequest())).ended.reason == "x"
+    assert not (await peers.queue.ResumeQueue(queue_pb.ResumeQueueRequest())).HasField("ended")
+    [assignment] = await lease(peers)
+    refused = work.Refused(reason="no such image", permanent=True)
+    reports = work.ReportRunsRequest(executor_id="ex-1", reports=[w.report(assignment, refused=refused)])
+    assert not (await peers.work.ReportRuns(reports)).rejected
+    page = await peers.queue.ListDeadLetters(queue_pb.ListDeadLettersRequest(page_size=5))
+    assert [letter.evaluation for letter in page.dead_letters] == [created.name]
+    retry = queue_pb.RetryDeadLetterRequest(name=created.name, by="key-1")
+    first, second = await peers.queue.RetryDeadLetter(retry), await peers.queue.RetryDeadLetter(retry)
+    assert first.evaluation == second.evaluation != created.name
+    assert (first.repeated_call, second.repeated_call) == (False, True)
+    [tenant] = (await peers.tenants.ListTenants(tenant_pb.ListTenantsRequest())).tenants
+    assert (tenant.use.queued, tenant.use.evaluations_today) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "quota",
+    [
+        Quota(weight=0),
+        Quota(weight=1001),
+        Quota(max_priority=101),
+        Quota(max_queued=-1),
+        Quota(max_stored_bytes=1 << 60),
+    ],
+)
+async def test_quotas_out_of_bounds_are_refused(peers, quota):
+    with pytest.raises(errors.InvalidArgumentError) as caught:
+        await peers.tenants.CreateTenant(tenant_pb.CreateTenantRequest(tenant="t", quota=quota))
+    assert caught.value.violations[0].field.startswith("quota.")
+    assert not (await peers.tenants.ListTenants(tenant_pb.ListTenantsRequest())).tenants
+
+
 async def test_only_the_named_process_may_call_an_rpc(peers):
-    allowed = {"gateway": 0, "worker": 0, "monitor": 0}
+    allowed = {"gateway": 0, "worker": 0, "monitor": 0, "storage": 0}
     for method, processes in PERMISSIONS.items():
         for process in PROCESSES:
             call = peers.channel(process).unary_unary(method)
@@ -199,7 +266,7 @@ async def test_only_the_named_process_may_call_an_rpc(peers):
             except errors.CallError:
                 assert process in processes
                 allowed[process] += 1
-    assert allowed == {"gateway": 24, "worker": 7, "monitor": 2}
+    assert allowed == {"gateway": 33, "worker": 7, "monitor": 2, "storage": 2}
 
 
 @pytest.mark.parametrize(

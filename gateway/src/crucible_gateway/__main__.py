@@ -27,6 +27,7 @@ from crucible_gateway.interruption import Interruption
 from crucible_gateway.peers import Monitor, Storage
 from crucible_gateway.platform_servicer import PlatformServicer
 from crucible_gateway.platform_view import PlatformView
+from crucible_gateway.queue_control import QueueControl
 from crucible_gateway.settings import Settings
 from crucible_rpc.admin import AdminServer
 from crucible_rpc.channel import connect
@@ -95,7 +96,7 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
     )
     server.add(
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server,
-        AdminServicer(ApiKeys(storage, authenticator), audit, interruption),
+        AdminServicer(ApiKeys(storage, authenticator), evaluations, QueueControl(storage), audit, interruption),
     )
     server.reflect()
     return server

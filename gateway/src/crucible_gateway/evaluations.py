@@ -36,6 +36,7 @@ class EvaluationStore(Protocol):
     async def wait(self, tenant: str, name: str, wait: timedelta) -> ev.Evaluation: ...  # noqa: D102
     async def list_page(self, request: store.ListEvaluationsRequest) -> store.ListEvaluationsResponse: ...  # noqa: D102
     async def cancel(self, request: store.CancelEvaluationRequest) -> ev.Evaluation: ...  # noqa: D102
+    async def delete(self, request: store.DeleteEvaluationRequest) -> store.DeleteEvaluationResponse: ...  # noqa: D102
     def read_output(self, request: store.ReadOutputRequest) -> AsyncGenerator[store.ReadOutputResponse, None]: ...  # noqa: D102
 
 
@@ -149,6 +150,11 @@ class Evaluations:
         logs.bind(evaluation=name)
         request = store.CancelEvaluationRequest(tenant=caller.tenant, name=name, by=caller.key_id, reason=reason)
         return await self._storage.cancel(request)
+
+    async def delete(self, caller: Caller, name: str, reason: str) -> store.DeleteEvaluationResponse:
+        """Deletes an evaluation of any tenant that has ended; for administrators."""
+        logs.bind(evaluation=name)
+        return await self._storage.delete(store.DeleteEvaluationRequest(name=name, by=caller.key_id, reason=reason))
 
     def watch(self, caller: Caller, name: str, after_position: int) -> AsyncGenerator[monitor_api.WatchResponse, None]:
         """Events after a position, then those to come."""

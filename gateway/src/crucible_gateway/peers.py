@@ -21,13 +21,17 @@ from crucible.storage.v1 import (
     batch_store_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
     inspection_service_pb2_grpc,
+    queue_service_pb2_grpc,
     status_service_pb2_grpc,
+    tenant_service_pb2_grpc,
 )
 from crucible.storage.v1 import audit_service_pb2 as audit
 from crucible.storage.v1 import batch_store_service_pb2 as batches
 from crucible.storage.v1 import evaluation_store_service_pb2 as store
 from crucible.storage.v1 import inspection_service_pb2 as inspections
+from crucible.storage.v1 import queue_service_pb2 as queues
 from crucible.storage.v1 import status_service_pb2 as status
+from crucible.storage.v1 import tenant_service_pb2 as tenants
 from crucible_gateway.caller import Caller
 from crucible_rpc.errors import (
     CallCancelledError,
@@ -102,6 +106,8 @@ class Storage:
         self._evaluations: Any = evaluation_store_service_pb2_grpc.EvaluationStoreServiceStub(channel)
         self._keys: Any = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
         self._status: Any = status_service_pb2_grpc.StatusServiceStub(channel)
+        self._tenants: Any = tenant_service_pb2_grpc.TenantServiceStub(channel)
+        self._queue: Any = queue_service_pb2_grpc.QueueServiceStub(channel)
         self._inspections: Any = inspection_service_pb2_grpc.InspectionStoreServiceStub(channel)
         self._batches: Any = batch_store_service_pb2_grpc.BatchStoreServiceStub(channel)
         self._audit: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
@@ -195,6 +201,12 @@ class Storage:
             answer: store.CancelEvaluationResponse = await self._evaluations.CancelEvaluation(request)
             return answer.evaluation
 
+    async def delete(self, request: store.DeleteEvaluationRequest) -> store.DeleteEvaluationResponse:
+        """Deletes an evaluation that has ended."""
+        with self._errors:
+            answer: store.DeleteEvaluationResponse = await self._evaluations.DeleteEvaluation(request)
+            return answer
+
     async def read_output(self, request: store.ReadOutputRequest) -> AsyncGenerator[store.ReadOutputResponse, None]:
         """Kept output, as far as it is stored."""
         with self._errors:
@@ -256,6 +268,55 @@ class Storage:
         with self._errors:
             answer: audit.ListPublicKeysResponse = await self._audit.ListPublicKeys(audit.ListPublicKeysRequest())
             return list(answer.public_keys)
+
+    async def create_tenant(self, request: tenants.CreateTenantRequest) -> tenants.CreateTenantResponse:
+        """Makes a tenant."""
+        with self._errors:
+            answer: tenants.CreateTenantResponse = await self._tenants.CreateTenant(request)
+            return answer
+
+    async def list_tenants(self) -> tenants.ListTenantsResponse:
+        """All tenants, by name."""
+        with self._errors:
+            answer: tenants.ListTenantsResponse = await self._tenants.ListTenants(tenants.ListTenantsRequest())
+            return answer
+
+    async def set_quota(self, request: tenants.SetQuotaRequest) -> tenants.SetQuotaResponse:
+        """Changes quotas."""
+        with self._errors:
+            answer: tenants.SetQuotaResponse = await self._tenants.SetQuota(request)
+            return answer
+
+    async def pause_queue(self, request: queues.PauseQueueRequest) -> queues.PauseQueueResponse:
+        """Pauses the queue."""
+        with self._errors:
+            answer: queues.PauseQueueResponse = await self._queue.PauseQueue(request)
+            return answer
+
+    async def resume_queue(self, request: queues.ResumeQueueRequest) -> queues.ResumeQueueResponse:
+        """Ends a pause."""
+        with self._errors:
+            answer: queues.ResumeQueueResponse = await self._queue.ResumeQueue(request)
+            return answer
+
+    async def queue_status(self) -> queues.GetQueueStatusResponse:
+        """The queue of all tenants."""
+        with self._errors:
+            request = queues.GetQueueStatusRequest()
+            answer: queues.GetQueueStatusResponse = await self._queue.GetQueueStatus(request)
+            return answer
+
+    async def dead_letters(self, request: queues.ListDeadLettersRequest) -> queues.ListDeadLettersResponse:
+        """A page of dead letters."""
+        with self._errors:
+            answer: queues.ListDeadLettersResponse = await self._queue.ListDeadLetters(request)
+            return answer
+
+    async def retry_dead_letter(self, request: queues.RetryDeadLetterRequest) -> queues.RetryDeadLetterResponse:
+        """Makes a new evaluation of a dead letter."""
+        with self._errors:
+            answer: queues.RetryDeadLetterResponse = await self._queue.RetryDeadLetter(request)
+            return answer
 
     async def executors(self) -> status.ListExecutorsResponse:
         """Every executor that ever registered."""

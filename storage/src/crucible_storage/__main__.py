@@ -33,7 +33,8 @@ async def main() -> None:
     metrics = Metrics(REGISTRY)
     clock: Clock = DatabaseClock() if config.database_url else SystemClock()
     backend = choose(config.database_url, config.state, config.database_password_file, clock)
-    async with running(config.state, config.policy, clock, signer, verifier, heads, metrics, backend) as service:
+    keep = config.retention
+    async with running(config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")
         server = Server(

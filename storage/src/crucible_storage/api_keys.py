@@ -6,7 +6,7 @@ from sqlalchemy.engine import Connection
 from sqlmodel import Session, col, select
 
 from crucible_rpc.errors import AlreadyExistsError, NotFoundError, UnauthenticatedError
-from crucible_storage import audit
+from crucible_storage import audit, tenants
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.login_failures import LoginFailures
@@ -39,6 +39,7 @@ class ApiKeys:
         def run(transaction: WriteTransaction) -> bool:
             if _find(transaction.session, sha256) is not None:
                 return False
+            tenants.ensure(transaction, BOOTSTRAP_TENANT, self._clock.now())
             row = self._new(BOOTSTRAP_TENANT, "given by the operator", sha256, admin=True)
             transaction.session.add(row)
             _note_creation(transaction, row, by="")
@@ -62,7 +63,7 @@ class ApiKeys:
         return row
 
     async def create(self, tenant: str, description: str, sha256: bytes, *, admin: bool, by: str = "") -> ApiKeyRow:
-        """Stores a key; `by` is the id of the key that asks for it.
+        """Stores a key, and makes its tenant when there is none of that name; `by` is the key that asks for it.
 
         Raises:
             AlreadyExistsError: this key is stored already.
@@ -71,6 +72,7 @@ class ApiKeys:
         def run(transaction: WriteTransaction) -> ApiKeyRow:
             if _find(transaction.session, sha256) is not None:
                 raise AlreadyExistsError("INVALID_FIELD", "this API key is stored already; make a new random one")
+            tenants.ensure(transaction, tenant, self._clock.now())
             row = self._new(tenant, description, sha256, admin=admin)
             transaction.session.add(row)
             _note_creation(transaction, row, by)

@@ -8,7 +8,13 @@ from typing import Any
 from sqlalchemy import Row, bindparam, insert, select, update
 
 from crucible.evaluation.v1 import batch_pb2
-from crucible_rpc.errors import AlreadyExistsError, CallError, FailedPreconditionError, OutOfRangeError
+from crucible_rpc.errors import (
+    AlreadyExistsError,
+    CallError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    OutOfRangeError,
+)
 from crucible_storage import admission, models, progress, store
 from crucible_storage.evaluations import Wanted, insert_parts, new_record
 from crucible_storage.lifecycle import TERMINAL, Record
@@ -91,8 +97,8 @@ class Addition:
             AlreadyExistsError: BATCH_ITEM_REUSED.
             OutOfRangeError: BATCH_ITEMS_MISSING.
             FailedPreconditionError: BATCH_CLOSED or BATCH_TOO_LARGE.
-            InvalidArgumentError: INVALID_FIELD, `after` names no earlier item.
-            ResourceExhaustedError: QUEUE_FULL.
+            InvalidArgumentError: INVALID_FIELD, `after` names no earlier item, or a priority is above the tenant's.
+            ResourceExhaustedError: QUEUE_FULL or QUOTA_EXCEEDED.
         """
         new = self._new(items)
         stored: int = self.batch.items
@@ -105,7 +111,7 @@ class Addition:
             raise FailedPreconditionError("BATCH_TOO_LARGE", text, metadata=_named(self.batch))
         needed = self._needed(new)
         _check_dependencies(new, needed)
-        admission.admit(self.transaction, self.policy, len(new))
+        self._admit(new)
         self._insert(new, needed)
         return stored + len(new)
 
@@ -139,6 +145,23 @@ class Addition:
             return {}
         rows = self.transaction.execute(_NEEDED, {"batch": self.batch.id, "keys": keys})
         return {row.key: (row.seq, row.state) for row in rows}
+
+    def _admit(self, new: Sequence[Item]) -> None:
+        first = max(new, key=lambda item: item.wanted.spec.priority)
+        size = sum(len(item.wanted.run_spec) for item in new)
+        try:
+            admission.admit(
+                self.transaction,
+                self.policy,
+                self.batch.tenant,
+                self.now,
+                priority=first.wanted.spec.priority,
+                stored_bytes=size,
+                count=len(new),
+            )
+        except InvalidArgumentError as error:  # it knows of one evaluation, not of its place
+            [violation] = error.violations
+            raise invalid(f"items[{first.number}].{violation.field}", violation.description) from error
 
     def _insert(self, new: Sequence[Item], needed: Mapping[str, tuple[int, int]]) -> None:
         batch, transaction = self.batch, self.transaction

@@ -14,6 +14,7 @@ from crucible_rpc.errors import ResourceExhaustedError
 from crucible_storage import batches, models, store, views
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
+from crucible_storage.lifecycle import DELETED
 
 MAX_WATCHERS = 256
 PAGE = 50
@@ -21,9 +22,11 @@ FALLBACK_POLL = 1.0
 PAUSE = 0.05
 PROGRESS_INTERVAL = 1.0
 
-_ITEM = models.batch_item.c
-_FIELDS = select(_ITEM.number, _ITEM.key, _ITEM.evaluation_seq, _ITEM.end_position).where(
-    _ITEM.batch == bindparam("batch")
+_ITEM, _EVALUATION = models.batch_item.c, models.evaluation.c
+_FIELDS = (
+    select(_ITEM.number, _ITEM.key, _ITEM.evaluation_seq, _ITEM.end_position)
+    .join(models.evaluation, _EVALUATION.seq == _ITEM.evaluation_seq)
+    .where(_ITEM.batch == bindparam("batch"), _EVALUATION.state != DELETED)
 )
 _BY_END = _FIELDS.where(_ITEM.end_position > bindparam("after")).order_by(_ITEM.end_position).limit(PAGE)
 _BY_NUMBER = _FIELDS.where(_ITEM.number >= bindparam("after")).order_by(_ITEM.number).limit(PAGE)
@@ -48,7 +51,7 @@ class BatchWatches:
     async def watch(
         self, tenant: str, batch_id: str, order: int, after: int
     ) -> AsyncIterator[pb.BatchResult | pb.Batch]:
-        """Results after a cursor and how far the batch is, until it has ended and all were given.
+        """Results after a cursor and how far the batch is, until it has ended and all were given but deleted ones.
 
         Args:
             tenant: whose it must be.

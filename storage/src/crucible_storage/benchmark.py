@@ -1,6 +1,7 @@
 """What storage alone does, in this process, over databases of its own: rates, and what a call costs in a full one.
 
 `python -m crucible_storage.benchmark --folder DIR` prints JSON; everything is answered after its commit, as always.
+With `--url` the databases are made on that PostgreSQL server.
 The two databases whose costs are compared are used in turn, so that what else the machine does weighs on both.
 """
 
@@ -27,7 +28,8 @@ from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import signing
-from crucible_storage.clock import SystemClock, timestamp
+from crucible_storage.clock import Clock, DatabaseClock, SystemClock, timestamp
+from crucible_storage.databases import choose
 from crucible_storage.evaluations import Wanted
 from crucible_storage.final_records import CONTEXT
 from crucible_storage.keys import HeadKeys
@@ -210,11 +212,12 @@ async def _costs(small: Bench, large: Bench, samples: int) -> tuple[dict[str, Co
     return costs, taken["lease"][1]
 
 
-async def measure(folder: Path, count: int, small: int, large: int, samples: int) -> Found:
+async def measure(folder: Path, url: str, count: int, small: int, large: int, samples: int) -> Found:
     """Everything, over databases in folders of this one.
 
     Args:
         folder: of the disk that is to be measured.
+        url: of a PostgreSQL server, with `{}` where a database's name goes; empty: SQLite.
         count: evaluations for each rate.
         small: evaluations in the smaller database; more than `samples`.
         large: in the larger one.
@@ -226,7 +229,9 @@ async def measure(folder: Path, count: int, small: int, large: int, samples: int
 
         async def opened(name: str) -> Bench:
             metrics = Metrics(CollectorRegistry())
-            service = running(folder / name, policy, SystemClock(), signer, verifier, _HEADS, metrics)
+            clock: Clock = DatabaseClock() if url else SystemClock()
+            backend = choose(_made(url, name), _state(folder, name), clock=clock)
+            service = running(folder / name, policy, clock, signer, verifier, _HEADS, metrics, backend)
             bench = Bench(await stack.enter_async_context(service))
             await bench.register()
             return bench
@@ -244,17 +249,37 @@ async def measure(folder: Path, count: int, small: int, large: int, samples: int
     return Found(count / created, count / lived, cpu / count * 1000, at(leases, 0.99), samples, small, large, costs)
 
 
+def _state(folder: Path, name: str) -> Path:
+    state = folder / name
+    state.mkdir(exist_ok=True)
+    return state
+
+
+def _made(url: str, name: str) -> str:
+    """The URL of a new database of this name; empty without a server."""
+    if not url:
+        return ""
+    import psycopg  # some megabytes: only where it is used
+    from psycopg import sql
+
+    with psycopg.connect(url.format("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return url.format(name)
+
+
 def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="crucible_storage.benchmark", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder on the disk to be measured")
+    parser.add_argument("--url", default="", help="of a PostgreSQL server, with {} where a database's name goes")
     parser.add_argument("--count", type=int, default=2000, help="evaluations for each rate")
     parser.add_argument("--small", type=int, default=1000, help="evaluations stored in the smaller database")
     parser.add_argument("--large", type=int, default=100_000, help="in the larger one")
     parser.add_argument("--samples", type=int, default=200, help="calls of each kind")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    found = asyncio.run(measure(options.folder, options.count, options.small, options.large, options.samples))
+    sizes = (options.count, options.small, options.large, options.samples)
+    found = asyncio.run(measure(options.folder, options.url, *sizes))
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
     return 0
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, insert, select
@@ -51,9 +51,14 @@ class Wanted:
     def of(cls, tenant: str, creator: str, request_id: str, spec: pb.EvaluationSpec) -> "Wanted":
         """Serializes what the executor will get, once; its digest is part of every ticket."""
         run_spec = RunSpec(program=spec.program, engine=spec.engine).SerializeToString(deterministic=True)
-        rest = pb.EvaluationSpec(limits=spec.limits, priority=spec.priority, labels=spec.labels)
-        digest = hashlib.sha256(hashlib.sha256(run_spec).digest() + rest.SerializeToString(deterministic=True))
-        return cls(tenant, creator, request_id, spec, run_spec, digest.digest())
+        digest = spec_sha256(hashlib.sha256(run_spec).digest(), spec.limits, spec.priority, spec.labels)
+        return cls(tenant, creator, request_id, spec, run_spec, digest)
+
+
+def spec_sha256(run_spec_sha256: bytes, limits: pb.Limits, priority: int, labels: Mapping[str, str]) -> bytes:
+    """The digest of all that a caller asked for."""
+    rest = pb.EvaluationSpec(limits=limits, priority=priority, labels=labels)
+    return hashlib.sha256(run_spec_sha256 + rest.SerializeToString(deterministic=True)).digest()
 
 
 def new_record(
@@ -141,14 +146,14 @@ class Evaluations:
 
         Raises:
             AlreadyExistsError: REQUEST_ID_REUSED, with another spec.
-            ResourceExhaustedError: QUEUE_FULL or STORAGE_FULL.
+            InvalidArgumentError: INVALID_FIELD, a priority above the tenant's ceiling.
+            ResourceExhaustedError: QUEUE_FULL, QUOTA_EXCEEDED or STORAGE_FULL.
         """
 
         def run(transaction: WriteTransaction) -> pb.Evaluation:
             if wanted.request_id and (earlier := self._earlier(transaction.connection, wanted)) is not None:
                 return views.complete(transaction.settled(earlier.seq), earlier)
-            admission.admit(transaction, self._policy, 1)
-            record = self._insert(transaction, wanted)
+            record = self.insert(transaction, wanted)
             view = views.new(record)
             view.spec.program.CopyFrom(wanted.spec.program)
             return view
@@ -171,8 +176,10 @@ class Evaluations:
             raise AlreadyExistsError("REQUEST_ID_REUSED", text, metadata={"evaluation": f"evaluations/{row[0]}"})
         return store.load(connection, row[0])
 
-    def _insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
-        now = self._clock.now()
+    def insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
+        """Admits and stores a new evaluation; see `admission.admit` for what is raised."""
+        now, priority, size = self._clock.now(), wanted.spec.priority, len(wanted.run_spec)
+        admission.admit(transaction, self._policy, wanted.tenant, now, priority=priority, stored_bytes=size)
         record = new_record(wanted, self._ids(), now, self._policy)
         store.insert_record(transaction, record, now)
         insert_parts(transaction, [(record, wanted)])
@@ -207,6 +214,8 @@ class Evaluations:
                 if last or not unended:
                     view = await self._database.read(lambda connection: look(connection, last))  # noqa: B023
                     if view is not None:
+                        if view.state in TERMINAL:
+                            self._hub.forget(evaluation_id)
                         return view
                 unended = False
                 await wait_for(ended, min(left, FALLBACK_POLL))
@@ -251,15 +260,20 @@ class Evaluations:
             attempt: which; 0: the latest.
 
         Raises:
-            NotFoundError: EVALUATION_NOT_FOUND.
+            NotFoundError: EVALUATION_NOT_FOUND, also when it is deleted meanwhile.
         """
-        record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
+
+        def owned(connection: Connection) -> Record:
+            return store.load_owned(connection, tenant, evaluation_id)
+
+        record = await self._database.read(owned)
         chosen = attempt or record.attempt
         while data := await self._database.read(
             lambda connection: outputs.read(connection, record.seq, chosen, stream, offset, READ_BYTES)  # noqa: B023
         ):
             yield offset, data
             offset += len(data)
+        await self._database.read(owned)  # deleted meanwhile, this was not the end of what it wrote
 
     async def counts(self, tenant: str) -> dict[int, int]:
         """How many evaluations of the tenant are in each state."""

@@ -93,7 +93,7 @@ class EventLog:
         """One evaluation's events after a position, as they are stored now. The last batch reaches the log's end.
 
         Raises:
-            NotFoundError: EVALUATION_NOT_FOUND.
+            NotFoundError: EVALUATION_NOT_FOUND, also when it is deleted meanwhile.
         """
         end = await self._database.log_end()
         record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
@@ -103,6 +103,8 @@ class EventLog:
             batch = await self._database.read(_reader(_ONE, parameters))
             if not batch:
                 break
+            if any(event.WhichOneof("kind") in ("removed", "deleted") for event in batch):
+                raise store.not_found(evaluation_id)  # it was deleted meanwhile
             position = batch[-1].position
             yield Batch(batch, position)
         yield Batch([], end)

@@ -16,7 +16,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
 from crucible_rpc.errors import CallError
 from crucible_rpc.signing import Signer
-from crucible_storage import models, queue, store, tickets
+from crucible_storage import models, outputs, queue, store, tickets
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.executors import Executors
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 3 << 20
 FALLBACK_POLL = 5.0
+_CONTENDED_POLL = 0.05
 _SWEEP_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
@@ -89,6 +90,13 @@ class Held:
     def run_id(self) -> str:
         """The run it is for."""
         return run_id(self.evaluation_id, self.attempt)
+
+
+@dataclass(slots=True)
+class _Look:
+    """What a look for work met: `met_another`, work that another process was just giving out, or giving back."""
+
+    met_another: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +165,13 @@ class Leases:
                 await self._executors.check_registered(executor_id, boot_id)
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
-                given = await self._given(executor_id, boot_id, max_runs) if waiting else []
+                look = _Look()
+                given = await self._given(executor_id, boot_id, max_runs, look) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
-                await wait_for(changed, min(left, await self._until_delayed() if waiting else FALLBACK_POLL))
+                patience = await self._until_delayed() if waiting else FALLBACK_POLL
+                await wait_for(changed, min(left, _CONTENDED_POLL if look.met_another else patience))
 
     async def after(
         self, first: Callable[[WriteTransaction], T], executor_id: str, wish: work.LeaseMore
@@ -171,7 +181,7 @@ class Leases:
         Who cannot be given any (is not registered, say) gets nothing: what `first` did must not be undone for that.
         The same wish of the same executor once more is answered as before, with what of it is still to be started.
         """
-        give = self._giver(executor_id, wish.boot_id, wish.max_runs)
+        give = self._giver(executor_id, wish.boot_id, wish.max_runs, _Look())
         earlier = self._answered.get(executor_id)
         repeated = earlier.assignments if earlier is not None and earlier.request_id == wish.request_id else None
 
@@ -196,9 +206,10 @@ class Leases:
             self._answered.pop(executor_id, None)
         return done, given
 
-    async def _given(self, executor_id: str, boot_id: str, max_runs: int) -> list[work.Assignment]:
+    async def _given(self, executor_id: str, boot_id: str, max_runs: int, look: _Look) -> list[work.Assignment]:
         """Leases what there is."""
-        return await self._kept(self._database.write(self._giver(executor_id, boot_id, max_runs)), lambda given: given)
+        giving = self._database.write(self._giver(executor_id, boot_id, max_runs, look))
+        return await self._kept(giving, lambda given: given)
 
     async def _kept(self, giving: Awaitable[T], leased: Callable[[T], list[work.Assignment]]) -> T:
         """Waits. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
@@ -218,6 +229,7 @@ class Leases:
                 record = _unstarted(transaction, assignment)
                 if record is not None:
                     before = store.Before(record)
+                    outputs.as_of_the_attempt_before(transaction.settled(record.seq), record)
                     record.refuse("its worker left before it was told", now, now, permanent=False)
                     store.save(transaction, record, before, now)
 
@@ -227,23 +239,25 @@ class Leases:
                 await self._database.write(run)
 
     def _giver(
-        self, executor_id: str, boot_id: str, max_runs: int
+        self, executor_id: str, boot_id: str, max_runs: int, look: _Look
     ) -> Callable[[WriteTransaction], list[work.Assignment]]:
         def run(transaction: WriteTransaction) -> list[work.Assignment]:
             known = self._executors.registered_now(transaction, executor_id, boot_id)
             now = self._clock.now()
             given: list[work.Assignment] = []
             size = 0
-            for waiting in self._queue.pick(transaction.connection, known, now):
+            for waiting in self._queue.pick(transaction, known, now):
                 if given and size + waiting.size > MAX_ANSWER_BYTES:
                     break
                 record = store.take_waiting(transaction.connection, waiting.seq)
                 if record is None:
+                    look.met_another = True
                     continue
                 given.append(self._give(transaction, record, executor_id, boot_id, now))
                 size += waiting.size
                 if len(given) >= max_runs:
                     break
+            self._hub.held_back = self._queue.held_back
             return given
 
         return run

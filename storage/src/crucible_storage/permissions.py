@@ -5,6 +5,8 @@ from crucible_rpc.identity import Permissions
 _GATEWAY = frozenset({"gateway"})
 _WORKER = frozenset({"worker"})
 _MONITOR = frozenset({"monitor"})
+_OPERATOR = frozenset({"storage"})
+"""Local commands that can read storage's own key (`maintenance`)."""
 
 PERMISSIONS: Permissions = {
     "/crucible.storage.v1.ApiKeyService/AuthenticateApiKey": _GATEWAY,
@@ -24,6 +26,7 @@ PERMISSIONS: Permissions = {
     "/crucible.storage.v1.BatchStoreService/WatchBatch": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/CancelEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/CreateEvaluation": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/DeleteEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/GetEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ListEvaluations": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ReadOutput": _GATEWAY,
@@ -33,8 +36,18 @@ PERMISSIONS: Permissions = {
     "/crucible.storage.v1.InspectionStoreService/RunInspection": _GATEWAY,
     "/crucible.storage.v1.InspectionWorkService/LeaseInspections": _WORKER,
     "/crucible.storage.v1.InspectionWorkService/ReportInspection": _WORKER,
+    "/crucible.storage.v1.MaintenanceService/CopyDatabase": _OPERATOR,
+    "/crucible.storage.v1.MaintenanceService/GetUsage": _OPERATOR,
+    "/crucible.storage.v1.QueueService/GetQueueStatus": _GATEWAY,
+    "/crucible.storage.v1.QueueService/ListDeadLetters": _GATEWAY,
+    "/crucible.storage.v1.QueueService/PauseQueue": _GATEWAY,
+    "/crucible.storage.v1.QueueService/ResumeQueue": _GATEWAY,
+    "/crucible.storage.v1.QueueService/RetryDeadLetter": _GATEWAY,
     "/crucible.storage.v1.StatusService/GetQueue": _GATEWAY,
     "/crucible.storage.v1.StatusService/ListExecutors": _GATEWAY,
+    "/crucible.storage.v1.TenantService/CreateTenant": _GATEWAY,
+    "/crucible.storage.v1.TenantService/ListTenants": _GATEWAY,
+    "/crucible.storage.v1.TenantService/SetQuota": _GATEWAY,
     "/crucible.storage.v1.WorkService/LeaseWork": _WORKER,
     "/crucible.storage.v1.WorkService/RegisterExecutor": _WORKER,
     "/crucible.storage.v1.WorkService/RenewLeases": _WORKER,

@@ -201,6 +201,7 @@ class _OneReport:
     def _finish(self, final: ex.FinalRecord, signed: SignedBytes) -> None:
         record = self._record
         final_records.check_is_of(final, record)
+        self._transaction.usage.computed(record.tenant, self._now, final_records.cpu_micros(final))
         if final_records.ended_by_itself(final):
             self._check_outputs(final)
             self._correct_start(final)
@@ -243,9 +244,7 @@ class _OneReport:
         # What is refused again and again waits longer and longer: each time is a lease and two events of the log.
         often = min(max(0, record.epoch - record.attempt - _PATIENT_REFUSALS), 20)
         retry_at = self._now + min(max(asked, min(asked << often, _MAX_REPEATED_RETRY)), _MAX_RETRY)
-        earlier, seq = record.attempt - 1, record.seq
-        connection = self._transaction.settled(seq)
-        record.stdout_bytes, record.stderr_bytes = (outputs.stored_bytes(connection, seq, earlier, s) for s in _STREAMS)
+        outputs.as_of_the_attempt_before(self._transaction.settled(record.seq), record)
         record.refuse(refused.reason, retry_at, self._now, permanent=refused.permanent)
 
     def _lose(self, lost: work.RunLost) -> None:

@@ -19,6 +19,8 @@ from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
 from crucible_storage.databases.base import Backend
+from crucible_storage.dead_letters import DeadLetters
+from crucible_storage.deletion import Deletion, Keep
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -28,13 +30,17 @@ from crucible_storage.keys import HeadKeys
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
 from crucible_storage.login_failures import LoginFailures
+from crucible_storage.maintenance.live import LiveDatabase
 from crucible_storage.metrics import Metrics
+from crucible_storage.pauses import Pauses
 from crucible_storage.policy import Policy
 from crucible_storage.receipts import Receipts
 from crucible_storage.reports import Reports
+from crucible_storage.retention import Retention
 from crucible_storage.sealer import Sealer
-from crucible_storage.state import open_state
+from crucible_storage.state import FILE, open_state
 from crucible_storage.sweeper import Sweeper
+from crucible_storage.tenants import Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,11 @@ class Service:
     sealer: Sealer
     login_failures: LoginFailures
     heads: HeadKeys
+    tenants: Tenants
+    pauses: Pauses
+    dead_letters: DeadLetters
+    deletion: Deletion
+    live: LiveDatabase
 
 
 @asynccontextmanager
@@ -72,10 +83,11 @@ async def running(
     heads: HeadKeys,
     metrics: Metrics,
     backend: Backend | None = None,
+    keep: Keep | None = None,
 ) -> AsyncIterator[Service]:
     """Opens the state folder and the database (None: the file in the folder) until the block ends.
 
-    Meanwhile it sweeps expired leases, seals the audit log and works on batches.
+    Meanwhile it sweeps expired leases, seals the audit log, works on batches and deletes what is old.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -85,14 +97,18 @@ async def running(
     database = state.database
     database.start()
     try:
-        service = await _composed(database, hub, policy, clock, signer, verifier, heads)
+        live = LiveDatabase(folder / FILE, clock)
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live)
         metrics.start(await _counts(database), database.last_position)
-        jobs = (
+        jobs = [
             Sweeper(service.leases, policy, clock).run(),
+            Retention(service.deletion, keep or Keep(), clock).run(),
             service.sealer.run(),
             service.login_failures.run(),
             service.batch_tasks.run(),
-        )
+        ]
+        if database.shared:
+            jobs.append(service.executors.keep_stored())
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
             yield service
@@ -107,7 +123,14 @@ async def running(
 
 
 async def _composed(
-    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, heads: HeadKeys
+    database: Database,
+    hub: Hub,
+    policy: Policy,
+    clock: Clock,
+    signer: Signer,
+    verifier: Verifier,
+    heads: HeadKeys,
+    live: LiveDatabase,
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
@@ -116,16 +139,18 @@ async def _composed(
     await inspections.load()
     sealer = Sealer(database, heads.signer, clock)
     failures = LoginFailures(database, clock)
+    pages = Cursors(key)
+    evaluations = Evaluations(database, hub, policy, clock)
     return Service(
         database=database,
         hub=hub,
         policy=policy,
-        evaluations=Evaluations(database, hub, policy, clock),
-        lists=Lists(database, Cursors(key)),
-        batches=Batches(database, policy, clock, Cursors(key)),
+        evaluations=evaluations,
+        lists=Lists(database, pages),
+        batches=Batches(database, policy, clock, pages),
         batch_tasks=BatchTasks(database, hub, clock),
         batch_watches=BatchWatches(database, hub),
-        audit_log=AuditLog(database, sealer, heads.verifier, Cursors(key)),
+        audit_log=AuditLog(database, sealer, heads.verifier, pages),
         receipts=Receipts(database, sealer),
         sealer=sealer,
         login_failures=failures,
@@ -136,6 +161,11 @@ async def _composed(
         events=EventLog(database, hub),
         api_keys=ApiKeys(database, clock, failures),
         inspections=inspections,
+        tenants=Tenants(database, clock),
+        pauses=Pauses(database, clock),
+        dead_letters=DeadLetters(database, pages, evaluations),
+        deletion=Deletion(database, clock),
+        live=live,
     )
 
 

@@ -13,7 +13,7 @@ from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
 from crucible_storage import audit, models, progress
 from crucible_storage.clock import timestamp
-from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
+from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import evaluation_name, run_id
 from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
@@ -26,6 +26,7 @@ _SELECT = select(*(_ROW[name] for name in _COLUMNS))
 _SELECT_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
 _SELECT_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
 _BY_ID, _BY_SEQ = Prepared(_SELECT_BY_ID), Prepared(_SELECT_BY_SEQ)
+_PAGE = _SELECT.where(_ROW.seq > bindparam("after")).order_by(_ROW.seq).limit(bindparam("limit"))
 # SQLAlchemy leaves these out on SQLite, whose writer is alone. Others may go on referring to the row.
 _BY_ID_TO_CHANGE = Prepared(_SELECT_BY_ID.with_for_update(key_share=True))
 _BY_SEQ_TO_CHANGE = Prepared(_SELECT_BY_SEQ.with_for_update(key_share=True))
@@ -36,6 +37,7 @@ _SEQS = select(_ROW.id, _ROW.seq).where(_ROW.id.in_(bindparam("ids", expanding=T
 _PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
 _INSERT_RESULT = Prepared(insert(models.result))
 _INSERT_FAILED = Prepared(insert(models.failed_attempt))
+_INSERT_DEAD = insert(models.dead_letter)
 
 
 @cache
@@ -79,6 +81,11 @@ def run_spec(connection: Connection, seq: int) -> bytes:
     return blob
 
 
+def load_page(connection: Connection, after: int, limit: int) -> list[Record]:
+    """At most `limit` records with the next numbers above `after`, in their order, deleted ones too."""
+    return [Record(*row) for row in connection.execute(_PAGE, {"after": after, "limit": limit})]
+
+
 def take_waiting(connection: Connection, seq: int) -> Record | None:
     """The record with this number, to be changed; None when another process has it, or it does not wait any more."""
     row = _WAITING_BY_SEQ.first(connection, {"seq": seq})
@@ -89,12 +96,17 @@ def load_owned(connection: Connection, tenant: str, evaluation_id: str, *, to_ch
     """The record with this id, which must be this tenant's. `to_change` as in `load`.
 
     Raises:
-        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's.
+        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's, and for one that was deleted.
     """
     record = load(connection, evaluation_id, to_change=to_change)
-    if record is None or record.tenant != tenant:
-        raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
+    if record is None or record.tenant != tenant or record.state == DELETED:
+        raise not_found(evaluation_id)
     return record
+
+
+def not_found(evaluation_id: str) -> NotFoundError:
+    """The error that there is no such evaluation."""
+    return NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
 
 
 def insert_record(transaction: WriteTransaction, record: Record, now: int) -> None:
@@ -141,6 +153,10 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
         blob = record.changes.result.SerializeToString()
         _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
         audit.evaluation_finished(transaction, record, record.changes.result, now)
+        if record.changes.result.termination.WhichOneof("kind") == "infrastructure_failure":
+            reason = record.changes.result.termination.infrastructure_failure.reason
+            dead = {"evaluation_seq": record.seq, "tenant": record.tenant, "reason": reason, "time": now}
+            transaction.execute(_INSERT_DEAD, dead)
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
         _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
@@ -152,12 +168,13 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
 class Before:
     """What `save` compares with: taken before a record is changed."""
 
-    __slots__ = ("_values", "cancel_wanted", "kind", "state", "version")
+    __slots__ = ("_values", "attempt", "cancel_wanted", "kind", "state", "version")
 
     def __init__(self, record: Record) -> None:
         self.version = record.version
         self.state = record.state
         self.kind = progress.kind_of(record)
+        self.attempt = record.attempt
         self.cancel_wanted = record.cancel_wanted
         self._values = _mutable(record)
 
@@ -199,6 +216,10 @@ def _notify(transaction: WriteTransaction, record: Record, before: Before, now: 
         transaction.count(record.tenant, before.state, -1)
         transaction.count(record.tenant, record.state, 1)
         notices.work |= record.state == QUEUED
+        if before.state in HELD and record.state not in HELD:
+            notices.freed.add(record.tenant)
+            if record.attempt == before.attempt:  # not one that its executor refused: that wrote nothing
+                transaction.usage.stored(record.tenant, record.stdout_bytes + record.stderr_bytes)
         if record.terminal:
             notices.finished.append(record.id)
     if record.cancel_wanted and not before.cancel_wanted and record.state in HELD and record.executor is not None:

@@ -19,7 +19,7 @@ from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
 from crucible.evaluation.v1.event_pb2 import Event
-from crucible_storage import faults, models
+from crucible_storage import faults, models, usage
 from crucible_storage.databases.base import Backend
 from crucible_storage.prepared import Prepared
 
@@ -78,6 +78,7 @@ class Notices:
         work: whether an evaluation may now be leased that could not before.
         created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
+        freed: tenants of whom a run ended.
         stops: runs to be ended.
         batches: ids of batches of which something changed.
         batch_work: whether there is more to do to items of a batch, in the background.
@@ -90,6 +91,7 @@ class Notices:
     work: bool = False
     created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    freed: set[str] = field(default_factory=set)
     stops: list[Stop] = field(default_factory=list)
     batches: set[str] = field(default_factory=set)
     batch_work: bool = False
@@ -121,6 +123,7 @@ class WriteTransaction:
         self.counts: Counts = {}
         self._ends: list[tuple[int, dict[str, Any]]] = []
         self._batch_counts: dict[tuple[str, int, str], int] = {}
+        self.usage = usage.Usage()
         self._committed_queued = queued
         self._events: list[dict[str, Any]] = []
         self._outputs: list[tuple[int, dict[str, Any]]] = []
@@ -133,6 +136,11 @@ class WriteTransaction:
     def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Runs a statement of SQLAlchemy Core."""
         return self.connection.execute(statement, parameters)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to the database at the same time."""
+        return self.backend.shared
 
     @property
     def session(self) -> Session:
@@ -203,6 +211,7 @@ class WriteTransaction:
         counts, work, inspections = dict(self.counts), self.notices.work, self.notices.inspections
         ends, batch_counts, batch_work = len(self._ends), dict(self._batch_counts), self.notices.batch_work
         audit = len(self._audit)
+        used = self.usage.mark()
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         told = len(self.notices.events)
         raw: Any = self.connection.connection.dbapi_connection
@@ -219,13 +228,14 @@ class WriteTransaction:
             self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
             self._batch_counts, self.notices.batch_work = batch_counts, batch_work
             self._written = written
+            self.usage.back_to(used)
             raise
         finally:
             self._depth -= 1
         raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
-        """Writes the events, audit records and counts of all operations; called once, before the commit."""
+        """Writes the events, audit records, counts and usage of all operations; called once, before the commit."""
         self._write_events()
         if self._ends:
             before = self._written.position - len(self._events)
@@ -240,6 +250,8 @@ class WriteTransaction:
         ]
         if moved:
             _ADD_BATCH_COUNT.many(self.connection, moved)
+        if used := self.usage.rows():
+            usage.ADD.many(self.connection, used)
         self.notices.appended = len(self._events)
         self.notices.last_position = self._written.position
 

@@ -1,5 +1,6 @@
 """What storage alone does, without calls and other processes, with every answer after its commit to the disk."""
 
+import asyncio
 import json
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from crucible_deploy.bench import commands
 from crucible_deploy.bench.errors import BenchError
 from crucible_deploy.bench.report import Measured, Row
 from crucible_deploy.bench.stand import Stand
+from crucible_deploy.postgresql_server import PostgreSqlServer, PostgreSqlServerError
 
 _MOST_S = 3600.0
 _FLAT = 1.5
@@ -19,12 +21,27 @@ _CALLS = {"get": "get one", "page": "list 50", "lease": "lease one", "create": "
 
 
 async def measure(stand: Stand) -> Measured:
+    """Both databases, SQLite and a PostgreSQL server of the bench's own."""
+    found = rows("SQLite", await _found(stand, ""))
+    try:
+        server = PostgreSqlServer(durable=True)
+    except PostgreSqlServerError as error:
+        return Measured((*found, Row.left_out("storage alone on PostgreSQL", str(error))))
+    try:
+        await asyncio.to_thread(server.start)
+        found += rows("PostgreSQL", await _found(stand, server.url("{}")))
+    finally:
+        await asyncio.to_thread(server.remove)
+    return Measured(tuple(found))
+
+
+async def _found(stand: Stand, url: str) -> Mapping[str, Any]:
     """Runs storage's own benchmark by its interpreter, in a folder beside its state."""
     sizes = stand.sizes
     python = environments.interpreter(stand.stack.layout, "storage")
     folder = Path(tempfile.mkdtemp(prefix="storage-alone-", dir=stand.stack.layout.home))
+    argv = [str(python), "-I", "-m", "crucible_storage.benchmark", "--folder", str(folder), "--url", url]
     numbers = {"count": sizes.lived, "small": sizes.stored_few, "large": sizes.stored, "samples": sizes.stored_samples}
-    argv = [str(python), "-I", "-m", "crucible_storage.benchmark", "--folder", str(folder)]
     for name, number in numbers.items():
         argv += [f"--{name}", str(number)]
     try:
@@ -33,14 +50,15 @@ async def measure(stand: Stand) -> Measured:
         shutil.rmtree(folder, ignore_errors=True)
     if finished.returncode != 0:
         raise BenchError(f"storage's benchmark failed: {finished.stderr.decode(errors='replace').strip()[-500:]}")
-    return Measured(tuple(rows(json.loads(finished.stdout))))
+    found: Mapping[str, Any] = json.loads(finished.stdout)
+    return found
 
 
-def rows(found: Mapping[str, Any]) -> list[Row]:
-    """The figures of storage's benchmark."""
+def rows(database: str, found: Mapping[str, Any]) -> list[Row]:
+    """The figures of storage's benchmark on a database."""
     created, lived, lease = found["created_per_s"], found["lived_per_s"], found["lease_p99_ms"]
     small, large = found["small"], found["large"]
-    name = "storage alone"
+    name = f"storage alone on {database}"
     made = [
         Row(f"{name}: evaluations created", created, "per s", target=">= 2000", met=created >= 2000),
         Row(f"{name}: create, lease, start, finish", lived, "per s", target=">= 500", met=lived >= 500),

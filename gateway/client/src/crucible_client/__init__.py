@@ -45,6 +45,7 @@ from crucible_client.results import (
 from crucible_client.settings import ClientSettings, ClientSettingsError
 from crucible_client.specs import EvaluationSpec, File, Limits, Program, ProgramError, program_from_files
 from crucible_client.sync_client import Client
+from crucible_client.tenants import Quota
 
 __all__ = [
     "ActionKind",
@@ -83,6 +84,7 @@ __all__ = [
     "ProgramError",
     "ProvenReceipt",
     "PublicKeys",
+    "Quota",
     "ReceiptError",
     "Role",
     "SeenAction",

@@ -8,7 +8,19 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
-from crucible_client import audit, calls, errors, inspections, many, public_keys, receipts, results, settings, streams
+from crucible_client import (
+    audit,
+    calls,
+    errors,
+    inspections,
+    many,
+    public_keys,
+    receipts,
+    results,
+    settings,
+    streams,
+    tenants,
+)
 from crucible_client.async_batches import AsyncBatchCalls
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
@@ -300,6 +312,48 @@ class AsyncClient(AsyncBatchCalls):
             if not token:
                 return
 
+    async def create_tenant(self, name: str, quota: tenants.Quota | None = None) -> tenants.Tenant:
+        """Makes a tenant; administrators only. Not needed for one without quotas."""
+        return await self._call(tenants.create_tenant(name, quota or tenants.Quota()))
+
+    async def list_tenants(self) -> tuple[tenants.Tenant, ...]:
+        """All tenants, by name, with quotas and use; administrators only."""
+        return await self._call(tenants.list_tenants())
+
+    async def set_quota(self, name: str, quota: tenants.Quota) -> tenants.Tenant:
+        """Changes what of the quota is not None; administrators only."""
+        return await self._call(tenants.set_quota(name, quota))
+
+    async def pause_queue(self, *, tenant: str = "", reason: str = "") -> tenants.QueuePause:
+        """Gives no more work to executors, everybody's or one tenant's, until `resume_queue`; administrators only."""
+        return await self._call(tenants.pause_queue(tenant, reason))
+
+    async def resume_queue(self, *, tenant: str = "") -> tenants.QueuePause | None:
+        """Ends a pause; None when there was none; administrators only."""
+        return await self._call(tenants.resume_queue(tenant))
+
+    async def queue(self) -> tenants.Queue:
+        """How much waits and runs, by tenant, and what is paused; administrators only."""
+        return await self._call(tenants.queue())
+
+    async def dead_letters(
+        self, *, tenant: str = "", retried: bool = False
+    ) -> AsyncGenerator[tenants.DeadLetter, None]:
+        """Evaluations that ended as infrastructure failures, the newest end first; administrators only.
+
+        Args:
+            tenant: whose; empty: everybody's.
+            retried: those that were retried as well.
+        """
+        token = ""
+        while True:
+            page = await self._call(tenants.dead_letters_page(tenant, calls.PAGE_SIZE, token, retried=retried))
+            for letter in page.dead_letters:
+                yield letter
+            token = page.next_token
+            if not token:
+                return
+
     async def verify_audit(
         self, *, since: SignedBytes | None = None
     ) -> AsyncGenerator[audit.AuditFinding | audit.AuditSummary, None]:
@@ -319,6 +373,14 @@ class AsyncClient(AsyncBatchCalls):
                 if isinstance(found, audit.AuditSummary):
                     return
         raise audit.without_summary()
+
+    async def retry_dead_letter(self, name: str) -> tenants.Retried:
+        """Makes a new evaluation of a dead letter, once however often it is called; administrators only."""
+        return await self._call(tenants.retry_dead_letter(name))
+
+    async def delete_evaluation(self, name: str, *, reason: str = "") -> results.DeletedEvaluation:
+        """Deletes an evaluation of any tenant that has ended, for good; administrators only."""
+        return await self._call(calls.delete_evaluation(name, reason))
 
     async def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)

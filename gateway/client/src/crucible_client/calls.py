@@ -199,6 +199,14 @@ def audit_page(subject: str, page_size: int, page_token: str) -> Call[AuditPage]
     )
 
 
+def delete_evaluation(name: str, reason: str) -> Call[results.DeletedEvaluation]:
+    """`DeleteEvaluation`."""
+    request = admin.DeleteEvaluationRequest(name=full_name(name), reason=reason)
+    return Call(
+        lambda stubs: stubs.admin.DeleteEvaluation, request, lambda answer: convert.deleted(request.name, answer)
+    )
+
+
 def watch_request(name: str, after_position: int) -> evaluations.WatchEvaluationRequest:
     """What `WatchEvaluation` takes."""
     return evaluations.WatchEvaluationRequest(name=full_name(name), after_position=after_position)

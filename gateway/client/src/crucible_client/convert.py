@@ -99,7 +99,7 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         usage=_usage(message.usage) if message.HasField("usage") else None,
         provenance=_provenance(message.provenance) if message.HasField("provenance") else None,
         labels=dict(message.labels),
-        failed_attempts=tuple(_failed_attempt(attempt) for attempt in message.failed_attempts),
+        failed_attempts=tuple(failed_attempt(attempt) for attempt in message.failed_attempts),
         behaviour=_behaviour(message.behaviour) if message.HasField("behaviour") else None,
         unobserved_limits=tuple(_limit(number) for number in message.unobserved_limits),
         batch=message.batch,
@@ -139,7 +139,7 @@ def event(message: event_pb2.Event) -> results.Event:
             if chunk.stream in (1, 2):
                 return results.OutputChunk(*base, results.Stream(chunk.stream), chunk.offset, chunk.data)
         case "attempt_failed":
-            return results.AttemptFailed(*base, _failed_attempt(message.attempt_failed))
+            return results.AttemptFailed(*base, failed_attempt(message.attempt_failed))
         case "cancel_requested":
             return results.CancelRequested(*base, message.cancel_requested.by, message.cancel_requested.reason)
         case "limit_hit":
@@ -189,6 +189,22 @@ def api_key(message: admin_service_pb2.ApiKey) -> results.ApiKey:
         description=message.description,
         create_time=time(message, "create_time"),
         revoke_time=time(message, "revoke_time"),
+    )
+
+
+def deleted(name: str, message: admin_service_pb2.DeleteEvaluationResponse) -> results.DeletedEvaluation:
+    """What is left of a deleted evaluation."""
+    left = message.deleted
+    return results.DeletedEvaluation(
+        name=name,
+        tenant=message.tenant,
+        state=_state(left.state),
+        delete_time=time(message, "delete_time"),
+        by=left.by,
+        reason=left.reason,
+        record_sha256=left.record_sha256.hex(),
+        stdout_sha256=left.stdout_sha256.hex(),
+        stderr_sha256=left.stderr_sha256.hex(),
     )
 
 
@@ -288,7 +304,8 @@ def _action_kind(number: int) -> results.ActionKind:
     return member(results.ActionKind, behaviour_update_pb2.ActionKind, number, "ACTION_KIND_")
 
 
-def _failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:
+def failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:
+    """An attempt that the infrastructure ended."""
     return results.FailedAttempt(message.attempt, message.reason, time(message, "time"))
 
 

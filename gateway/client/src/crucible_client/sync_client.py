@@ -9,7 +9,18 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
-from crucible_client import audit, calls, errors, inspections, public_keys, receipts, results, settings, streams
+from crucible_client import (
+    audit,
+    calls,
+    errors,
+    inspections,
+    public_keys,
+    receipts,
+    results,
+    settings,
+    streams,
+    tenants,
+)
 from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
@@ -225,6 +236,40 @@ class Client(BatchCalls):
             if not token:
                 return
 
+    def create_tenant(self, name: str, quota: tenants.Quota | None = None) -> tenants.Tenant:
+        """See `AsyncClient.create_tenant`."""
+        return self._call(tenants.create_tenant(name, quota or tenants.Quota()))
+
+    def list_tenants(self) -> tuple[tenants.Tenant, ...]:
+        """See `AsyncClient.list_tenants`."""
+        return self._call(tenants.list_tenants())
+
+    def set_quota(self, name: str, quota: tenants.Quota) -> tenants.Tenant:
+        """See `AsyncClient.set_quota`."""
+        return self._call(tenants.set_quota(name, quota))
+
+    def pause_queue(self, *, tenant: str = "", reason: str = "") -> tenants.QueuePause:
+        """See `AsyncClient.pause_queue`."""
+        return self._call(tenants.pause_queue(tenant, reason))
+
+    def resume_queue(self, *, tenant: str = "") -> tenants.QueuePause | None:
+        """See `AsyncClient.resume_queue`."""
+        return self._call(tenants.resume_queue(tenant))
+
+    def queue(self) -> tenants.Queue:
+        """See `AsyncClient.queue`."""
+        return self._call(tenants.queue())
+
+    def dead_letters(self, *, tenant: str = "", retried: bool = False) -> Iterator[tenants.DeadLetter]:
+        """See `AsyncClient.dead_letters`."""
+        token = ""
+        while True:
+            page = self._call(tenants.dead_letters_page(tenant, calls.PAGE_SIZE, token, retried=retried))
+            yield from page.dead_letters
+            token = page.next_token
+            if not token:
+                return
+
     def verify_audit(self, *, since: SignedBytes | None = None) -> Iterator[audit.AuditFinding | audit.AuditSummary]:
         """See `AsyncClient.verify_audit`."""
         request = audit.verify_request(since)
@@ -235,6 +280,14 @@ class Client(BatchCalls):
             if isinstance(found, audit.AuditSummary):
                 return
         raise audit.without_summary()
+
+    def retry_dead_letter(self, name: str) -> tenants.Retried:
+        """See `AsyncClient.retry_dead_letter`."""
+        return self._call(tenants.retry_dead_letter(name))
+
+    def delete_evaluation(self, name: str, *, reason: str = "") -> results.DeletedEvaluation:
+        """See `AsyncClient.delete_evaluation`."""
+        return self._call(calls.delete_evaluation(name, reason))
 
     def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)

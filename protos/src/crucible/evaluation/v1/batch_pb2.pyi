@@ -295,7 +295,7 @@ Global___BatchProgress: _TypeAlias = BatchProgress  # noqa: Y015
 
 @_typing.final
 class BatchResult(_message.Message):
-    """An item that ended."""
+    """An item that ended. One whose evaluation was deleted since is left out; `BatchProgress` still counts it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

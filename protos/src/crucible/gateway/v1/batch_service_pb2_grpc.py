@@ -77,7 +77,8 @@ class BatchServiceServicer:
         ErrorInfo its `key` and the `batch`; all before that message are stored. ALREADY_EXISTS: REQUEST_ID_REUSED
         (another header), BATCH_ITEM_REUSED (a key with another body; the ErrorInfo names the first's `evaluation`).
         FAILED_PRECONDITION: BATCH_CLOSED, BATCH_TOO_LARGE, and as `CreateEvaluation`. OUT_OF_RANGE: BATCH_ITEMS_MISSING.
-        RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL. UNAVAILABLE: STREAM_STALLED, when nothing came for a minute.
+        RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL, QUOTA_EXCEEDED. UNAVAILABLE: STREAM_STALLED, when nothing came for a
+        minute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

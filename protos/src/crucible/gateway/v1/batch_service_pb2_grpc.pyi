@@ -44,7 +44,8 @@ class BatchServiceStub:
     ErrorInfo its `key` and the `batch`; all before that message are stored. ALREADY_EXISTS: REQUEST_ID_REUSED
     (another header), BATCH_ITEM_REUSED (a key with another body; the ErrorInfo names the first's `evaluation`).
     FAILED_PRECONDITION: BATCH_CLOSED, BATCH_TOO_LARGE, and as `CreateEvaluation`. OUT_OF_RANGE: BATCH_ITEMS_MISSING.
-    RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL. UNAVAILABLE: STREAM_STALLED, when nothing came for a minute.
+    RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL, QUOTA_EXCEEDED. UNAVAILABLE: STREAM_STALLED, when nothing came for a
+    minute.
     """
     GetBatch: _grpc.UnaryUnaryMultiCallable[_batch_service_pb2.GetBatchRequest, _batch_service_pb2.GetBatchResponse]
     """The batch as it is now. NOT_FOUND: BATCH_NOT_FOUND, also for another tenant's."""
@@ -76,7 +77,8 @@ class BatchServiceAsyncStub(BatchServiceStub):
     ErrorInfo its `key` and the `batch`; all before that message are stored. ALREADY_EXISTS: REQUEST_ID_REUSED
     (another header), BATCH_ITEM_REUSED (a key with another body; the ErrorInfo names the first's `evaluation`).
     FAILED_PRECONDITION: BATCH_CLOSED, BATCH_TOO_LARGE, and as `CreateEvaluation`. OUT_OF_RANGE: BATCH_ITEMS_MISSING.
-    RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL. UNAVAILABLE: STREAM_STALLED, when nothing came for a minute.
+    RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL, QUOTA_EXCEEDED. UNAVAILABLE: STREAM_STALLED, when nothing came for a
+    minute.
     """
     GetBatch: _aio.UnaryUnaryMultiCallable[_batch_service_pb2.GetBatchRequest, _batch_service_pb2.GetBatchResponse]  # type: ignore[assignment]
     """The batch as it is now. NOT_FOUND: BATCH_NOT_FOUND, also for another tenant's."""
@@ -111,7 +113,8 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         ErrorInfo its `key` and the `batch`; all before that message are stored. ALREADY_EXISTS: REQUEST_ID_REUSED
         (another header), BATCH_ITEM_REUSED (a key with another body; the ErrorInfo names the first's `evaluation`).
         FAILED_PRECONDITION: BATCH_CLOSED, BATCH_TOO_LARGE, and as `CreateEvaluation`. OUT_OF_RANGE: BATCH_ITEMS_MISSING.
-        RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL. UNAVAILABLE: STREAM_STALLED, when nothing came for a minute.
+        RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL, QUOTA_EXCEEDED. UNAVAILABLE: STREAM_STALLED, when nothing came for a
+        minute.
         """
 
     @_abc_1.abstractmethod

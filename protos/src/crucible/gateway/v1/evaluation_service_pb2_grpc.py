@@ -91,7 +91,8 @@ class EvaluationServiceServicer:
 
     def CreateEvaluation(self, request, context):
         """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+        QUOTA_EXCEEDED.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -40,7 +40,8 @@ class EvaluationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EvaluationServiceAsyncStub: ...
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_service_pb2.CreateEvaluationResponse]
     """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+    QUOTA_EXCEEDED.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     RunEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.RunEvaluationRequest, _evaluation_service_pb2.RunEvaluationResponse]
@@ -79,7 +80,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_service_pb2.CreateEvaluationResponse]  # type: ignore[assignment]
     """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+    QUOTA_EXCEEDED.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     RunEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.RunEvaluationRequest, _evaluation_service_pb2.RunEvaluationResponse]  # type: ignore[assignment]
@@ -121,7 +123,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_service_pb2.CreateEvaluationResponse, _abc.Awaitable[_evaluation_service_pb2.CreateEvaluationResponse]]:
         """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+        QUOTA_EXCEEDED.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
 
