@@ -233,9 +233,7 @@ class _Simulation:
         """Notes who had how many slots from `now` to `after`, and what the weights of those who share them say."""
         span = (after - now) / SECOND
         running = {name: self._running[name, STARTING] for name in self._weights}
-        sharing = [
-            name for name in self._weights if self._waiting[name] and not 0 < self._limits[name] <= running[name]
-        ]
+        sharing = [name for name in self._weights if self._shares(name, now, running[name])]
         shared = sum(running[name] for name in sharing)
         weights = sum(self._weights[name] for name in sharing)
         for name in sharing:
