@@ -30,8 +30,9 @@ def admin(gateway, dial):
 @pytest.mark.parametrize(("key", "error"), [(USER_KEY, PermissionDeniedError), ("crucible_x", UnauthenticatedError)])
 async def test_every_call_needs_an_administrators_key(gateway, dial, store, method, key, error):
     request = message_factory.GetMessageClass(method.input_type)()
+    call = getattr(dial(gateway, key).admin, method.name)(request)
     with pytest.raises(error):
-        await getattr(dial(gateway, key).admin, method.name)(request)
+        await (call.read() if method.server_streaming else call)
     assert not store.administered
 
 
