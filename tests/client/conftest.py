@@ -91,12 +91,18 @@ class CommandLine:
 
     async def __call__(self, *args: str, stdin: bytes = b"") -> Ran:
         """Runs a command to its end; in this process where that makes no difference, which spares a start of Python."""
-        # `run` and `bench` have their own event loop and signals, `logs` writes to the descriptor itself.
-        if args[0] not in ("run", "bench", "logs"):
+        if not _needs_a_process(args):
             return await asyncio.to_thread(self._here, args, stdin)
         child = await self.start(*args)
         out, err = await asyncio.wait_for(child.communicate(stdin), 30)
         return Ran(child.returncode, out or b"", err or b"")
+
+
+def _needs_a_process(args: tuple[str, ...]) -> bool:
+    """What has its own event loop and signals, and `logs`, which writes to the descriptor itself."""
+    if args[0] == "batch":
+        return args[1] in ("watch", "cancel") or "--watch" in args
+    return args[0] in ("run", "bench", "logs")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from crucible_deploy.bench import __main__ as command
 from crucible_deploy.bench import (
+    batches,
     burst,
     commands,
     control_plane,
@@ -137,6 +138,15 @@ def test_throughput_is_held_against_bare_runsc_and_the_cpu_time_against_its_boun
     assert (together.value, together.met) == (pytest.approx(25.0), True)
     against_bare, against_none = throughput.rows(throughput.Rates(many(400, 44.0), many(100, 11.0), 10.2, 400, cpu))[:2]
     assert (against_bare.met, against_none.met) == (False, True)
+
+
+def test_the_rate_of_a_batch_is_held_against_its_target():
+    found = by_name(batches.rows(10_000, 4.0, 2000.0, 8.0))
+    alone = found["batch: created by storage alone"]
+    assert (alone.value, alone.met) == (pytest.approx(2500.0), True)
+    assert found["batch: CPU of storage"].value == pytest.approx(0.2)
+    assert found["batch: created through the gateway"].ratio == pytest.approx(0.5)
+    assert batches.rows(10_000, 6.0, 2000.0, 8.0)[0].met is False
 
 
 def test_burst_rates_and_percentiles_are_of_all_bursts():

@@ -5,7 +5,6 @@ import pytest
 from crucible_rpc import errors
 from tests.rpc.echo_servicer import EchoStub, call_each_kind, say, within
 
-
 METHODS = ("Unary", "Down", "Up", "Both")
 COUNTED = "crucible_rpc_calls_total"
 

@@ -147,7 +147,9 @@ async def test_cancel_of_a_running_one_is_confirmed_by_the_executor(world):
     await world.report(report(assignment, finished(assignment, killed())))
     done = await world.get(assignment)
     assert done.state == S.EVALUATION_STATE_CANCELLED
-    assert done.termination.cancelled == pb.Cancelled(by="key-2", reason="not needed", confirmed=True)
+    assert done.termination.cancelled == pb.Cancelled(
+        by="key-2", reason="not needed", confirmed=True, cause=pb.CANCEL_CAUSE_REQUESTED
+    )
     assert done.termination.evidence.source == pb.EVIDENCE_SOURCE_EXECUTOR
     assert done.provenance.executor == "ex-1"
 

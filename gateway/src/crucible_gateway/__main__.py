@@ -6,12 +6,19 @@ from contextlib import AsyncExitStack
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
-from crucible.gateway.v1 import admin_service_pb2_grpc, evaluation_service_pb2_grpc, platform_service_pb2_grpc
+from crucible.gateway.v1 import (
+    admin_service_pb2_grpc,
+    batch_service_pb2_grpc,
+    evaluation_service_pb2_grpc,
+    platform_service_pb2_grpc,
+)
 from crucible_gateway.admin_servicer import AdminServicer
 from crucible_gateway.api_keys import ApiKeys
 from crucible_gateway.audit import Audit
 from crucible_gateway.auth import Authenticator
 from crucible_gateway.authentication import ApiKeyAuthentication
+from crucible_gateway.batch_servicer import BatchServicer
+from crucible_gateway.batches import Batches
 from crucible_gateway.evaluation_servicer import EvaluationServicer
 from crucible_gateway.evaluations import Evaluations
 from crucible_gateway.executors import Executors
@@ -77,6 +84,11 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
     server.add(
         evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
         EvaluationServicer(evaluations, audit, interruption, own.watcher_patience),
+    )
+    batches = Batches(storage, executors, own.defaults(), own.watcher_patience)
+    server.add(
+        batch_service_pb2_grpc.add_BatchServiceServicer_to_server,
+        BatchServicer(batches, interruption, own.watcher_patience),
     )
     server.add(
         platform_service_pb2_grpc.add_PlatformServiceServicer_to_server,

@@ -141,6 +141,7 @@ class Evaluations:
                 page_token=request.page_token,
                 states=request.states,
                 labels=request.labels,
+                batch=request.batch,
             )
         )
 

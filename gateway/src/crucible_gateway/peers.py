@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from crucible.audit.v1 import audit_pb2
+from crucible.evaluation.v1 import batch_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
 from crucible.monitor.v1 import monitor_service_pb2_grpc
@@ -17,6 +18,7 @@ from crucible.storage.v1 import api_key_service_pb2 as keys
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
     audit_service_pb2_grpc,
+    batch_store_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
     inspection_service_pb2_grpc,
     queue_service_pb2_grpc,
@@ -24,6 +26,7 @@ from crucible.storage.v1 import (
     tenant_service_pb2_grpc,
 )
 from crucible.storage.v1 import audit_service_pb2 as audit
+from crucible.storage.v1 import batch_store_service_pb2 as batches
 from crucible.storage.v1 import evaluation_store_service_pb2 as store
 from crucible.storage.v1 import inspection_service_pb2 as inspections
 from crucible.storage.v1 import queue_service_pb2 as queues
@@ -106,6 +109,7 @@ class Storage:
         self._tenants: Any = tenant_service_pb2_grpc.TenantServiceStub(channel)
         self._queue: Any = queue_service_pb2_grpc.QueueServiceStub(channel)
         self._inspections: Any = inspection_service_pb2_grpc.InspectionStoreServiceStub(channel)
+        self._batches: Any = batch_store_service_pb2_grpc.BatchStoreServiceStub(channel)
         self._audit: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
         self._errors = peer_errors(self.name)
 
@@ -124,6 +128,50 @@ class Storage:
         with self._errors:
             answer: store.CreateEvaluationResponse = await self._evaluations.CreateEvaluation(request, timeout=timeout)
             return answer.evaluation
+
+    async def open_batch(self, request: batches.OpenBatchRequest) -> batch_pb2.Batch:
+        """Stores a batch without items."""
+        with self._errors:
+            answer: batches.OpenBatchResponse = await self._batches.OpenBatch(request)
+            return answer.batch
+
+    async def add_items(self, request: batches.AddBatchItemsRequest) -> int:
+        """Stores items of a batch; how many it has then."""
+        with self._errors:
+            answer: batches.AddBatchItemsResponse = await self._batches.AddBatchItems(request)
+            return answer.items
+
+    async def complete_batch(self, request: batches.CompleteBatchRequest) -> batch_pb2.Batch:
+        """A batch has all its items."""
+        with self._errors:
+            answer: batches.CompleteBatchResponse = await self._batches.CompleteBatch(request)
+            return answer.batch
+
+    async def get_batch(self, tenant: str, name: str) -> batch_pb2.Batch:
+        """A batch as it is now."""
+        with self._errors:
+            request = batches.GetBatchRequest(tenant=tenant, name=name)
+            answer: batches.GetBatchResponse = await self._batches.GetBatch(request)
+            return answer.batch
+
+    async def list_batches(self, request: batches.ListBatchesRequest) -> batches.ListBatchesResponse:
+        """A page of a tenant's batches."""
+        with self._errors:
+            answer: batches.ListBatchesResponse = await self._batches.ListBatches(request)
+            return answer
+
+    async def cancel_batch(self, request: batches.CancelBatchRequest) -> batch_pb2.Batch:
+        """Stores the wish to end a batch."""
+        with self._errors:
+            answer: batches.CancelBatchResponse = await self._batches.CancelBatch(request)
+            return answer.batch
+
+    async def watch_batch(self, request: batches.WatchBatchRequest) -> AsyncGenerator[batches.WatchBatchResponse, None]:
+        """Results of a batch, until it has ended."""
+        with self._errors:
+            async with aclosing(aiter(self._batches.WatchBatch(request))) as answers:
+                async for answer in answers:
+                    yield answer
 
     async def get(self, tenant: str, name: str) -> ev.Evaluation:
         """An evaluation as it is now."""

@@ -48,6 +48,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 _TENANT = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _EVALUATION = re.compile(r"evaluations/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+BATCH = re.compile(r"batches/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _KEY_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _KNOWN_STATES = frozenset(number for number in ev.EvaluationState.values() if number)
 
@@ -87,9 +88,19 @@ def check_creation(request: api.CreateEvaluationRequest | api.RunEvaluationReque
         InvalidArgumentError: with every field at fault.
     """
     found = Violations()
-    if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
-        found.add("request_id", "must be at most 128 characters of [A-Za-z0-9._:-]")
-    spec = request.spec
+    check_request_id("request_id", request.request_id, found)
+    check_spec(request.spec, found)
+    found.check()
+
+
+def check_request_id(field: str, request_id: str, found: Violations) -> None:
+    """Checks what makes a call repeatable."""
+    if request_id and not _REQUEST_ID.fullmatch(request_id):
+        found.add(field, "must be at most 128 characters of [A-Za-z0-9._:-]")
+
+
+def check_spec(spec: ev.EvaluationSpec, found: Violations) -> None:
+    """Checks what is to be run, as far as that needs no knowledge of executors; fields begin with `spec`."""
     _check_program(spec.program, found)
     _check_limits(spec.limits, found)
     if spec.engine and not _PART_NAME.fullmatch(spec.engine):
@@ -97,8 +108,7 @@ def check_creation(request: api.CreateEvaluationRequest | api.RunEvaluationReque
     if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
         found.add("spec.priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
     if spec.labels:
-        _check_labels("spec.labels", spec.labels, found)
-    found.check()
+        check_labels("spec.labels", spec.labels, found)
 
 
 def check_name(name: str) -> None:
@@ -118,17 +128,35 @@ def check_list(request: api.ListEvaluationsRequest) -> None:
         InvalidArgumentError: with every field at fault, or INVALID_PAGE_TOKEN.
     """
     found = Violations()
-    if not 0 <= request.page_size <= MAX_PAGE_SIZE:
-        found.add("page_size", f"must be from 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
+    check_page(request.page_size, found)
+    if request.batch and not BATCH.fullmatch(request.batch):
+        found.add("batch", "must be batches/{uuid}, the uuid in lower case, or left out")
     if len(request.states) > 4 * len(_KNOWN_STATES):
         found.add("states", f"must be at most {4 * len(_KNOWN_STATES)} states")
     else:
         for index, state in enumerate(request.states):
             if state not in _KNOWN_STATES:
                 found.add(f"states[{index}]", "must be a known state")
-    _check_labels("labels", request.labels, found)
+    check_labels("labels", request.labels, found)
     found.check()
-    _check_page_token(request.page_token)
+    check_page_token(request.page_token)
+
+
+def check_page(page_size: int, found: Violations) -> None:
+    """Checks how long a page is to be."""
+    if not 0 <= page_size <= MAX_PAGE_SIZE:
+        found.add("page_size", f"must be from 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
+
+
+def check_page_token(token: str) -> None:
+    """Checks that a page token could be one.
+
+    Raises:
+        InvalidArgumentError: INVALID_PAGE_TOKEN.
+    """
+    if len(token) > MAX_PAGE_TOKEN_CHARACTERS:
+        violation = FieldViolation("page_token", "must be the next_page_token of the answer before")
+        raise InvalidArgumentError("INVALID_PAGE_TOKEN", f"page_token: {violation.description}", [violation])
 
 
 def check_cancel(request: api.CancelEvaluationRequest) -> None:
@@ -138,7 +166,18 @@ def check_cancel(request: api.CancelEvaluationRequest) -> None:
         InvalidArgumentError: with every field at fault.
     """
     check_name(request.name)
-    _check_reason(request.reason)
+    check_reason(request.reason)
+
+
+def check_reason(reason: str) -> None:
+    """Checks why somebody wants something ended.
+
+    Raises:
+        InvalidArgumentError: it is too long.
+    """
+    if not _is_reason(reason):
+        text = f"must be at most {MAX_REASON_CHARACTERS} characters, without NUL"
+        raise invalid([FieldViolation("reason", text)])
 
 
 def check_delete(request: admin.DeleteEvaluationRequest) -> None:
@@ -148,13 +187,7 @@ def check_delete(request: admin.DeleteEvaluationRequest) -> None:
         InvalidArgumentError: with every field at fault.
     """
     check_name(request.name)
-    _check_reason(request.reason)
-
-
-def _check_reason(reason: str) -> None:
-    if not _is_reason(reason):
-        text = f"must be at most {MAX_REASON_CHARACTERS} characters, without NUL"
-        raise invalid([FieldViolation("reason", text)])
+    check_reason(request.reason)
 
 
 def check_watch(request: api.WatchEvaluationRequest) -> None:
@@ -260,20 +293,13 @@ def check_dead_letters(request: admin.ListDeadLettersRequest) -> None:
     found = Violations()
     if request.tenant and not _TENANT.fullmatch(request.tenant):
         found.add("tenant", "must match [a-z][a-z0-9-]{0,62}, or be empty for everybody")
-    if not 0 <= request.page_size <= MAX_PAGE_SIZE:
-        found.add("page_size", f"must be from 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
+    check_page(request.page_size, found)
     found.check()
-    _check_page_token(request.page_token)
+    check_page_token(request.page_token)
 
 
 def _is_reason(text: str) -> bool:
     return len(text) <= MAX_REASON_CHARACTERS and "\0" not in text
-
-
-def _check_page_token(token: str) -> None:
-    if len(token) > MAX_PAGE_TOKEN_CHARACTERS:
-        violation = FieldViolation("page_token", "must be the next_page_token of the answer before")
-        raise InvalidArgumentError("INVALID_PAGE_TOKEN", f"page_token: {violation.description}", [violation])
 
 
 def _check_program(program: ev.Program, found: Violations) -> None:
@@ -387,7 +413,8 @@ def _check_env(env: Mapping[str, str], found: Violations) -> int:
     return size
 
 
-def _check_labels(field: str, labels: Mapping[str, str], found: Violations) -> None:
+def check_labels(field: str, labels: Mapping[str, str], found: Violations) -> None:
+    """Checks labels, or those of a filter."""
     if len(labels) > MAX_LABELS:
         found.add(field, f"must be at most {MAX_LABELS} labels, not {len(labels)}")
         return

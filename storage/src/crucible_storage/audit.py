@@ -16,6 +16,8 @@ from crucible_storage.lifecycle import Record
 from crucible_storage.names import evaluation_name
 from crucible_storage.transaction import WriteTransaction
 
+BATCH_CREATE = "batch.create"
+BATCH_CANCEL = "batch.cancel"
 EVALUATION_CREATE = "evaluation.create"
 EVALUATION_CANCEL = "evaluation.cancel"
 EVALUATION_FINISH = "evaluation.finish"

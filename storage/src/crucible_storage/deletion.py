@@ -3,6 +3,9 @@
 Program, result, labels and output go. The row stays as a tombstone with `lifecycle.DELETED`; the last event tells the
 digests of the final record and of the output, who deleted it and when; the events before it are emptied and keep their
 positions, so that the log has no gap for those who follow it.
+
+An item of a batch is deleted only when its batch has ended: until then others may wait for it. Its place in the batch
+and the batch's counts stay as they were.
 """
 
 import hashlib
@@ -10,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
@@ -20,7 +23,7 @@ from crucible_storage import audit, models, outputs, store
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import DELETED, MAX_REASON, TERMINAL, Record
-from crucible_storage.names import evaluation_name
+from crucible_storage.names import batch_name, evaluation_name
 from crucible_storage.transaction import WriteTransaction
 
 BY_AGE = "retention"
@@ -62,12 +65,19 @@ _OUTPUT_BYTES = select(func.coalesce(func.sum(models.output.c.size), 0)).where(
     models.output.c.evaluation_seq == bindparam("seq")
 )
 _RESULT = select(models.result.c.result).where(models.result.c.evaluation_seq == bindparam("seq"))
+_BATCH, _SIBLING = models.batch.c, models.evaluation.alias("sibling").c
+_BATCH_GOES_ON = or_(
+    and_(_BATCH.complete_time.is_(None), _BATCH.cancel_time.is_(None)),
+    exists().where(_SIBLING.batch == _BATCH.id, _SIBLING.state < min(TERMINAL)),
+)
+_UNENDED_BATCH = select(_BATCH.id).where(_BATCH.id == bindparam("batch"), _BATCH_GOES_ON)
 _AGED = (
     select(_EVALUATION.seq, _EVALUATION.create_time, _EVALUATION.end_time)
     .where(
         _EVALUATION.tenant == bindparam("tenant"),
         _EVALUATION.state == bindparam("state"),
         _EVALUATION.seq > bindparam("after"),
+        or_(_EVALUATION.batch.is_(None), ~exists().where(_BATCH.id == _EVALUATION.batch, _BATCH_GOES_ON)),
     )
     .order_by(_EVALUATION.seq)
     .limit(_PAGE)
@@ -125,7 +135,7 @@ class Deletion:
 
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND.
-            FailedPreconditionError: EVALUATION_NOT_TERMINAL.
+            FailedPreconditionError: EVALUATION_NOT_TERMINAL or BATCH_NOT_ENDED.
             InternalError: its events are damaged.
         """
 
@@ -138,6 +148,10 @@ class Deletion:
             if not record.terminal:
                 text = f"evaluations/{record.id} has not ended; cancel it first"
                 raise FailedPreconditionError("EVALUATION_NOT_TERMINAL", text)
+            if _batch_goes_on(transaction.connection, record):
+                batch = batch_name(record.batch or "")
+                text = f"evaluations/{record.id} is an item of {batch}, which has not ended; wait for it or cancel it"
+                raise FailedPreconditionError("BATCH_NOT_ENDED", text, metadata={"batch": batch})
             return _delete(transaction, record, by, reason, self._clock.now())[0]
 
         for _ in range(_TRIES):  # its last events may be of the same commit as this: they are there at the next
@@ -155,7 +169,7 @@ class Deletion:
             now, deleted, events = self._clock.now(), 0, 0
             for seq in seqs:
                 record = store.load_by_seq(transaction.connection, seq, to_change=True)
-                if record.terminal and events < MAX_EVENTS_PER_TRANSACTION:
+                if record.terminal and events < MAX_EVENTS_PER_TRANSACTION:  # a batch that has ended stays so
                     one, emptied = _delete(transaction, record, BY_AGE, "older than evaluations are kept", now)
                     deleted, events = deleted + (one is not None), events + emptied
             return deleted
@@ -221,6 +235,11 @@ def _delete(
         stderr_sha256=left.stderr_sha256.hex(),
     )
     return Deleted(record.tenant, left, now), emptied
+
+
+def _batch_goes_on(connection: Connection, record: Record) -> bool:
+    """Whether it is an item of a batch that has not ended. Not by the counts: those of this commit come at its end."""
+    return record.batch is not None and connection.execute(_UNENDED_BATCH, {"batch": record.batch}).first() is not None
 
 
 def _left(connection: Connection, record: Record, by: str, reason: str) -> EvaluationDeleted:

@@ -10,7 +10,7 @@ from crucible_storage.clock import timestamp
 from crucible_storage.deletion import Deletion
 from crucible_storage.evaluations import Evaluations, Wanted
 from crucible_storage.lists import Filter, Lists
-from crucible_storage.names import parse_evaluation_name
+from crucible_storage.names import parse_batch_name, parse_evaluation_name
 
 MAX_PAGE = 1000
 MAX_WAIT_SECONDS = 60.0
@@ -50,7 +50,8 @@ class EvaluationStoreServicer(rpc.EvaluationStoreServiceServicer):
     async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Any) -> pb.ListEvaluationsResponse:
         """See the contract."""
         states = [checks.between(state, 1, _LAST_STATE, "states") for state in request.states]
-        wanted = Filter(request.tenant, states, checks.labels(request.labels, "labels"))
+        batch = parse_batch_name(request.batch, "batch") if request.batch else ""
+        wanted = Filter(request.tenant, states, checks.labels(request.labels, "labels"), batch)
         size = checks.between(request.page_size, 1, MAX_PAGE, "page_size")
         page, token = await self._lists.page(wanted, size, request.page_token)
         return pb.ListEvaluationsResponse(evaluations=page, next_page_token=token)

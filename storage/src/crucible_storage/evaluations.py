@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, insert, select
@@ -59,6 +59,66 @@ def spec_sha256(run_spec_sha256: bytes, limits: pb.Limits, priority: int, labels
     """The digest of all that a caller asked for."""
     rest = pb.EvaluationSpec(limits=limits, priority=priority, labels=labels)
     return hashlib.sha256(run_spec_sha256 + rest.SerializeToString(deterministic=True)).digest()
+
+
+def new_record(
+    wanted: Wanted, evaluation_id: str, now: int, policy: Policy, *, batch: str | None = None, blocked: int = 0
+) -> Record:
+    """The record of a new evaluation, QUEUED, with its first event.
+
+    Args:
+        wanted: what was asked for.
+        evaluation_id: its id.
+        now: µs, when it is made.
+        policy: how priorities are weighed.
+        batch: the id of the batch of which it is an item.
+        blocked: how many things it waits for before it may be leased.
+    """
+    spec = wanted.spec
+    record = Record(
+        seq=0,
+        id=evaluation_id,
+        tenant=wanted.tenant,
+        creator=wanted.creator,
+        request_id=wanted.request_id or None,
+        spec_sha256=wanted.spec_sha256,
+        run_spec_sha256=hashlib.sha256(wanted.run_spec).digest(),
+        run_spec_size=len(wanted.run_spec),
+        runtime=spec.program.runtime,
+        engine=spec.engine,
+        priority=spec.priority,
+        limits=spec.limits.SerializeToString(),
+        output_limit=spec.limits.output_bytes,
+        labels=json.dumps(dict(sorted(spec.labels.items()))),
+        lane=lane_of(wanted.tenant, spec.engine, spec.program.runtime),
+        rank=rank_of(now, spec.priority, policy),
+        create_time=now,
+        batch=batch,
+        blocked=blocked,
+    )
+    record.create()
+    return record
+
+
+def insert_parts(transaction: WriteTransaction, created: Sequence[tuple[Record, Wanted]]) -> None:
+    """Stores what evaluations that were just inserted have elsewhere: programs, labels, audit records."""
+    programs, labels = [], []
+    for record, wanted in created:
+        owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
+        programs.append(owner | {"run_spec": wanted.run_spec})
+        audit.record(
+            transaction,
+            time=record.create_time,
+            tenant=record.tenant,
+            actor=audit.by_key(record.creator),
+            action=audit.EVALUATION_CREATE,
+            subject=evaluation_name(record.id),
+            run_spec_sha256=record.run_spec_sha256.hex(),
+        )
+        labels += [owner | {"key": key, "value": value} for key, value in sorted(wanted.spec.labels.items())]
+    _INSERT_PROGRAM.many(transaction.connection, programs)
+    if labels:
+        _INSERT_LABELS.many(transaction.connection, labels)
 
 
 class Evaluations:
@@ -118,44 +178,11 @@ class Evaluations:
 
     def insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
         """Admits and stores a new evaluation; see `admission.admit` for what is raised."""
-        spec, now = wanted.spec, self._clock.now()
-        size = len(wanted.run_spec)
-        admission.admit(transaction, self._policy, wanted.tenant, now, priority=spec.priority, stored_bytes=size)
-        labels = dict(sorted(spec.labels.items()))
-        record = Record(
-            seq=0,
-            id=self._ids(),
-            tenant=wanted.tenant,
-            creator=wanted.creator,
-            request_id=wanted.request_id or None,
-            spec_sha256=wanted.spec_sha256,
-            run_spec_sha256=hashlib.sha256(wanted.run_spec).digest(),
-            run_spec_size=len(wanted.run_spec),
-            runtime=spec.program.runtime,
-            engine=spec.engine,
-            priority=spec.priority,
-            limits=spec.limits.SerializeToString(),
-            output_limit=spec.limits.output_bytes,
-            labels=json.dumps(labels),
-            lane=lane_of(wanted.tenant, spec.engine, spec.program.runtime),
-            rank=rank_of(now, spec.priority, self._policy),
-            create_time=now,
-        )
-        record.create()
+        now, priority, size = self._clock.now(), wanted.spec.priority, len(wanted.run_spec)
+        admission.admit(transaction, self._policy, wanted.tenant, now, priority=priority, stored_bytes=size)
+        record = new_record(wanted, self._ids(), now, self._policy)
         store.insert_record(transaction, record, now)
-        owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
-        _INSERT_PROGRAM.run(transaction.connection, owner | {"run_spec": wanted.run_spec})
-        if labels:
-            _INSERT_LABELS.many(transaction.connection, [owner | {"key": k, "value": v} for k, v in labels.items()])
-        audit.record(
-            transaction,
-            time=now,
-            tenant=record.tenant,
-            actor=audit.by_key(record.creator),
-            action=audit.EVALUATION_CREATE,
-            subject=evaluation_name(record.id),
-            run_spec_sha256=record.run_spec_sha256.hex(),
-        )
+        insert_parts(transaction, [(record, wanted)])
         return record
 
     async def get(self, tenant: str, evaluation_id: str) -> pb.Evaluation:

@@ -82,6 +82,8 @@ class Hub:
         self.held_back: frozenset[str] = frozenset()
         self.appended = Signal()
         self.inspections = Signal()
+        self.batch_work = Signal()
+        self._batches: dict[str, Signal] = {}
         self.recent = Recent()
         self._finished: dict[str, Signal] = {}
         self._unended: dict[str, str] = {}
@@ -91,7 +93,14 @@ class Hub:
     def close(self) -> None:
         """The process stops: wakes everybody, for good."""
         self.closing = True
-        for signal in (self.work, self.appended, self.inspections, *self._finished.values()):
+        for signal in (
+            self.work,
+            self.appended,
+            self.inspections,
+            self.batch_work,
+            *self._finished.values(),
+            *self._batches.values(),
+        ):
             signal.fire()
         for watches in self._stops.values():
             for watch in watches:
@@ -124,6 +133,11 @@ class Hub:
             self._unended.pop(evaluation_id, None)
             if signal := self._finished.get(evaluation_id):
                 signal.fire()
+        if notices.batch_work:
+            self.batch_work.fire()
+        for batch in notices.batches:
+            if signal := self._batches.get(batch):
+                signal.fire()
         for stop in notices.stops:
             for watch in self._stops.get(stop.executor, ()):
                 watch.put(stop)
@@ -139,13 +153,14 @@ class Hub:
     @contextmanager
     def end_of(self, evaluation_id: str) -> Iterator[asyncio.Event]:
         """An event that is set when the evaluation becomes terminal."""
-        signal = self._finished.setdefault(evaluation_id, Signal())
-        try:
-            with signal.subscribed() as event:
-                yield event
-        finally:
-            if not len(signal):
-                self._finished.pop(evaluation_id, None)
+        with _subscribed(self._finished, evaluation_id) as event:
+            yield event
+
+    @contextmanager
+    def changes_of(self, batch: str) -> Iterator[asyncio.Event]:
+        """An event that is set when something of a batch changed."""
+        with _subscribed(self._batches, batch) as event:
+            yield event
 
     @contextmanager
     def stops_of(self, executor: str) -> Iterator[StopWatch]:
@@ -158,6 +173,18 @@ class Hub:
             self._stops[executor].discard(watch)
             if not self._stops[executor]:
                 del self._stops[executor]
+
+
+@contextmanager
+def _subscribed(signals: dict[str, Signal], name: str) -> Iterator[asyncio.Event]:
+    """Subscribes to a signal that is there as long as it has subscribers."""
+    signal = signals.setdefault(name, Signal())
+    try:
+        with signal.subscribed() as event:
+            yield event
+    finally:
+        if not len(signal):
+            signals.pop(name, None)
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> None:

@@ -13,7 +13,7 @@ from crucible.evaluation.v1 import event_pb2
 from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible_rpc.errors import AbortedError
 from crucible_storage.clock import micros, timestamp
-from crucible_storage.names import run_id
+from crucible_storage.names import batch_name, run_id
 from crucible_storage.policy import Policy
 
 QUEUED = int(pb.EVALUATION_STATE_QUEUED)
@@ -45,7 +45,10 @@ class Changes:
 
 @dataclass(slots=True)
 class Record:
-    """One evaluation. All fields but `changes` are the columns of its table, in their order and with their units."""
+    """One evaluation. All fields but `changes` are the columns of its table, with their units.
+
+    `blocked` is how many things a queued item of a batch still waits for; see `batch_tasks`, which alone changes it.
+    """
 
     seq: int
     id: str
@@ -64,6 +67,8 @@ class Record:
     lane: str
     rank: int
     create_time: int
+    batch: str | None = None
+    blocked: int = 0
     state: int = QUEUED
     version: int = 1
     attempt: int = 0
@@ -118,7 +123,10 @@ class Record:
         told = self._tell_state(None)
         told.created.CopyFrom(
             event_pb2.EvaluationCreated(
-                creator=self.creator, request_id=self.request_id or "", spec_sha256=self.spec_sha256
+                creator=self.creator,
+                request_id=self.request_id or "",
+                spec_sha256=self.spec_sha256,
+                batch="" if self.batch is None else batch_name(self.batch),
             )
         )
 
@@ -190,9 +198,21 @@ class Record:
         self._expect(self.cancel_wanted and not self.terminal)
         result = pb.Evaluation() if result is None else result
         by, reason = self.cancel_by or "", self.cancel_reason or ""
-        cancelled = pb.Cancelled(by=by, reason=reason, confirmed=confirmed)
+        cancelled = pb.Cancelled(by=by, reason=reason, confirmed=confirmed, cause=pb.CANCEL_CAUSE_REQUESTED)
         result.termination.CopyFrom(pb.Termination(cancelled=cancelled, evidence=evidence))
         self._finish(CANCELLED, result, now)
+
+    def skip(self, dependency: str, now: int) -> None:
+        """Ends it before it ever ran: `dependency`, an evaluation's name, had to succeed and did not."""
+        self._expect(self.state == QUEUED and self.blocked > 0)
+        cancelled = pb.Cancelled(
+            reason=f"{dependency} did not succeed",
+            confirmed=True,
+            cause=pb.CANCEL_CAUSE_DEPENDENCY_FAILED,
+            dependency=dependency,
+        )
+        evidence = self._seen("it was never started")
+        self._finish(CANCELLED, pb.Evaluation(termination=pb.Termination(cancelled=cancelled, evidence=evidence)), now)
 
     def fail_attempt(self, reason: str, now: int, policy: Policy, jitter: float) -> None:
         """The infrastructure ended the attempt, and nothing of it is alive: another one later, or the end."""

@@ -32,16 +32,19 @@ class Filter:
         tenant: whose.
         states: any of these; empty: all.
         labels: all of these.
+        batch: only its items; empty: all.
     """
 
     tenant: str
     states: Sequence[int] = ()
     labels: Mapping[str, str] | None = None
+    batch: str = ""
 
     @property
     def list_id(self) -> str:
         """One text for one list, to bind page tokens to."""
-        return json.dumps([self.tenant, sorted(set(self.states)), sorted((self.labels or {}).items())])
+        filters = [self.tenant, sorted(set(self.states)), sorted((self.labels or {}).items())]
+        return json.dumps([*filters, self.batch] if self.batch else filters)
 
 
 class Lists:
@@ -83,6 +86,8 @@ def _fitting(page: list[pb.Evaluation]) -> list[pb.Evaluation]:
 def _seqs(connection: Connection, wanted: Filter, before: int, limit: int) -> list[int]:
     query = _query(wanted)
     parameters: dict[str, Any] = {"tenant": wanted.tenant, "before": before, "limit": limit}
+    if wanted.batch:
+        parameters["batch"] = wanted.batch
     for number, (key, value) in enumerate(sorted((wanted.labels or {}).items())):
         parameters |= {f"key{number}": key, f"value{number}": value}
     states = sorted(set(wanted.states)) or _ALL_STATES
@@ -94,6 +99,8 @@ def _query(wanted: Filter) -> Select[Any]:
     query = select(_ROW.seq).where(
         _ROW.tenant == bindparam("tenant"), _ROW.state == bindparam("state"), _ROW.seq < bindparam("before")
     )
+    if wanted.batch:
+        query = query.where(_ROW.batch == bindparam("batch"))
     for number in range(len(wanted.labels or {})):
         row = models.label.alias(f"label{number}").c
         query = query.where(

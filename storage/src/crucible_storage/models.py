@@ -5,17 +5,19 @@ its own, so that a state change rewrites no megabytes. `executor` and `setting` 
 there `tenant` is `PLATFORM`. The same tables serve SQLite and PostgreSQL.
 """
 
-from typing import Any
-
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, TextClause, text
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, Table, text
 from sqlmodel import Field, SQLModel
+
+from crucible_storage import (
+    batch_tables,  # noqa: F401  # so that `metadata` has them
+    columns,
+)
 
 PLATFORM = "*"
 """The tenant of rows that belong to no tenant; never the name of one."""
 
-_BIG = BigInteger().with_variant(Integer(), "sqlite")
-
-_WAITING = text("state = 1 AND not_before IS NULL")
+_WAITING = text("state = 1 AND not_before IS NULL AND blocked = 0")
+_OF_BATCH = text("batch IS NOT NULL")
 _DELAYED = text("state = 1 AND not_before IS NOT NULL")
 _NAMED = text("request_id IS NOT NULL")
 _HELD = text("state IN (2, 3)")
@@ -25,76 +27,58 @@ _UNDER_WAY = text("state IN (2, 3) AND count > 0")
 _NOT_PLAIN = text("weight <> 1 OR max_running > 0")
 
 
-def _only(condition: TextClause) -> dict[str, Any]:
-    """A partial index."""
-    return {"sqlite_where": condition, "postgresql_where": condition}
-
-
-def _key() -> Column[int]:
-    return Column(_BIG, primary_key=True, autoincrement=True)
-
-
-def _owner() -> Column[int]:
-    return Column(_BIG, ForeignKey("evaluation.seq"), primary_key=True, autoincrement=False)
-
-
-def _number(*, nullable: bool = False) -> Column[int]:
-    return Column(BigInteger, nullable=nullable)
-
-
-def _bytes(*, nullable: bool = False) -> Column[bytes]:
-    return Column(LargeBinary, nullable=nullable)
-
-
 class EvaluationRow(SQLModel, table=True):
     """One evaluation: what is constant and small, and everything that changes."""
 
     __tablename__ = "evaluation"
     __table_args__ = (
         Index("ix_evaluation_id", "id", unique=True),
-        Index("ix_evaluation_request", "tenant", "request_id", unique=True, **_only(_NAMED)),
+        Index("ix_evaluation_request", "tenant", "request_id", unique=True, **columns.only(_NAMED)),
         Index("ix_evaluation_list", "tenant", "state", "seq"),
-        Index("ix_evaluation_waiting", "lane", "rank", "seq", **_only(_WAITING)),
-        Index("ix_evaluation_delayed", "not_before", **_only(_DELAYED)),
-        Index("ix_evaluation_held", "executor", **_only(_HELD)),
-        Index("ix_evaluation_renewed", "lease_renewed", **_only(_HELD)),
+        Index("ix_evaluation_waiting", "lane", "rank", "seq", **columns.only(_WAITING)),
+        Index("ix_evaluation_delayed", "not_before", **columns.only(_DELAYED)),
+        Index("ix_evaluation_held", "executor", **columns.only(_HELD)),
+        Index("ix_evaluation_renewed", "lease_renewed", **columns.only(_HELD)),
+        Index("ix_evaluation_batch", "batch", "state", "seq", **columns.only(_OF_BATCH)),
     )
 
-    seq: int | None = Field(default=None, sa_column=_key())
+    seq: int | None = Field(default=None, sa_column=columns.key())
     id: str
     tenant: str
     creator: str
     request_id: str | None
-    spec_sha256: bytes = Field(sa_column=_bytes())
-    run_spec_sha256: bytes = Field(sa_column=_bytes())
+    spec_sha256: bytes = Field(sa_column=columns.blob())
+    run_spec_sha256: bytes = Field(sa_column=columns.blob())
     run_spec_size: int
     runtime: str
     engine: str
     priority: int
-    limits: bytes = Field(sa_column=_bytes())
-    output_limit: int = Field(sa_column=_number())
+    limits: bytes = Field(sa_column=columns.blob())
+    output_limit: int = Field(sa_column=columns.number())
     labels: str
     lane: str
-    rank: int = Field(sa_column=_number())
-    create_time: int = Field(sa_column=_number())
+    rank: int = Field(sa_column=columns.number())
+    create_time: int = Field(sa_column=columns.number())
     state: int
-    version: int = Field(sa_column=_number())
+    version: int = Field(sa_column=columns.number())
     attempt: int
-    epoch: int = Field(sa_column=_number())
-    not_before: int | None = Field(sa_column=_number(nullable=True))
+    epoch: int = Field(sa_column=columns.number())
+    not_before: int | None = Field(sa_column=columns.number(nullable=True))
     executor: str | None
     boot_id: str | None
-    lease_renewed: int | None = Field(sa_column=_number(nullable=True))
-    lease_expiry: int | None = Field(sa_column=_number(nullable=True))
+    lease_renewed: int | None = Field(sa_column=columns.number(nullable=True))
+    lease_expiry: int | None = Field(sa_column=columns.number(nullable=True))
     lost_reason: str | None
     cancel_by: str | None
     cancel_reason: str | None
-    cancel_time: int | None = Field(sa_column=_number(nullable=True))
-    stdout_bytes: int = Field(sa_column=_number())
-    stderr_bytes: int = Field(sa_column=_number())
-    start_time: int | None = Field(sa_column=_number(nullable=True))
-    end_time: int | None = Field(sa_column=_number(nullable=True))
+    cancel_time: int | None = Field(sa_column=columns.number(nullable=True))
+    stdout_bytes: int = Field(sa_column=columns.number())
+    stderr_bytes: int = Field(sa_column=columns.number())
+    start_time: int | None = Field(sa_column=columns.number(nullable=True))
+    end_time: int | None = Field(sa_column=columns.number(nullable=True))
     behaviour_updates: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    batch: str | None
+    blocked: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class ProgramRow(SQLModel, table=True):
@@ -102,9 +86,9 @@ class ProgramRow(SQLModel, table=True):
 
     __tablename__ = "program"
 
-    evaluation_seq: int = Field(sa_column=_owner())
+    evaluation_seq: int = Field(sa_column=columns.owner())
     tenant: str
-    run_spec: bytes = Field(sa_column=_bytes())
+    run_spec: bytes = Field(sa_column=columns.blob())
 
 
 class ResultRow(SQLModel, table=True):
@@ -112,9 +96,9 @@ class ResultRow(SQLModel, table=True):
 
     __tablename__ = "result"
 
-    evaluation_seq: int = Field(sa_column=_owner())
+    evaluation_seq: int = Field(sa_column=columns.owner())
     tenant: str
-    result: bytes = Field(sa_column=_bytes())
+    result: bytes = Field(sa_column=columns.blob())
 
 
 class LabelRow(SQLModel, table=True):
@@ -123,7 +107,7 @@ class LabelRow(SQLModel, table=True):
     __tablename__ = "label"
     __table_args__ = (Index("ix_label_value", "tenant", "key", "value", "evaluation_seq"),)
 
-    evaluation_seq: int = Field(sa_column=_owner())
+    evaluation_seq: int = Field(sa_column=columns.owner())
     key: str = Field(primary_key=True)
     tenant: str
     value: str
@@ -134,11 +118,11 @@ class FailedAttemptRow(SQLModel, table=True):
 
     __tablename__ = "failed_attempt"
 
-    evaluation_seq: int = Field(sa_column=_owner())
+    evaluation_seq: int = Field(sa_column=columns.owner())
     attempt: int = Field(primary_key=True)
     tenant: str
     reason: str
-    time: int = Field(sa_column=_number())
+    time: int = Field(sa_column=columns.number())
 
 
 class EventRow(SQLModel, table=True):
@@ -147,12 +131,12 @@ class EventRow(SQLModel, table=True):
     __tablename__ = "event"
     __table_args__ = (Index("ix_event_evaluation", "evaluation_seq", "position"),)
 
-    position: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    position: int | None = Field(default=None, sa_column=Column(columns.BIG, primary_key=True, autoincrement=False))
     tenant: str
-    evaluation_seq: int = Field(sa_column=Column(_BIG, ForeignKey("evaluation.seq"), nullable=False))
-    time: int = Field(sa_column=_number())
+    evaluation_seq: int = Field(sa_column=Column(columns.BIG, ForeignKey("evaluation.seq"), nullable=False))
+    time: int = Field(sa_column=columns.number())
     attempt: int
-    body: bytes = Field(sa_column=_bytes())
+    body: bytes = Field(sa_column=columns.blob())
 
 
 class OutputRow(SQLModel, table=True):
@@ -161,14 +145,14 @@ class OutputRow(SQLModel, table=True):
     __tablename__ = "output"
     __table_args__ = (Index("ix_output_stream", "evaluation_seq", "attempt", "stream", "offset", unique=True),)
 
-    position: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    position: int | None = Field(default=None, sa_column=Column(columns.BIG, primary_key=True, autoincrement=False))
     tenant: str
-    evaluation_seq: int = Field(sa_column=Column(_BIG, ForeignKey("evaluation.seq"), nullable=False))
+    evaluation_seq: int = Field(sa_column=Column(columns.BIG, ForeignKey("evaluation.seq"), nullable=False))
     attempt: int
     stream: int
-    offset: int = Field(sa_column=_number())
+    offset: int = Field(sa_column=columns.number())
     size: int
-    data: bytes = Field(sa_column=_bytes())
+    data: bytes = Field(sa_column=columns.blob())
 
 
 class LogHeadRow(SQLModel, table=True):
@@ -178,35 +162,35 @@ class LogHeadRow(SQLModel, table=True):
 
     id: int = Field(default=1, sa_column=Column(Integer, primary_key=True, autoincrement=False))
     tenant: str
-    position: int = Field(sa_column=_number())
+    position: int = Field(sa_column=columns.number())
 
 
 class CountRow(SQLModel, table=True):
     """How many evaluations of a tenant are in a state; kept in the transaction that changes the state."""
 
     __tablename__ = "evaluation_count"
-    __table_args__ = (Index("ix_evaluation_count_running", "tenant", **_only(_UNDER_WAY)),)
+    __table_args__ = (Index("ix_evaluation_count_running", "tenant", **columns.only(_UNDER_WAY)),)
 
     tenant: str = Field(primary_key=True)
     state: int = Field(primary_key=True)
-    count: int = Field(sa_column=_number())
+    count: int = Field(sa_column=columns.number())
 
 
 class TenantRow(SQLModel, table=True):
     """A tenant's quotas; 0: none. See `crucible.evaluation.v1.Quota`."""
 
     __tablename__ = "tenant"
-    __table_args__ = (Index("ix_tenant_not_plain", "tenant", **_only(_NOT_PLAIN)),)
+    __table_args__ = (Index("ix_tenant_not_plain", "tenant", **columns.only(_NOT_PLAIN)),)
 
     tenant: str = Field(primary_key=True)
     weight: int = Field(default=1)
     max_priority: int = Field(default=100)
-    max_running: int = Field(default=0, sa_column=_number())
-    max_queued: int = Field(default=0, sa_column=_number())
-    evaluations_per_day: int = Field(default=0, sa_column=_number())
-    cpu_seconds_per_day: int = Field(default=0, sa_column=_number())
-    max_stored_bytes: int = Field(default=0, sa_column=_number())
-    create_time: int = Field(sa_column=_number())
+    max_running: int = Field(default=0, sa_column=columns.number())
+    max_queued: int = Field(default=0, sa_column=columns.number())
+    evaluations_per_day: int = Field(default=0, sa_column=columns.number())
+    cpu_seconds_per_day: int = Field(default=0, sa_column=columns.number())
+    max_stored_bytes: int = Field(default=0, sa_column=columns.number())
+    create_time: int = Field(sa_column=columns.number())
 
 
 class TenantUseRow(SQLModel, table=True):
@@ -219,9 +203,9 @@ class TenantUseRow(SQLModel, table=True):
 
     tenant: str = Field(primary_key=True)
     day: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
-    evaluations: int = Field(sa_column=_number())
-    cpu_micros: int = Field(sa_column=_number())
-    stored_bytes: int = Field(sa_column=_number())
+    evaluations: int = Field(sa_column=columns.number())
+    cpu_micros: int = Field(sa_column=columns.number())
+    stored_bytes: int = Field(sa_column=columns.number())
 
 
 class QueuePauseRow(SQLModel, table=True):
@@ -232,7 +216,7 @@ class QueuePauseRow(SQLModel, table=True):
     tenant: str = Field(primary_key=True)
     paused_by: str
     reason: str
-    time: int = Field(sa_column=_number())
+    time: int = Field(sa_column=columns.number())
 
 
 class DeadLetterRow(SQLModel, table=True):
@@ -242,14 +226,14 @@ class DeadLetterRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_dead_letter_evaluation", "evaluation_seq", unique=True),
         Index("ix_dead_letter_tenant", "tenant", "seq"),
-        Index("ix_dead_letter_open", "seq", **_only(_NOT_RETRIED)),
+        Index("ix_dead_letter_open", "seq", **columns.only(_NOT_RETRIED)),
     )
 
-    seq: int | None = Field(default=None, sa_column=_key())
-    evaluation_seq: int = Field(sa_column=Column(_BIG, ForeignKey("evaluation.seq"), nullable=False))
+    seq: int | None = Field(default=None, sa_column=columns.key())
+    evaluation_seq: int = Field(sa_column=Column(columns.BIG, ForeignKey("evaluation.seq"), nullable=False))
     tenant: str
     reason: str
-    time: int = Field(sa_column=_number())
+    time: int = Field(sa_column=columns.number())
     retried_as: str | None
 
 
@@ -262,10 +246,10 @@ class InspectionRow(SQLModel, table=True):
     __tablename__ = "inspection"
     __table_args__ = (
         Index("ix_inspection_id", "id", unique=True),
-        Index("ix_inspection_active", "executor", "kind", unique=True, **_only(_ACTIVE)),
+        Index("ix_inspection_active", "executor", "kind", unique=True, **columns.only(_ACTIVE)),
     )
 
-    seq: int | None = Field(default=None, sa_column=_key())
+    seq: int | None = Field(default=None, sa_column=columns.key())
     id: str
     tenant: str
     creator: str
@@ -278,8 +262,8 @@ class InspectionRow(SQLModel, table=True):
     events: int
     reason: str
     message: str
-    create_time: int = Field(sa_column=_number())
-    end_time: int | None = Field(default=None, sa_column=_number(nullable=True))
+    create_time: int = Field(sa_column=columns.number())
+    end_time: int | None = Field(default=None, sa_column=columns.number(nullable=True))
     owner: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
     heard: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
@@ -290,11 +274,11 @@ class InspectionEventRow(SQLModel, table=True):
     __tablename__ = "inspection_event"
 
     inspection_seq: int = Field(
-        sa_column=Column(_BIG, ForeignKey("inspection.seq"), primary_key=True, autoincrement=False)
+        sa_column=Column(columns.BIG, ForeignKey("inspection.seq"), primary_key=True, autoincrement=False)
     )
     sequence: int = Field(primary_key=True)
     tenant: str
-    body: bytes = Field(sa_column=_bytes())
+    body: bytes = Field(sa_column=columns.blob())
 
 
 class ApiKeyRow(SQLModel, table=True):
@@ -307,9 +291,9 @@ class ApiKeyRow(SQLModel, table=True):
     tenant: str
     admin: bool
     description: str
-    sha256: bytes = Field(sa_column=_bytes())
-    create_time: int = Field(sa_column=_number())
-    revoke_time: int | None = Field(default=None, sa_column=_number(nullable=True))
+    sha256: bytes = Field(sa_column=columns.blob())
+    create_time: int = Field(sa_column=columns.number())
+    revoke_time: int | None = Field(default=None, sa_column=columns.number(nullable=True))
 
 
 class ExecutorRow(SQLModel, table=True):
@@ -323,8 +307,8 @@ class ExecutorRow(SQLModel, table=True):
     id: str = Field(primary_key=True)
     tenant: str
     boot_id: str
-    description: bytes = Field(sa_column=_bytes())
-    last_seen: int = Field(sa_column=_number())
+    description: bytes = Field(sa_column=columns.blob())
+    last_seen: int = Field(sa_column=columns.number())
     registration: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
 
 
@@ -335,7 +319,7 @@ class SettingRow(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     tenant: str
-    value: bytes = Field(sa_column=_bytes())
+    value: bytes = Field(sa_column=columns.blob())
 
 
 class AuditPendingRow(SQLModel, table=True):
@@ -343,9 +327,9 @@ class AuditPendingRow(SQLModel, table=True):
 
     __tablename__ = "audit_pending"
 
-    seq: int | None = Field(default=None, sa_column=_key())
+    seq: int | None = Field(default=None, sa_column=columns.key())
     tenant: str
-    time: int = Field(sa_column=_number())
+    time: int = Field(sa_column=columns.number())
     actor: str
     action: str
     subject: str
@@ -358,15 +342,15 @@ class AuditRecordRow(SQLModel, table=True):
     __tablename__ = "audit_record"
     __table_args__ = (Index("ix_audit_record_subject", "subject", "position"),)
 
-    position: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    position: int | None = Field(default=None, sa_column=Column(columns.BIG, primary_key=True, autoincrement=False))
     tenant: str
-    time: int = Field(sa_column=_number())
+    time: int = Field(sa_column=columns.number())
     actor: str
     action: str
     subject: str
     details: str
-    leaf: bytes = Field(sa_column=_bytes())
-    chain: bytes = Field(sa_column=_bytes())
+    leaf: bytes = Field(sa_column=columns.blob())
+    chain: bytes = Field(sa_column=columns.blob())
 
 
 class AuditNodeRow(SQLModel, table=True):
@@ -375,9 +359,9 @@ class AuditNodeRow(SQLModel, table=True):
     __tablename__ = "audit_node"
 
     level: int = Field(primary_key=True)
-    number: int = Field(sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    number: int = Field(sa_column=Column(columns.BIG, primary_key=True, autoincrement=False))
     tenant: str
-    hash: bytes = Field(sa_column=_bytes())
+    hash: bytes = Field(sa_column=columns.blob())
 
 
 class AuditCheckpointRow(SQLModel, table=True):
@@ -385,11 +369,11 @@ class AuditCheckpointRow(SQLModel, table=True):
 
     __tablename__ = "audit_checkpoint"
 
-    size: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    size: int | None = Field(default=None, sa_column=Column(columns.BIG, primary_key=True, autoincrement=False))
     tenant: str
-    payload: bytes = Field(sa_column=_bytes())
+    payload: bytes = Field(sa_column=columns.blob())
     key_id: str
-    signature: bytes = Field(sa_column=_bytes())
+    signature: bytes = Field(sa_column=columns.blob())
 
 
 class AuditHeadRow(SQLModel, table=True):
@@ -399,8 +383,8 @@ class AuditHeadRow(SQLModel, table=True):
 
     id: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
     tenant: str
-    size: int = Field(sa_column=_number())
-    frontier: bytes = Field(sa_column=_bytes())
+    size: int = Field(sa_column=columns.number())
+    frontier: bytes = Field(sa_column=columns.blob())
 
 
 metadata = SQLModel.metadata
@@ -418,6 +402,11 @@ failed_attempt = _table("failed_attempt")
 event = _table("event")
 output = _table("output")
 evaluation_count = _table("evaluation_count")
+batch = _table("batch")
+batch_item = _table("batch_item")
+batch_count = _table("batch_count")
+batch_dependency = _table("batch_dependency")
+batch_settlement = _table("batch_settlement")
 tenant = _table("tenant")
 tenant_use = _table("tenant_use")
 queue_pause = _table("queue_pause")

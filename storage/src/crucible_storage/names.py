@@ -8,6 +8,7 @@ from crucible_rpc.errors import FieldViolation, InvalidArgumentError
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _EVALUATION = re.compile(rf"evaluations/({_UUID})")
+_BATCH = re.compile(rf"batches/({_UUID})")
 _RUN = re.compile(rf"({_UUID})\.([1-9][0-9]{{0,8}})")
 
 
@@ -42,6 +43,23 @@ def parse_evaluation_name(text: str, field: str = "name") -> str:
     match = _EVALUATION.fullmatch(text)
     if match is None:
         raise invalid(field, "must be `evaluations/` and a UUID in lower case")
+    return match[1]
+
+
+def batch_name(batch_id: str) -> str:
+    """The resource name of a batch."""
+    return f"batches/{batch_id}"
+
+
+def parse_batch_name(text: str, field: str = "name") -> str:
+    """The id inside `batches/{uuid}`.
+
+    Raises:
+        InvalidArgumentError: INVALID_FIELD, the text is not such a name.
+    """
+    match = _BATCH.fullmatch(text)
+    if match is None:
+        raise invalid(field, "must be `batches/` and a UUID in lower case")
     return match[1]
 
 

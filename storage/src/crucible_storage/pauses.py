@@ -32,7 +32,7 @@ _TENANTS = select(_TENANT.tenant, _TENANT.weight, _TENANT.max_running).order_by(
 _EVALUATION = models.evaluation.c
 _OLDEST = (
     select(_EVALUATION.create_time)
-    .where(_EVALUATION.tenant == bindparam("tenant"), _EVALUATION.state == QUEUED)
+    .where(_EVALUATION.tenant == bindparam("tenant"), _EVALUATION.state == QUEUED, _EVALUATION.blocked == 0)
     .order_by(_EVALUATION.seq)
     .limit(1)
 )

@@ -51,9 +51,10 @@ _LANES = Prepared(
     text(
         """
     WITH RECURSIVE lanes(lane) AS (
-        SELECT min(lane) FROM evaluation WHERE state = 1 AND not_before IS NULL
+        SELECT min(lane) FROM evaluation WHERE state = 1 AND not_before IS NULL AND blocked = 0
         UNION ALL
-        SELECT (SELECT min(lane) FROM evaluation WHERE state = 1 AND not_before IS NULL AND lane > lanes.lane)
+        SELECT (SELECT min(lane) FROM evaluation
+                WHERE state = 1 AND not_before IS NULL AND blocked = 0 AND lane > lanes.lane)
         FROM lanes WHERE lanes.lane IS NOT NULL
     )
     SELECT lane FROM lanes WHERE lane IS NOT NULL
@@ -64,7 +65,7 @@ _HEADS = Prepared(
     text(
         """
     SELECT rank, seq, create_time, run_spec_size FROM evaluation
-    WHERE state = 1 AND not_before IS NULL AND lane = :lane AND (rank, seq) > (:rank, :seq)
+    WHERE state = 1 AND not_before IS NULL AND blocked = 0 AND lane = :lane AND (rank, seq) > (:rank, :seq)
     ORDER BY rank, seq LIMIT :limit
     """
     )

@@ -186,8 +186,18 @@ class Rebuilt:
             if event.position <= self.complete_after:
                 self.untold.add("record_sha256")
             self.termination = told.termination if told.HasField("termination") else None
-            if state == CANCELLED and self.cancel_time is None:
+            if state == CANCELLED:
+                self._check_cancelled(told)
+
+    def _check_cancelled(self, told: StateChanged) -> None:
+        """Somebody wished it, or what an item of a batch waited for did not succeed."""
+        if told.termination.cancelled.cause != pb.CANCEL_CAUSE_DEPENDENCY_FAILED:
+            if self.cancel_time is None:
                 raise HistoryError("CANCELLED without a stored wish to cancel")
+        elif self.state != QUEUED or self.attempt or self.cancel_time is not None:
+            raise HistoryError("CANCELLED for a dependency after it could have started")
+        elif self.created is not None and not self.created.batch:
+            raise HistoryError("CANCELLED for a dependency, and it is no item of a batch")
 
     def _take_start(self, event: Event, told: StateChanged, state: int) -> None:
         """When the program was started. What told less never did, but a new attempt has not started yet."""

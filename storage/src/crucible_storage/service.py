@@ -12,6 +12,9 @@ from crucible_rpc.signing import Signer, Verifier
 from crucible_storage import cursors, models
 from crucible_storage.api_keys import ApiKeys
 from crucible_storage.audit_log import AuditLog
+from crucible_storage.batch_tasks import BatchTasks
+from crucible_storage.batch_watch import BatchWatches
+from crucible_storage.batches import Batches
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
@@ -49,6 +52,9 @@ class Service:
     policy: Policy
     evaluations: Evaluations
     lists: Lists
+    batches: Batches
+    batch_tasks: BatchTasks
+    batch_watches: BatchWatches
     executors: Executors
     leases: Leases
     reports: Reports
@@ -79,7 +85,9 @@ async def running(
     backend: Backend | None = None,
     keep: Keep | None = None,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder and the database (None: the file in the folder); sweeps, seals and deletes what is old.
+    """Opens the state folder and the database (None: the file in the folder) until the block ends.
+
+    Meanwhile it sweeps expired leases, seals the audit log, works on batches and deletes what is old.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -97,6 +105,7 @@ async def running(
             Retention(service.deletion, keep or Keep(), clock).run(),
             service.sealer.run(),
             service.login_failures.run(),
+            service.batch_tasks.run(),
         ]
         if database.shared:
             jobs.append(service.executors.keep_stored())
@@ -138,6 +147,9 @@ async def _composed(
         policy=policy,
         evaluations=evaluations,
         lists=Lists(database, pages),
+        batches=Batches(database, policy, clock, pages),
+        batch_tasks=BatchTasks(database, hub, clock),
+        batch_watches=BatchWatches(database, hub),
         audit_log=AuditLog(database, sealer, heads.verifier, pages),
         receipts=Receipts(database, sealer),
         sealer=sealer,

@@ -2,6 +2,7 @@
 
 from crucible.storage.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
 from crucible.storage.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
+from crucible.storage.v1.batch_store_service_pb2_grpc import add_BatchStoreServiceServicer_to_server
 from crucible.storage.v1.evaluation_store_service_pb2_grpc import add_EvaluationStoreServiceServicer_to_server
 from crucible.storage.v1.event_log_service_pb2_grpc import add_EventLogServiceServicer_to_server
 from crucible.storage.v1.inspection_service_pb2_grpc import (
@@ -16,6 +17,7 @@ from crucible.storage.v1.work_service_pb2_grpc import add_WorkServiceServicer_to
 from crucible_rpc.server import Server
 from crucible_storage.api_key_servicer import ApiKeyServicer
 from crucible_storage.audit_servicer import AuditServicer
+from crucible_storage.batch_store_servicer import BatchStoreServicer
 from crucible_storage.evaluation_store_servicer import EvaluationStoreServicer
 from crucible_storage.event_log_servicer import EventLogServicer
 from crucible_storage.inspection_servicer import InspectionStoreServicer, InspectionWorkServicer
@@ -32,6 +34,8 @@ def add_services(server: Server, service: Service) -> None:
     evaluations = EvaluationStoreServicer(service.evaluations, service.lists, service.deletion)
     status = StatusServicer(service.executors, service.evaluations, service.policy.max_attempts)
     server.add(add_EvaluationStoreServiceServicer_to_server, evaluations)
+    batches = BatchStoreServicer(service.batches, service.batch_watches)
+    server.add(add_BatchStoreServiceServicer_to_server, batches)
     server.add(add_WorkServiceServicer_to_server, WorkServicer(service.leases, service.reports, service.policy))
     server.add(add_EventLogServiceServicer_to_server, EventLogServicer(service.events))
     server.add(add_ApiKeyServiceServicer_to_server, ApiKeyServicer(service.api_keys))

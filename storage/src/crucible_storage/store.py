@@ -1,5 +1,6 @@
 """Loads and saves records: one SELECT, one compare-and-set UPDATE, and the events in the same transaction."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from operator import attrgetter
@@ -10,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
-from crucible_storage import audit, models
+from crucible_storage import audit, models, progress
 from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, Record
 from crucible_storage.names import evaluation_name, run_id
@@ -30,9 +31,9 @@ _PAGE = _SELECT.where(_ROW.seq > bindparam("after")).order_by(_ROW.seq).limit(bi
 _BY_ID_TO_CHANGE = Prepared(_SELECT_BY_ID.with_for_update(key_share=True))
 _BY_SEQ_TO_CHANGE = Prepared(_SELECT_BY_SEQ.with_for_update(key_share=True))
 _WAITING_BY_SEQ = Prepared(_SELECT_BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True))
-_INSERT = Prepared(
-    insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"}).returning(_ROW.seq)
-)
+_NEW = insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"})
+_INSERT, _INSERT_MANY = Prepared(_NEW.returning(_ROW.seq)), Prepared(_NEW)
+_SEQS = select(_ROW.id, _ROW.seq).where(_ROW.id.in_(bindparam("ids", expanding=True)))
 _PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
 _INSERT_RESULT = Prepared(insert(models.result))
 _INSERT_FAILED = Prepared(insert(models.failed_attempt))
@@ -43,7 +44,10 @@ _INSERT_DEAD = insert(models.dead_letter)
 def _update(names: tuple[str, ...]) -> Prepared:
     """The UPDATE of these columns: naming others would make the database touch their indexes for nothing."""
     statement = update(models.evaluation).where(
-        _ROW.seq == bindparam("key"), _ROW.version == bindparam("expected"), _ROW.state < min(TERMINAL)
+        _ROW.seq == bindparam("key"),
+        _ROW.version == bindparam("expected"),
+        _ROW.blocked == bindparam("expected_blocked"),
+        _ROW.state < min(TERMINAL),
     )
     return Prepared(statement.values({name: bindparam(f"new_{name}") for name in names}))
 
@@ -116,6 +120,21 @@ def insert_record(transaction: WriteTransaction, record: Record, now: int) -> No
     _append(transaction, record, now)
 
 
+def insert_records(transaction: WriteTransaction, records: Sequence[Record], now: int) -> None:
+    """Stores new records at once, as `insert_record` does one: a statement for all rows, not one for each."""
+    names = [name for name in _COLUMNS if name != "seq"]
+    rows = [{name: getattr(record, name) for name in names} for record in records]
+    _INSERT_MANY.many(transaction.connection, rows)
+    found = transaction.execute(_SEQS, {"ids": [record.id for record in records]})
+    seqs = {row.id: row.seq for row in found}
+    for record in records:
+        record.seq = seqs[record.id]
+        transaction.count(record.tenant, record.state, 1)
+        transaction.notices.created.append((record.id, record.tenant))
+        _append(transaction, record, now)
+    transaction.notices.work |= any(not record.blocked for record in records)
+
+
 def save(transaction: WriteTransaction, record: Record, before: "Before", now: int) -> None:
     """Stores what changed, by compare-and-set on the version that was loaded.
 
@@ -124,9 +143,10 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     """
     connection = transaction.connection
     values = before.changed(record)
+    kind = progress.kind_of(record)
     if values:
         parameters = {f"new_{name}": value for name, value in values.items()}
-        parameters |= {"key": record.seq, "expected": before.version}
+        parameters |= {"key": record.seq, "expected": before.version, "expected_blocked": record.blocked}
         if _update(tuple(values)).run(connection, parameters) != 1:
             raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
@@ -142,16 +162,18 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
         _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
     _append(transaction, record, now)
     _notify(transaction, record, before, now)
+    progress.moved(transaction, record, before.kind, kind)
 
 
 class Before:
     """What `save` compares with: taken before a record is changed."""
 
-    __slots__ = ("_values", "attempt", "cancel_wanted", "state", "version")
+    __slots__ = ("_values", "attempt", "cancel_wanted", "kind", "state", "version")
 
     def __init__(self, record: Record) -> None:
         self.version = record.version
         self.state = record.state
+        self.kind = progress.kind_of(record)
         self.attempt = record.attempt
         self.cancel_wanted = record.cancel_wanted
         self._values = _mutable(record)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, insert, text
+from sqlalchemy import bindparam, insert, text, update
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
@@ -34,6 +34,19 @@ _ADD_COUNT = Prepared(
     ON CONFLICT (tenant, state) DO UPDATE SET count = evaluation_count.count + excluded.count
     """
     )
+)
+_ADD_BATCH_COUNT = Prepared(
+    text(
+        """
+    INSERT INTO batch_count (batch, kind, tenant, count) VALUES (:batch, :kind, :tenant, :count)
+    ON CONFLICT (batch, kind) DO UPDATE SET count = batch_count.count + excluded.count
+    """
+    )
+)
+_END_ITEM = Prepared(
+    update(models.batch_item)
+    .where(models.batch_item.c.evaluation_seq == bindparam("owner"))
+    .values(end_position=bindparam("position"), end_kind=bindparam("end"))
 )
 _ADVANCE = Prepared(text("UPDATE log_head SET position = position + :count RETURNING position"))
 QUEUED = text("SELECT coalesce(sum(count), 0) FROM evaluation_count WHERE state = 1")
@@ -67,6 +80,8 @@ class Notices:
         finished: ids of evaluations that became terminal.
         freed: tenants of whom a run ended.
         stops: runs to be ended.
+        batches: ids of batches of which something changed.
+        batch_work: whether there is more to do to items of a batch, in the background.
         inspections: whether an inspection changed.
         last_position: of the event log; 0 when nothing was appended.
         appended: events of this commit.
@@ -78,6 +93,8 @@ class Notices:
     finished: list[str] = field(default_factory=list)
     freed: set[str] = field(default_factory=set)
     stops: list[Stop] = field(default_factory=list)
+    batches: set[str] = field(default_factory=set)
+    batch_work: bool = False
     inspections: bool = False
     last_position: int = 0
     appended: int = 0
@@ -104,6 +121,8 @@ class WriteTransaction:
         self.backend = backend
         self.notices = Notices()
         self.counts: Counts = {}
+        self._ends: list[tuple[int, dict[str, Any]]] = []
+        self._batch_counts: dict[tuple[str, int, str], int] = {}
         self.usage = usage.Usage()
         self._committed_queued = queued
         self._events: list[dict[str, Any]] = []
@@ -174,12 +193,23 @@ class WriteTransaction:
         key = (tenant, state)
         self.counts[key] = self.counts.get(key, 0) + change
 
+    def count_batch(self, batch: str, kind: int, tenant: str, change: int) -> None:
+        """Changes how many items of a batch are of a kind of `progress`."""
+        key = (batch, kind, tenant)
+        self._batch_counts[key] = self._batch_counts.get(key, 0) + change
+        self.notices.batches.add(batch)
+
+    def end_item(self, evaluation_seq: int, kind: int) -> None:
+        """Notes that an item of a batch ended as a kind of `progress`; the event that was appended last tells of it."""
+        self._ends.append((len(self._events) - 1, {"owner": evaluation_seq, "end": kind}))
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undoes everything done inside when it raises."""
         name = f"s{self._depth}"
         events, outputs, written = len(self._events), len(self._outputs), self._written
         counts, work, inspections = dict(self.counts), self.notices.work, self.notices.inspections
+        ends, batch_counts, batch_work = len(self._ends), dict(self._batch_counts), self.notices.batch_work
         audit = len(self._audit)
         used = self.usage.mark()
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
@@ -192,9 +222,11 @@ class WriteTransaction:
             self._end_session(commit=True)
         except BaseException as error:
             self._undo(name, error)
-            del self._events[events:], self._outputs[outputs:], self._audit[audit:], self.notices.created[created:]
+            del self._events[events:], self._outputs[outputs:], self._ends[ends:], self._audit[audit:]
+            del self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]
             self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
+            self._batch_counts, self.notices.batch_work = batch_counts, batch_work
             self._written = written
             self.usage.back_to(used)
             raise
@@ -205,11 +237,19 @@ class WriteTransaction:
     def flush(self) -> None:
         """Writes the events, audit records, counts and usage of all operations; called once, before the commit."""
         self._write_events()
+        if self._ends:
+            before = self._written.position - len(self._events)
+            _END_ITEM.many(self.connection, [row | {"position": before + 1 + number} for number, row in self._ends])
         if self._audit:
             _INSERT_AUDIT.many(self.connection, self._audit)
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in sorted(self.counts.items()) if c]
         if changed:
             _ADD_COUNT.many(self.connection, changed)
+        moved = [
+            {"batch": b, "kind": k, "tenant": t, "count": c} for (b, k, t), c in sorted(self._batch_counts.items()) if c
+        ]
+        if moved:
+            _ADD_BATCH_COUNT.many(self.connection, moved)
         if used := self.usage.rows():
             usage.ADD.many(self.connection, used)
         self.notices.appended = len(self._events)

@@ -12,7 +12,7 @@ from crucible.executor.v1.executor_service_pb2 import RunSpec
 from crucible_storage import models, outputs, store
 from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import Record
-from crucible_storage.names import evaluation_name
+from crucible_storage.names import batch_name, evaluation_name
 from crucible_storage.prepared import Prepared
 
 MAX_PREVIEW = 4 << 10
@@ -48,11 +48,16 @@ def complete(connection: Connection, record: Record) -> pb.Evaluation:
     if has_failed:
         _add_failed(connection, {record.seq: view})
     view.spec.program.CopyFrom(RunSpec.FromString(run_spec).program)
+    add_previews(connection, record, view)
+    return view
+
+
+def add_previews(connection: Connection, record: Record, view: pb.Evaluation) -> None:
+    """Adds the beginnings of an evaluation's output."""
     if record.stdout_bytes:
         view.stdout.preview = _preview(connection, record, pb.OUTPUT_STREAM_STDOUT)
     if record.stderr_bytes:
         view.stderr.preview = _preview(connection, record, pb.OUTPUT_STREAM_STDERR)
-    return view
 
 
 def listed(connection: Connection, records: Iterable[Record]) -> list[pb.Evaluation]:
@@ -100,6 +105,7 @@ def new(record: Record) -> pb.Evaluation:
         stdout=pb.OutputSummary(bytes_total=record.stdout_bytes, bytes_kept=record.stdout_bytes),
         stderr=pb.OutputSummary(bytes_total=record.stderr_bytes, bytes_kept=record.stderr_bytes),
         labels=labels,
+        batch="" if record.batch is None else batch_name(record.batch),
     )
     if record.start_time is not None:
         view.start_time.CopyFrom(timestamp(record.start_time))

@@ -40,6 +40,7 @@ class Sizes:
         compared_wide: runs of each peer, four at once.
         traced: HumanEval programs with and without a trace.
         control: evaluations through the control plane alone.
+        batch: items of each batch.
         lived: evaluations through storage alone, for each rate.
         stored_few: evaluations in the smaller of two databases that are compared; more than `stored_samples`.
         stored: evaluations in the larger one.
@@ -62,6 +63,7 @@ class Sizes:
     compared_wide: int = 16
     traced: int = 60
     control: int = 400
+    batch: int = 10_000
     lived: int = 2000
     stored_few: int = 1000
     stored: int = 100_000
@@ -72,12 +74,12 @@ class Sizes:
 
 FULL = Sizes(
     singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, neighbour_rounds=5, neighbour_s=4,
-    compared=40, compared_wide=60, traced=164, control=1000, lived=6400, stored=1_000_000, stored_samples=400,
-    memory_step=2000, budget_s=float("inf"),
+    compared=40, compared_wide=60, traced=164, control=1000, batch=50_000, lived=6400, stored=1_000_000,
+    stored_samples=400, memory_step=2000, budget_s=float("inf"),
 )  # fmt: skip
 TINY = Sizes(
     singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, neighbour_rounds=1,
-    neighbour_s=0.3, compared=1, compared_wide=4, traced=2, control=20, lived=64, stored_few=50, stored=200,
+    neighbour_s=0.3, compared=1, compared_wide=4, traced=2, control=20, batch=400, lived=64, stored_few=50, stored=200,
     stored_samples=10, memory_step=40,
 )  # fmt: skip
 """Shows that everything can be measured, and nothing else."""

@@ -10,6 +10,7 @@ with Client.from_settings() as client:
 import crucible_rpc  # noqa: F401  # first: it sets what grpc reads when it is loaded
 from crucible_client.async_client import AsyncClient
 from crucible_client.audit import AuditFault, AuditFinding, AuditRecord, AuditSummary
+from crucible_client.batches import Batch, BatchItem, BatchOrder, BatchProgress, BatchResult, BatchState
 from crucible_client.errors import CallError
 from crucible_client.inspections import (
     AttemptResult,
@@ -54,6 +55,12 @@ __all__ = [
     "AuditFinding",
     "AuditRecord",
     "AuditSummary",
+    "Batch",
+    "BatchItem",
+    "BatchOrder",
+    "BatchProgress",
+    "BatchResult",
+    "BatchState",
     "Behaviour",
     "BehaviourSeen",
     "CallError",

@@ -21,6 +21,7 @@ from crucible_client import (
     streams,
     tenants,
 )
+from crucible_client.async_batches import AsyncBatchCalls
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
 from crucible_rpc.channel import connect_public
@@ -30,7 +31,7 @@ R = TypeVar("R")
 DEFAULT_RETRY_FOR = timedelta(seconds=30)
 
 
-class AsyncClient:
+class AsyncClient(AsyncBatchCalls):
     """Calls one Crucible; use it as `async with AsyncClient.from_settings() as client:`.
 
     Every method raises a `CallError` of `crucible_client.errors` when the call fails. How a program ended is never an
@@ -100,6 +101,7 @@ class AsyncClient:
         *,
         states: Iterable[results.State] = (),
         labels: Mapping[str, str] | None = None,
+        batch: str = "",
         page_size: int = calls.PAGE_SIZE,
     ) -> AsyncGenerator[results.Evaluation, None]:
         """This tenant's evaluations, newest first, without programs' contents; fetches pages as they are needed.
@@ -107,11 +109,12 @@ class AsyncClient:
         Args:
             states: only those in one of these; empty: all.
             labels: only those with all of these.
+            batch: only items of this one; empty: all.
             page_size: how many one call brings, at most 1000.
         """
         token, wanted = "", tuple(states)
         while True:
-            page = await self._call(calls.list_page(wanted, labels or {}, page_size, token))
+            page = await self._call(calls.list_page(wanted, labels or {}, page_size, token, batch))
             for evaluation in page.evaluations:
                 yield evaluation
             token = page.next_token
@@ -132,7 +135,7 @@ class AsyncClient:
         while not cursor.ended:
             try:
                 request = calls.watch_request(name, cursor.position)
-                async with aclosing(_messages(self._stubs.evaluations.WatchEvaluation(request))) as messages:
+                async with aclosing(streams.messages(self._stubs.evaluations.WatchEvaluation(request))) as messages:
                     async for message in messages:
                         patience.renew()
                         event = cursor.accept(message)
@@ -181,7 +184,7 @@ class AsyncClient:
         while True:
             try:
                 request = calls.output_request(name, stream, cursor.offset, attempt)
-                async with aclosing(_messages(self._stubs.evaluations.ReadOutput(request))) as messages:
+                async with aclosing(streams.messages(self._stubs.evaluations.ReadOutput(request))) as messages:
                     async for message in messages:
                         patience.renew()
                         yield cursor.accept(message)
@@ -241,7 +244,7 @@ class AsyncClient:
             service: whose parts, as `executor`; empty: all.
         """
         request = inspections.self_test_request(engine, service)
-        async with aclosing(_messages(self._stubs.platform.RunSelfTest(request))) as messages:
+        async with aclosing(streams.messages(self._stubs.platform.RunSelfTest(request))) as messages:
             async for message in messages:
                 result = inspections.self_test_result(message)
                 yield result
@@ -261,7 +264,7 @@ class AsyncClient:
             attempts: only those with these names; empty: all.
         """
         request = inspections.verify_request(engine, attempts)
-        async with aclosing(_messages(self._stubs.platform.VerifyIsolation(request))) as messages:
+        async with aclosing(streams.messages(self._stubs.platform.VerifyIsolation(request))) as messages:
             async for message in messages:
                 result = inspections.verify_result(message)
                 yield result
@@ -362,7 +365,7 @@ class AsyncClient:
             since: an earlier head.
         """
         request = audit.verify_request(since)
-        async with aclosing(_messages(self._stubs.admin.VerifyAudit(request))) as messages:
+        async with aclosing(streams.messages(self._stubs.admin.VerifyAudit(request))) as messages:
             async for message in messages:
                 found = audit.verify_result(message)
                 if found is not None:
@@ -395,12 +398,3 @@ class AsyncClient:
         if delay is None:
             raise error
         await asyncio.sleep(delay)
-
-
-async def _messages(call: Any) -> AsyncGenerator[Any, None]:
-    """The call's messages; the call is cancelled when the reader stops, not when it is collected."""
-    try:
-        async for message in call:
-            yield message
-    finally:
-        call.cancel()

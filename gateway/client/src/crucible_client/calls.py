@@ -9,6 +9,7 @@ from crucible.audit.v1.audit_pb2 import Receipt
 from crucible.evaluation.v1 import evaluation_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
 from crucible.gateway.v1 import admin_service_pb2_grpc as admin_grpc
+from crucible.gateway.v1 import batch_service_pb2_grpc as batches_grpc
 from crucible.gateway.v1 import evaluation_service_pb2 as evaluations
 from crucible.gateway.v1 import evaluation_service_pb2_grpc as evaluations_grpc
 from crucible.gateway.v1 import platform_service_pb2 as platform
@@ -29,6 +30,7 @@ class Stubs:
 
     def __init__(self, channel: Any) -> None:
         self.evaluations: Any = evaluations_grpc.EvaluationServiceStub(channel)
+        self.batches: Any = batches_grpc.BatchServiceStub(channel)
         self.platform: Any = platform_grpc.PlatformServiceStub(channel)
         self.admin: Any = admin_grpc.AdminServiceStub(channel)
 
@@ -102,7 +104,7 @@ def cancel(name: str, reason: str) -> Call[results.Evaluation]:
 
 
 def list_page(
-    states: Iterable[results.State], labels: Mapping[str, str], page_size: int, page_token: str
+    states: Iterable[results.State], labels: Mapping[str, str], page_size: int, page_token: str, batch: str = ""
 ) -> Call[Page]:
     """`ListEvaluations`."""
     request = evaluations.ListEvaluationsRequest(
@@ -110,6 +112,7 @@ def list_page(
         page_token=page_token,
         states=[convert.state_number(state) for state in states],
         labels=dict(labels),
+        batch=batch if not batch or "/" in batch else f"batches/{batch}",
     )
     return Call(
         lambda stubs: stubs.evaluations.ListEvaluations,

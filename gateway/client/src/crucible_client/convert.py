@@ -102,6 +102,7 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         failed_attempts=tuple(failed_attempt(attempt) for attempt in message.failed_attempts),
         behaviour=_behaviour(message.behaviour) if message.HasField("behaviour") else None,
         unobserved_limits=tuple(_limit(number) for number in message.unobserved_limits),
+        batch=message.batch,
     )
 
 
@@ -117,7 +118,9 @@ def termination(message: evaluation_pb2.Termination) -> results.Termination:
             return results.LimitExceeded(_limit(message.limit_exceeded.limit), evidence=evidence)
         case "cancelled":
             ended = message.cancelled
-            return results.Cancelled(ended.by, ended.reason, ended.confirmed, evidence=evidence)
+            return results.Cancelled(
+                ended.by, ended.reason, ended.confirmed, dependency=ended.dependency, evidence=evidence
+            )
         case "infrastructure_failure":
             return results.InfrastructureFailure(message.infrastructure_failure.reason, evidence=evidence)
     return results.UnknownTermination(evidence=evidence)
@@ -331,7 +334,7 @@ def _duration(message: Any, field: str) -> timedelta | None:
 
 
 def time(message: Any, field: str) -> datetime | None:
-    """A time; None when it is not set."""
+    """A time of a message; None when it is unset."""
     if not message.HasField(field):
         return None
     value: Timestamp = getattr(message, field)

@@ -120,17 +120,19 @@ class LimitExceeded(Termination):
 
 @dataclass(frozen=True, slots=True)
 class Cancelled(Termination):
-    """A caller ended it.
+    """A caller ended it, or what it waited for did not succeed.
 
     Attributes:
-        by: the id of the API key that asked.
+        by: the id of the API key that asked; empty when nobody did.
         reason: what that caller gave.
         confirmed: whether the executor saw that the sandbox is gone.
+        dependency: the evaluation that had to succeed first and did not; empty when a caller asked.
     """
 
     by: str
     reason: str
     confirmed: bool
+    dependency: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +331,7 @@ class Evaluation:
         failed_attempts: the attempts before this one.
         behaviour: what the program tried; None until its end, and when nothing ran.
         unobserved_limits: of these nobody can say whether they refused something; `limit_hits` says nothing of them.
+        batch: the batch of which it is an item; empty when it is of none.
     """
 
     name: str
@@ -351,6 +354,7 @@ class Evaluation:
     failed_attempts: tuple[FailedAttempt, ...]
     behaviour: Behaviour | None = None
     unobserved_limits: tuple[Limit, ...] = ()
+    batch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Where a stream stands, so that it can be gone on with after it broke; used by both clients."""
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from crucible_client import convert, errors, results
@@ -75,6 +76,15 @@ class OutputCursor:
         data: bytes = response.data
         self.offset += len(data)
         return data
+
+
+async def messages(call: Any) -> AsyncGenerator[Any, None]:
+    """The call's messages; the call is cancelled when the reader stops, not when it is collected."""
+    try:
+        async for message in call:
+            yield message
+    finally:
+        call.cancel()
 
 
 def too_large(limit: int) -> errors.ResourceExhaustedError:

@@ -24,6 +24,7 @@ from crucible_client import (
 from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
+from crucible_client.sync_batches import BatchCalls
 from crucible_rpc.channel import calling
 from crucible_rpc.tls import public_credentials
 
@@ -33,7 +34,7 @@ _MAX_MESSAGE_BYTES = 64 << 20
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
-class Client:
+class Client(BatchCalls):
     """Calls one Crucible; use it as `with Client.from_settings() as client:`. Safe to share between threads.
 
     Methods, arguments and errors are those of `AsyncClient`, without `run_many`.
@@ -94,12 +95,13 @@ class Client:
         *,
         states: Iterable[results.State] = (),
         labels: Mapping[str, str] | None = None,
+        batch: str = "",
         page_size: int = calls.PAGE_SIZE,
     ) -> Iterator[results.Evaluation]:
         """See `AsyncClient.list`."""
         token, wanted = "", tuple(states)
         while True:
-            page = self._call(calls.list_page(wanted, labels or {}, page_size, token))
+            page = self._call(calls.list_page(wanted, labels or {}, page_size, token, batch))
             yield from page.evaluations
             token = page.next_token
             if not token:

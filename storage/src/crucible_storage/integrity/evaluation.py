@@ -13,6 +13,7 @@ from crucible_storage import final_records
 from crucible_storage.clock import from_timestamp
 from crucible_storage.evaluations import spec_sha256
 from crucible_storage.lifecycle import CANCELLED, DELETED, HELD, QUEUED, SUCCEEDED, TERMINAL, Record
+from crucible_storage.names import batch_name
 from crucible_storage.rebuild import Rebuilt
 
 _STREAMS = ((pb.OUTPUT_STREAM_STDOUT, "stdout"), (pb.OUTPUT_STREAM_STDERR, "stderr"))
@@ -115,9 +116,9 @@ def _spec(stored: Stored, rebuilt: Rebuilt) -> Iterator[str]:
         yield "its limits, priority or labels are not those whose digest was stored"
     created = rebuilt.created
     if created is not None:
-        said = (record.creator, record.request_id or "", record.spec_sha256)
-        if said != (created.creator, created.request_id, created.spec_sha256):
-            yield "its creator, request id or spec is not what its first event tells"
+        said = (record.creator, record.request_id or "", record.spec_sha256, _batch(record))
+        if said != (created.creator, created.request_id, created.spec_sha256, created.batch):
+            yield "its creator, request id, spec or batch is not what its first event tells"
 
 
 def _end(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
@@ -172,6 +173,10 @@ def _state_of(termination: pb.Termination) -> int | None:
     if kind == "cancelled":
         return CANCELLED
     return SUCCEEDED if kind == "exited" and termination.exited.code == 0 else None
+
+
+def _batch(record: Record) -> str:
+    return "" if record.batch is None else batch_name(record.batch)
 
 
 def _sha256(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ _PACKAGE = "crucible_client.cli"
 _COMMANDS: Mapping[str, str] = {
     "run": "run:run",
     "submit": "submit:submit",
+    "batch": "batch:batch",
     "list": "evaluations:list_",
     "get": "evaluations:get",
     "watch": "evaluations:watch",

@@ -32,13 +32,14 @@ _json = click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 @click.command("list")
 @click.option("--state", type=click.Choice(_STATES, case_sensitive=False), multiple=True, help="Only these.")
 @click.option("--label", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Only those with all of these.")
+@click.option("--batch", default="", metavar="NAME", help="Only the items of this batch.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object per line.")
-def list_(*, state: tuple[str, ...], label: tuple[tuple[str, str], ...], limit: int, as_json: bool) -> None:
+def list_(*, state: tuple[str, ...], label: tuple[tuple[str, str], ...], batch: str, limit: int, as_json: bool) -> None:
     """Lists evaluations, newest first."""
     states = [results.State(one) for one in state]
     with failures(), Client.from_settings(retry_for=_AT_ONCE) as client:
-        listed = client.list(states=states, labels=dict(label), page_size=min(limit, 1000))
+        listed = client.list(states=states, labels=dict(label), batch=batch, page_size=min(limit, 1000))
         found = itertools.islice(listed, limit)
         if as_json:
             for evaluation in found:
@@ -73,6 +74,7 @@ def _pairs(evaluation: results.Evaluation) -> list[tuple[str, str]]:
         ("state", evaluation.state.value),
         ("ended how", exits.describe(evaluation.termination)),
         *[("remark", remark) for remark in exits.remarks(evaluation)],
+        *([("batch", evaluation.batch)] if evaluation.batch else []),
         ("attempt", str(evaluation.attempt)),
         *[("lost attempt", f"{one.attempt}: {one.reason}") for one in evaluation.failed_attempts],
         ("runtime", evaluation.spec.program.runtime),

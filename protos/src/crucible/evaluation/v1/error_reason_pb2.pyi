@@ -108,6 +108,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: there is a tenant of that name."""
     ERROR_REASON_DEAD_LETTER_NOT_FOUND: _ErrorReason.ValueType  # 53
     """NOT_FOUND: no evaluation of that name ended as an infrastructure failure."""
+    ERROR_REASON_BATCH_NOT_FOUND: _ErrorReason.ValueType  # 58
+    """NOT_FOUND: no such batch, or another tenant's."""
+    ERROR_REASON_BATCH_CLOSED: _ErrorReason.ValueType  # 59
+    """FAILED_PRECONDITION: the batch is complete or cancelled and takes no further items."""
+    ERROR_REASON_BATCH_ITEM_REUSED: _ErrorReason.ValueType  # 60
+    """ALREADY_EXISTS: the batch has another item under this key or number; `evaluation` in the metadata names it."""
+    ERROR_REASON_BATCH_TOO_LARGE: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION: a batch has at most 100,000 items."""
+    ERROR_REASON_BATCH_ITEMS_MISSING: _ErrorReason.ValueType  # 62
+    """OUT_OF_RANGE: items are missing: the stream goes on behind more than is stored, or ends with another number of items."""
+    ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 63
+    """UNAVAILABLE: nothing came on the caller's stream for too long, so it was ended; what came is stored."""
+    ERROR_REASON_BATCH_NOT_ENDED: _ErrorReason.ValueType  # 64
+    """FAILED_PRECONDITION: an item can be deleted only when its batch has ended; `batch` in the metadata names it."""
     ERROR_REASON_EVALUATION_NOT_FINISHED: _ErrorReason.ValueType  # 65
     """FAILED_PRECONDITION: the evaluation has not ended yet, so it has no receipt; wait for its end."""
     ERROR_REASON_RECEIPT_NOT_FOUND: _ErrorReason.ValueType  # 66
@@ -214,6 +228,20 @@ ERROR_REASON_TENANT_EXISTS: ErrorReason.ValueType  # 52
 """ALREADY_EXISTS: there is a tenant of that name."""
 ERROR_REASON_DEAD_LETTER_NOT_FOUND: ErrorReason.ValueType  # 53
 """NOT_FOUND: no evaluation of that name ended as an infrastructure failure."""
+ERROR_REASON_BATCH_NOT_FOUND: ErrorReason.ValueType  # 58
+"""NOT_FOUND: no such batch, or another tenant's."""
+ERROR_REASON_BATCH_CLOSED: ErrorReason.ValueType  # 59
+"""FAILED_PRECONDITION: the batch is complete or cancelled and takes no further items."""
+ERROR_REASON_BATCH_ITEM_REUSED: ErrorReason.ValueType  # 60
+"""ALREADY_EXISTS: the batch has another item under this key or number; `evaluation` in the metadata names it."""
+ERROR_REASON_BATCH_TOO_LARGE: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION: a batch has at most 100,000 items."""
+ERROR_REASON_BATCH_ITEMS_MISSING: ErrorReason.ValueType  # 62
+"""OUT_OF_RANGE: items are missing: the stream goes on behind more than is stored, or ends with another number of items."""
+ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 63
+"""UNAVAILABLE: nothing came on the caller's stream for too long, so it was ended; what came is stored."""
+ERROR_REASON_BATCH_NOT_ENDED: ErrorReason.ValueType  # 64
+"""FAILED_PRECONDITION: an item can be deleted only when its batch has ended; `batch` in the metadata names it."""
 ERROR_REASON_EVALUATION_NOT_FINISHED: ErrorReason.ValueType  # 65
 """FAILED_PRECONDITION: the evaluation has not ended yet, so it has no receipt; wait for its end."""
 ERROR_REASON_RECEIPT_NOT_FOUND: ErrorReason.ValueType  # 66

@@ -244,6 +244,30 @@ EVIDENCE_SOURCE_HOST_FILE_SYSTEM: EvidenceSource.ValueType  # 8
 """The host's kernel, asked how full one of the sandbox's file systems was when its processes were gone."""
 Global___EvidenceSource: _TypeAlias = EvidenceSource  # noqa: Y015
 
+class _CancelCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CancelCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CANCEL_CAUSE_UNSPECIFIED: _CancelCause.ValueType  # 0
+    """Stored before causes were told: as REQUESTED."""
+    CANCEL_CAUSE_REQUESTED: _CancelCause.ValueType  # 1
+    """A caller asked for it."""
+    CANCEL_CAUSE_DEPENDENCY_FAILED: _CancelCause.ValueType  # 2
+    """It is an item of a batch that was never started: what it had to wait for did not succeed."""
+
+class CancelCause(_CancelCause, metaclass=_CancelCauseEnumTypeWrapper):
+    """Why an evaluation was ended before its program's own end."""
+
+CANCEL_CAUSE_UNSPECIFIED: CancelCause.ValueType  # 0
+"""Stored before causes were told: as REQUESTED."""
+CANCEL_CAUSE_REQUESTED: CancelCause.ValueType  # 1
+"""A caller asked for it."""
+CANCEL_CAUSE_DEPENDENCY_FAILED: CancelCause.ValueType  # 2
+"""It is an item of a batch that was never started: what it had to wait for did not succeed."""
+Global___CancelCause: _TypeAlias = CancelCause  # noqa: Y015
+
 class _OutputStream:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -537,6 +561,7 @@ class Evaluation(_message.Message):
     FAILED_ATTEMPTS_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
     UNOBSERVED_LIMITS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`evaluations/{uuid}`."""
     tenant: _builtins.str
@@ -549,6 +574,8 @@ class Evaluation(_message.Message):
     """Rises by one with every change of this evaluation."""
     attempt: _builtins.int
     """The attempt that `state` speaks of, from 1; 0 before the first."""
+    batch: _builtins.str
+    """`batches/{uuid}` of which it is an item; empty when it is of none."""
     @_builtins.property
     def spec(self) -> Global___EvaluationSpec:
         """What was asked, every default filled in. `ListEvaluations` leaves out `program` but for its runtime."""
@@ -632,10 +659,11 @@ class Evaluation(_message.Message):
         failed_attempts: _abc.Iterable[Global___FailedAttempt] | None = ...,
         behaviour: Global___Behaviour | None = ...,
         unobserved_limits: _abc.Iterable[Global___Limit.ValueType] | None = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "create_time", b"create_time", "end_time", b"end_time", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "behaviour", b"behaviour", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch", b"batch", "behaviour", b"behaviour", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -968,7 +996,7 @@ class Termination(_message.Message):
 
     @_builtins.property
     def cancelled(self) -> Global___Cancelled:
-        """A caller ended it."""
+        """A caller ended it, or what it waited for did not succeed."""
 
     @_builtins.property
     def infrastructure_failure(self) -> Global___InfrastructureFailure:
@@ -1066,31 +1094,39 @@ Global___LimitExceeded: _TypeAlias = LimitExceeded  # noqa: Y015
 
 @_typing.final
 class Cancelled(_message.Message):
-    """A caller ended it."""
+    """Ended before its program's own end, by a caller or for want of what it depends on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CONFIRMED_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    DEPENDENCY_FIELD_NUMBER: _builtins.int
     by: _builtins.str
-    """The id of the API key that asked."""
+    """The id of the API key that asked; empty with DEPENDENCY_FAILED."""
     reason: _builtins.str
     """What the caller gave as reason."""
     confirmed: _builtins.bool
     """Whether the executor saw that the sandbox is gone. Also true when nothing was ever started. False when the executor
     was lost and only the time after which it ends its runs by itself has passed.
     """
+    cause: Global___CancelCause.ValueType
+    """Why."""
+    dependency: _builtins.str
+    """With DEPENDENCY_FAILED: `evaluations/{uuid}` of the item that did not succeed."""
     def __init__(
         self,
         *,
         by: _builtins.str = ...,
         reason: _builtins.str = ...,
         confirmed: _builtins.bool = ...,
+        cause: Global___CancelCause.ValueType = ...,
+        dependency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "confirmed", b"confirmed", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "cause", b"cause", "confirmed", b"confirmed", "dependency", b"dependency", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

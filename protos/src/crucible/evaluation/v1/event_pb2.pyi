@@ -186,22 +186,26 @@ class EvaluationCreated(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_SHA256_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     creator: _builtins.str
     """The id of the API key."""
     request_id: _builtins.str
     """As the caller gave it; may be empty."""
     spec_sha256: _builtins.bytes
     """The digest of what is to run and of limits, priority and labels, as storage computes it."""
+    batch: _builtins.str
+    """The batch of which it is an item, `batches/{id}`; empty when it is of none."""
     def __init__(
         self,
         *,
         creator: _builtins.str = ...,
         request_id: _builtins.str = ...,
         spec_sha256: _builtins.bytes = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "request_id", b"request_id", "spec_sha256", b"spec_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "creator", b"creator", "request_id", b"request_id", "spec_sha256", b"spec_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

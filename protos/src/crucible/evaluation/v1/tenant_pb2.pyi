@@ -238,7 +238,9 @@ class TenantQueue(_message.Message):
     """See `Quota.max_running`."""
     @_builtins.property
     def oldest_create_time(self) -> _timestamp_pb2.Timestamp:
-        """When what waits longest was created. Unset when nothing waits."""
+        """When what waits longest for a slot was created. Unset when nothing does; an item of a batch that waits for others
+        does not count.
+        """
 
     def __init__(
         self,

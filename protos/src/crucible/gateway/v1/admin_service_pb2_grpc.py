@@ -212,7 +212,7 @@ class AdminServiceServicer:
     def DeleteEvaluation(self, request, context):
         """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
         and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
-        EVALUATION_NOT_TERMINAL.
+        EVALUATION_NOT_TERMINAL, or BATCH_NOT_ENDED: an item of a batch is deleted only when its batch has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,7 +73,7 @@ class AdminServiceStub:
     DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]
     """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
     and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
-    EVALUATION_NOT_TERMINAL.
+    EVALUATION_NOT_TERMINAL, or BATCH_NOT_ENDED: an item of a batch is deleted only when its batch has ended.
     """
 
 @_typing.type_check_only
@@ -121,7 +121,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
     """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
     and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
-    EVALUATION_NOT_TERMINAL.
+    EVALUATION_NOT_TERMINAL, or BATCH_NOT_ENDED: an item of a batch is deleted only when its batch has ended.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -250,7 +250,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_service_pb2.DeleteEvaluationResponse, _abc.Awaitable[_admin_service_pb2.DeleteEvaluationResponse]]:
         """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
         and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
-        EVALUATION_NOT_TERMINAL.
+        EVALUATION_NOT_TERMINAL, or BATCH_NOT_ENDED: an item of a batch is deleted only when its batch has ended.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

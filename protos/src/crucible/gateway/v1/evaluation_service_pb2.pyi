@@ -203,10 +203,13 @@ class ListEvaluationsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; default 50, at most 1000."""
     page_token: _builtins.str
     """From the answer before; the other fields must be as in the call before."""
+    batch: _builtins.str
+    """Only the items of this batch, `batches/{uuid}`; empty: all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_evaluation_pb2.EvaluationState.ValueType]:
         """Only those in one of these states; empty: all."""
@@ -222,10 +225,11 @@ class ListEvaluationsRequest(_message.Message):
         page_token: _builtins.str = ...,
         states: _abc.Iterable[_evaluation_pb2.EvaluationState.ValueType] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -121,7 +121,8 @@ class EvaluationStoreServiceServicer:
 
     def DeleteEvaluation(self, request, context):
         """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
-        stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+        stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL,
+        BATCH_NOT_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,8 @@ class EvaluationStoreServiceStub:
     """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
     DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]
     """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
-    stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+    stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL,
+    BATCH_NOT_ENDED.
     """
 
 @_typing.type_check_only
@@ -73,7 +74,8 @@ class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
     """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
     DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
     """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
-    stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+    stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL,
+    BATCH_NOT_ENDED.
     """
 
 class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -136,7 +138,8 @@ class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_store_service_pb2.DeleteEvaluationResponse, _abc.Awaitable[_evaluation_store_service_pb2.DeleteEvaluationResponse]]:
         """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
-        stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+        stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL,
+        BATCH_NOT_ENDED.
         """
 
 def add_EvaluationStoreServiceServicer_to_server(servicer: EvaluationStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
