@@ -12,6 +12,7 @@
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/filter.h>
+#include <linux/inotify.h>
 #include <linux/memfd.h>
 #include <linux/prctl.h>
 #include <linux/resource.h>
@@ -42,6 +43,7 @@ static int output_ends[2] = {-1, -1};                    /* multiplexed: where i
 
 static char held_name[MAX_NAME + 1]; /* of the file that an interpreter waits for, and the FIFO in its place */
 static int held_fifo = -1;
+static int held_watch = -1; /* tells that the interpreter has opened the FIFO */
 
 static void report(u32 kind, u32 a, u32 b);
 
@@ -499,11 +501,14 @@ static long reap(int *status)
 /* Waits for a child to end, output to pass on or the control pipe to close, at most `milliseconds` (negative: for ever). */
 static void wait_for_change(int signals, long milliseconds)
 {
-    struct pollfd watched[4] = {
-        {CONTROL_FD, POLLIN, 0}, {signals, POLLIN, 0}, {output_ends[0], POLLIN, 0}, {output_ends[1], POLLIN, 0}};
+    struct pollfd watched[5] = {{CONTROL_FD, POLLIN, 0},
+                                {signals, POLLIN, 0},
+                                {held_watch, POLLIN, 0},
+                                {output_ends[0], POLLIN, 0},
+                                {output_ends[1], POLLIN, 0}};
     struct __kernel_timespec wait = {0, milliseconds * 1000000};
     struct signalfd_siginfo caught;
-    SYS(ppoll, watched, multiplexed ? 4 : 2, milliseconds < 0 ? 0 : &wait, 0, SIGSET_BYTES);
+    SYS(ppoll, watched, multiplexed ? 5 : 3, milliseconds < 0 ? 0 : &wait, 0, SIGSET_BYTES);
     if (watched[1].revents)
         SYS(read, signals, &caught, sizeof caught);
     if (watched[0].revents && SYS(read, CONTROL_FD, buffer, sizeof buffer) == 0)
@@ -579,7 +584,7 @@ static void skip_fifo(void)
 static long hold(int signals)
 {
     int workspace = open_workspace(), status;
-    long program, fifo;
+    long program, fifo, watch;
     if (head.nfiles || head.stdin_bytes)
         refuse(AT_FRAME, EPROTO);
     take_strings();
@@ -590,16 +595,28 @@ static long hold(int signals)
     open_outputs();
     become(0);
     make_stdin();
-    program = start();
     become(PROGRAM_ID);
-    while ((fifo = SYS(openat, workspace, held_name, O_WRONLY | O_NONBLOCK | O_CLOEXEC)) == -ENXIO) {
-        if (reap(&status) == program)
-            refuse(AT_EXECUTE, ECHILD);
-        wait_for_change(signals, 2);
-    }
-    become(0);
+    /* Not opened again and again for writing alone, until somebody reads: gVisor's FIFO counts each such try as a writer
+     * that came and went, and a reader that opens it meanwhile is let in, and finds an empty file. */
+    fifo = SYS(openat, workspace, held_name, O_RDWR | O_CLOEXEC);
     if (fifo < 0)
         refuse(AT_FILES, fifo);
+    held_watch = (int)SYS(inotify_init1, IN_CLOEXEC | IN_NONBLOCK);
+    watch = SYS(fchdir, workspace);
+    if (!watch)
+        watch = SYS(inotify_add_watch, held_watch, held_name, IN_OPEN);
+    if (watch < 0)
+        refuse(AT_FILES, watch);
+    SYS(chdir, "/");
+    become(0);
+    program = start();
+    while (SYS(read, held_watch, buffer, sizeof buffer) < 0) {
+        if (reap(&status) == program)
+            refuse(AT_EXECUTE, ECHILD);
+        wait_for_change(signals, -1);
+    }
+    SYS(close, held_watch);
+    held_watch = -1;
     held_fifo = (int)fifo;
     SYS(close, workspace);
     report(READY, 0, 0);
