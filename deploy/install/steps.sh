@@ -29,14 +29,23 @@ set_up_machine() {
 
 # A Docker that is there, whoever put it there, is left alone: Debian's would replace it.
 set_up_tests() {
-    ! command -v dockerd >/dev/null || return 0
+    missing=
+    command -v dockerd >/dev/null || missing="$DEBIAN_TEST_PACKAGES "
+    has_postgresql || missing="$missing$DEBIAN_TEST_DATABASE "
+    [ -n "$missing" ] || return 0
     refuse_unfit_machine
     make_cache
     exec 9>"$CRUCIBLE_CACHE/.lock"
     flock 9
     log=$CRUCIBLE_CACHE/setup.log
-    install_these "$DEBIAN_TEST_PACKAGES " "for the tests" --no-remove
+    # The tests start servers of their own: the machine gets the programs, and no server that runs.
+    no_cluster=/etc/postgresql-common/createcluster.d/crucible.conf
+    has_postgresql || { mkdir -p "${no_cluster%/*}" && echo "create_main_cluster = false" >"$no_cluster"; }
+    install_these "$missing" "for the tests" --no-remove
+    rm -f "$no_cluster"
 }
+
+has_postgresql() { ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; }
 
 # Each in a place of its own: nothing of Crucible uses them but the benchmarks.
 set_up_peers() {

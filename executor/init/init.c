@@ -612,7 +612,7 @@ static long hold(int signals)
     program = start();
     while (SYS(read, held_watch, buffer, sizeof buffer) < 0) {
         if (reap(&status) == program)
-            refuse(AT_EXECUTE, ECHILD);
+            refuse(AT_HOLD, status & 0xffff);
         wait_for_change(signals, -1);
     }
     SYS(close, held_watch);

@@ -58,7 +58,7 @@ enum report_kind {
     STARTED,   /* the program was executed */
     ENDED,     /* the program ended: `a` is enum ended_how, `b` the exit code or signal */
     GONE,      /* every other process was killed and reaped: `a` is how many; CPU times of all are final */
-    REFUSED,   /* nothing ran: `a` is enum stage, `b` the errno */
+    REFUSED,   /* nothing ran: `a` is enum stage, `b` the errno, or as the stage says */
 };
 
 enum ended_how { EXITED = 0, SIGNALLED = 1 };
@@ -72,6 +72,7 @@ enum stage {
     AT_PRIVILEGES,
     AT_WORKSPACE,
     AT_EXECUTE,
+    AT_HOLD, /* an interpreter ended before its program came: `b` is its wait status */
 };
 
 enum full_disk { WORKSPACE_FULL = 1, TMP_FULL = 2, WORKSPACE_INODES = 4, TMP_INODES = 8 };

@@ -6,6 +6,8 @@ child process of this machine (only the tests' own programs come here).
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -204,8 +206,15 @@ async def really_run(program) -> dict:
             (Path(folder) / file.path).write_bytes(file.content)
         pipe = asyncio.subprocess.PIPE
         command = (sys.executable, "-I", program.entrypoint or program.files[0].path)
-        child = await asyncio.create_subprocess_exec(*command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe)
-        out, err = await child.communicate(program.stdin)
+        child = await asyncio.create_subprocess_exec(
+            *command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+        try:
+            out, err = await child.communicate(program.stdin)
+        finally:
+            if child.returncode is None:  # the test is over, and the program hangs
+                os.killpg(child.pid, signal.SIGKILL)
+                await child.wait()
     code = child.returncode
     end = {"exited": {"code": code}} if code >= 0 else {"signalled": {"signal": -code}}
     return {"out": [(1, out.hex()), (2, err.hex())], "end": end}
@@ -360,6 +369,7 @@ async def serve(gateway: Gateway, credentials: Callable[[], grpc.ServerCredentia
         yield bound
     finally:
         await server.stop(0)
-        for record in gateway.records.values():
-            if record.task is not None:
-                record.task.cancel()
+        tasks = [record.task for record in gateway.records.values() if record.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from crucible.evaluation.v1 import evaluation_pb2
+from crucible.gateway.v1 import evaluation_service_pb2 as api
 from crucible_client.suites import humaneval
 from crucible_client.suites.grading import Grade
 from crucible_client.suites.results_file import ResultsFile, ResultsFileError
 from crucible_rpc import errors
+from tests.client.gateway_servicer import Gateway, serve
 
 TGKILL = {"x86_64": 234, "aarch64": 131}[platform.machine()]
 HANGS = "    import time\n    time.sleep(1000)\n"
@@ -82,6 +85,23 @@ async def test_run_that_was_stopped_goes_on_where_it_was(crucible, tmp_path, gat
     write(tmp_path / "samples.jsonl", [right(task) for task in tasks])
     summary = await bench(crucible, samples)
     assert (summary["ran"], summary["passed"]) == (2, 6)
+
+
+def alive(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_program_that_hangs_ends_with_the_gateway_of_these_tests(tls, tmp_path):
+    told = tmp_path / "pids"
+    code = f"import os, time\nos.fork()\nopen({str(told)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(1000)"
+    program = evaluation_pb2.Program(files=[evaluation_pb2.File(path="main.py", content=code.encode())])
+    gateway = Gateway()
+    async with serve(gateway, tls.server.credentials):
+        gateway.create(api.CreateEvaluationRequest(spec=evaluation_pb2.EvaluationSpec(program=program)))
+        await kept_lines(told, 2)
+    async with asyncio.timeout(10):  # init of the machine reaps the second
+        while any(map(alive, told.read_text().split())):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 def another_thread(pid: int) -> int:

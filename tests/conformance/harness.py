@@ -75,6 +75,9 @@ class Recorder:
             self.stderr += data
         self._changed.set()
 
+    def ending(self) -> None:
+        pass
+
     def tried(self, update: Update) -> None:
         self.updates.append(update)
         self._changed.set()

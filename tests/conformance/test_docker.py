@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import pytest
 from docker import APIClient
 
 from crucible_executor import dockerd
+from crucible_executor.catalog import Catalog, checked
 from crucible_executor.docker_images import REPOSITORY
 from crucible_executor.engines import docker
 from crucible_executor.engines.base import Engine, EngineUnavailableError
 from crucible_executor.engines.registry import ENGINES, Host
-from crucible_executor.model import Exited, SandboxFailed
+from crucible_executor.model import Exited, Limit, LimitExceeded, SandboxFailed
+from crucible_executor.readiness import Readiness
 from tests.conformance.harness import LIMITS, Recorder, eventually, limits, processes_of, python, run, sandbox_class
 from tests.conformance.promises import Promise, needs, only
 
@@ -69,6 +72,67 @@ async def test_a_daemon_that_hangs_keeps_no_program_alive_and_its_container_goes
         # The daemon still finds the request to remove it in its socket.
         await eventually(lambda: client.containers(all=True, filters={"id": sandbox.id}) == [], 20)
     assert await ENGINES[engine_name](host).sweep() == 0
+
+
+class Stalling(Recorder):
+    """The executor stands still from the program's start until `gone`, and so reads no counter and misses no event."""
+
+    def __init__(self, gone: Callable[[], bool]) -> None:
+        super().__init__()
+        self._gone = gone
+
+    def started(self) -> None:
+        super().started()
+        deadline = time.monotonic() + 20
+        while not self._gone():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+ALL_GO_TOGETHER = only("docker-gvisor", why="With `docker` the init outlives its program, and so its cgroup.")
+
+
+@ALL_GO_TOGETHER
+async def test_memory_that_ran_out_is_the_cause_also_when_the_cgroup_was_gone_before_anybody_looked(
+    engine: Engine,
+):
+    sandbox = await engine.create(sandbox_class(limits(memory_bytes=96 << 20)))
+    hungry = python("hog = []\nwhile True: hog.append(bytearray(b'x' * 4_000_000))")
+    outcome = await sandbox.start(hungry, limits(memory_bytes=96 << 20), Stalling(lambda: not sandbox._cgroup.exists))
+    await sandbox.destroy()
+    assert isinstance(outcome.termination, LimitExceeded)
+    assert outcome.termination.limit is Limit.MEMORY
+    assert "its cgroup's OOM event" in outcome.termination.evidence
+    assert outcome.usage.peak_memory_bytes is None  # nothing was there to be read any more
+
+
+@ALL_GO_TOGETHER
+async def test_a_container_that_something_else_killed_did_not_run_out_of_memory(engine: Engine):
+    sandbox = await engine.create(sandbox_class(LIMITS))
+
+    def killed_and_gone() -> bool:
+        for pid in sandbox._cgroup.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not sandbox._cgroup.exists
+
+    outcome = await sandbox.start(python("import time; time.sleep(60)"), LIMITS, Stalling(killed_and_gone))
+    await sandbox.destroy()
+    assert isinstance(outcome.termination, SandboxFailed)
+
+
+@ONE_IS_ENOUGH
+async def test_a_daemon_that_is_started_later_is_offered_then(engine_name: str, host: Host, tmp_path: Path):
+    late = tmp_path / "socket"
+    engine = ENGINES[engine_name](dataclasses.replace(host, docker_host=f"unix://{late}"))
+    offers = Catalog([await checked(engine)], [], "gvisor")
+    assert "is it running" in offers.engines[engine_name].unavailable
+    readiness = Readiness(offers, lambda engines: [], lambda why: asyncio.sleep(0), first_pause_s=0.2)
+    await readiness.begin()
+    late.symlink_to(host.docker_host.removeprefix("unix://"))
+    await eventually(lambda: not offers.engines[engine_name].unavailable, 60)
+    await readiness.end()
+    assert (await run(engine, python("print('there')"))).stdout == b"there\n"
 
 
 @ONE_IS_ENOUGH

@@ -102,7 +102,7 @@ async def test_its_next_start_removes_every_sandbox_and_reports_the_runs_as_lost
             await eventually(lambda: len(sandboxes(host, engine)) == 2, 20)
         request = first.request(LONG)
         async for message in first.stub.Execute(request):
-            if message.event.HasField("output"):
+            if any(event.HasField("output") for event in message.events):
                 break
         names = sandboxes(host, engine)
         assert len(names) >= 1 + warm

@@ -11,7 +11,20 @@ from types import SimpleNamespace
 import pytest
 
 from crucible_deploy.bench import __main__ as command
-from crucible_deploy.bench import burst, commands, idle, load, machine, memory, pool, samples, throughput, trace, warm
+from crucible_deploy.bench import (
+    burst,
+    commands,
+    idle,
+    load,
+    machine,
+    memory,
+    neighbour,
+    pool,
+    samples,
+    throughput,
+    trace,
+    warm,
+)
 from crucible_deploy.bench.bare import flags
 from crucible_deploy.bench.errors import BenchError
 from crucible_deploy.bench.machine import Machine
@@ -116,6 +129,15 @@ def test_idle_cpu_is_judged_on_average_and_for_the_busiest():
 def test_trace_may_cost_a_tenth():
     assert trace.rows([110.0], [100.0])[0].met
     assert not trace.rows([110.2], [100.0])[0].met
+
+
+@pytest.mark.parametrize(("kept", "met"), [(0.85, True), (0.849, False)])
+def test_a_neighbour_keeps_the_promised_part_or_misses_its_target(kept, met):
+    found = {"limit": "disk", "alone": 100.0, "beside": 80.0, "ratio": kept, "hogs": 3, "others_cpus": 0.05}
+    row = neighbour.row(found)
+    assert (row.met, row.value, row.baseline) == (met, 80.0, 100.0)
+    assert "disk" in row.name
+    assert "0.05 CPUs" in row.note
 
 
 def test_memory_growth_between_two_steps_is_judged():

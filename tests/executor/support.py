@@ -107,6 +107,9 @@ class ScriptedSandbox(Sandbox):
                 release.cancel()
                 killed.cancel()
             sink.output(model.Stream.STDOUT, script.get("last", "").encode())
+            if self._engine.unkillable:
+                raise RuntimeError("its processes survive SIGKILL")
+        sink.ending()
         if self._killed.is_set():
             termination = model.Killed()
         usage = model.Usage(timedelta(milliseconds=1), timedelta(milliseconds=1), None, None)
@@ -116,8 +119,8 @@ class ScriptedSandbox(Sandbox):
         self._killed.set()
 
     async def destroy(self) -> None:
-        if self._engine.undestroyable:
-            raise RuntimeError("its processes survive SIGKILL")
+        if self._engine.unkillable or self._engine.undestroyable:
+            raise RuntimeError("it is still in use")
         self._engine.destroyed += 1
 
 
@@ -126,7 +129,7 @@ class ScriptedEngine(Engine):
 
     def __init__(self, starts: Path, on_start: Callable[[str], None] = lambda name: None) -> None:
         self.release = asyncio.Event()
-        self.undestroyable = False
+        self.unkillable = self.undestroyable = False
         self.traced = True
         self.broken = ""
         self.tests = 0
@@ -277,6 +280,14 @@ class Collected:
     updates: list[BehaviourUpdate]
 
 
+async def single(answers: AsyncIterator[Any]) -> AsyncIterator[ex.RunEvent]:
+    """Their events, one by one; no answer is empty."""
+    async for answer in answers:
+        assert answer.events
+        for event in answer.events:
+            yield event
+
+
 async def collect(
     events: AsyncIterator[Any], keys: Keys, stdout: int = 0, stderr: int = 0, behaviour: int = 0
 ) -> Collected:
@@ -285,8 +296,7 @@ async def collect(
     parts: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
     begin = {1: stdout, 2: stderr}
     started = 0
-    async for message in events:
-        event = message.event
+    async for event in single(events):
         if event.HasField("started"):
             started += 1
         elif event.HasField("output"):

@@ -14,6 +14,7 @@ import pytest
 
 from crucible_executor import cgroups
 from crucible_executor.cgroups import Bounds, CgroupsUnavailableError, CgroupTree, CgroupTreeV1, CgroupTreeV2
+from crucible_executor.cgroups.oom import EventsWatch
 
 BOUNDS = Bounds(memory_bytes=64 << 20, tasks=20)
 
@@ -55,6 +56,72 @@ async def test_memory_limit_leaves_its_evidence(tree: CgroupTree):
     peak = group.peak_memory_bytes()
     assert peak is None or 32 << 20 < peak <= 64 << 20
     await group.remove()
+
+
+HUNGRY = ("/usr/bin/python3", "-c", "x = b'x' * 200_000_000")
+MODEST = ("/usr/bin/python3", "-c", "pass")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("command", "code", "ran_out"), [(HUNGRY, -9, True), (MODEST, 0, False)])
+@pytest.mark.parametrize("removed", [True, False])
+async def test_memory_that_ran_out_is_known_also_when_the_cgroup_is_gone(
+    tree: CgroupTree, command: tuple[str, ...], code: int, ran_out: bool, removed: bool
+):
+    for number in range(5):
+        group = tree.create(f"n{number}", BOUNDS)
+        watch = group.watch_oom()
+        assert in_cgroup(group, *command).wait(20) == code  # nothing here looks meanwhile: the event loop stands still
+        if removed:
+            for folder in group.folders:
+                folder.rmdir()
+        assert [await watch.struck(), await watch.struck()] == [ran_out, ran_out]
+        watch.close()
+        watch.close()
+        await group.remove()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.root
+async def test_watches_leave_no_descriptor(tree: CgroupTree):
+    before = descriptors()
+    for number in range(20):
+        group = tree.create(f"n{number}", BOUNDS)
+        watch = group.watch_oom()
+        await group.remove()
+        assert not await watch.struck()
+        watch.close()
+    assert descriptors() == before
+
+
+@pytest.mark.root
+async def test_cgroup_that_is_gone_cannot_be_watched(tree: CgroupTree):
+    group = tree.create("one", BOUNDS)
+    await group.remove()
+    with pytest.raises(OSError):
+        group.watch_oom()
+
+
+@pytest.mark.root
+async def test_changes_of_an_events_file_are_seen_before_its_cgroup_goes(tree: CgroupTree):
+    """The file of v2 that exists on a hybrid machine too stands for `memory.events`: the kernel tells of both alike."""
+    group = tree.create("one", BOUNDS)
+    events = [file for folder in group.folders if (file := folder / "cgroup.events").exists()]
+    if not events or not group.can_freeze:
+        pytest.skip("no cgroup v2 is mounted here")
+    seen, quiet = EventsWatch(events[0], keys=("frozen",)), EventsWatch(events[0], keys=("nothing",))
+    group.freeze()
+    async with asyncio.timeout(10):
+        while not seen._struck:  # noqa: ASYNC110  # by the event loop's own waiting, not by asking
+            await asyncio.sleep(0.01)
+    group.thaw()
+    await group.remove()
+    assert (await seen.struck(), await quiet.struck()) == (True, False)
+    seen.close()
+    quiet.close()
 
 
 @pytest.mark.root
@@ -122,6 +189,22 @@ def test_v2_enables_only_what_is_missing(v2: Path):
     CgroupTreeV2(v2, "mine").prepare()
     assert (v2 / "cgroup.subtree_control").read_text() == "+cpu +pids"
     assert (v2 / "mine/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_v2_is_preferred_by_its_weight(v2: Path):
+    (v2 / "mine/cpu.weight").write_text("100")
+    CgroupTreeV2(v2, "mine").prefer()
+    assert (v2 / "mine/cpu.weight").read_text() == "10000"
+
+
+@pytest.mark.root
+def test_tree_is_preferred_only_where_it_was_made(tree: CgroupTree):
+    tree.prefer()
+    group = cgroups.detect(f"crucible-test-{uuid.uuid4().hex[:12]}")
+    group.prefer()
+    assert group.existing() == []
+    if isinstance(tree, CgroupTreeV1):
+        assert (tree._parents["cpu"] / "cpu.shares").read_text() == "262144\n"
 
 
 def test_v2_bounds_and_counters(v2: Path, monkeypatch: pytest.MonkeyPatch):

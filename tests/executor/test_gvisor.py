@@ -57,6 +57,9 @@ class Output:
     def output(self, stream: Stream, data: bytes) -> None:
         self.data[stream] += data
 
+    def ending(self) -> None:
+        pass
+
     def tried(self, update: Update) -> None:
         pass
 

@@ -86,6 +86,12 @@ def test_absurd_numbers_stay_harmless():
     assert describe_refusal(report) == "the init gave up: error 4294967295."
 
 
+@pytest.mark.parametrize(("status", "how"), [(0x0300, "exited with code 3"), (0x008B, "signal 11 ended it")])
+def test_interpreter_that_did_not_wait_is_said_to_have_ended_and_how(status: int, how: str):
+    (report,) = ReportReader().feed(record(5, 9, status))
+    assert describe_refusal(report).endswith(f"{how}.")
+
+
 @pytest.mark.parametrize(
     "path", ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "a/./b", "a\0b", "x" * 256, "a/" * 2100 + "b"]
 )

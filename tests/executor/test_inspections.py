@@ -22,6 +22,7 @@ from crucible_executor.inspection_tickets import CONTEXT, InspectionTicketCheck
 from crucible_executor.inspections import CONTEXT as EVENTS
 from crucible_executor.inspections import Inspections, SuiteFailedError
 from crucible_executor.settings import Settings
+from crucible_executor.verify.attempts import ATTEMPTS
 from crucible_rpc import signing
 from crucible_rpc.channel import connect
 from crucible_rpc.errors import (
@@ -295,6 +296,18 @@ async def test_a_child_that_misbehaves_never_gets_a_summary(child, more, said):
     with pytest.raises(SuiteFailedError, match=said):
         await take(child(more).run("gvisor", []), results)
     assert [type(one) for one in results] == [pb.AttemptResult]
+
+
+@pytest.mark.root
+async def test_a_child_that_never_stops_talking_is_heard_for_as_many_attempts_as_there_are(child):
+    more = (
+        "while True: say(kind='attempt', name='x', family='F', breach='', verdict='CONTAINED', promised=True, "
+        "evidence='', seconds=0)"
+    )
+    results = []
+    with pytest.raises(SuiteFailedError, match="more lines than it has attempts"):
+        await take(child(more).run("gvisor", []), results)
+    assert len(results) == len(ATTEMPTS) + 1
 
 
 @pytest.mark.root

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -16,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from crucible_executor import ahead, cgroups, leftovers
 from crucible_executor.behaviour import Update
+from crucible_executor.engines.base import EngineUnavailableError
 from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSandbox
 from crucible_executor.engines.pooled import PooledEngine, PoolSettings
 from crucible_executor.images import ImageStore
@@ -42,6 +45,9 @@ class Output:
 
     def output(self, stream: Stream, data: bytes) -> None:
         self.data += data
+
+    def ending(self) -> None:
+        pass
 
     def tried(self, update: Update) -> None:
         pass
@@ -95,6 +101,21 @@ async def test_frozen_sandbox_uses_no_cpu_time_and_little_memory(engine: GvisorE
         await asyncio.sleep(IDLE_S)
         assert sandbox.cgroup.cpu_time() - before == timedelta(0)
         assert 0 < sandbox.memory_bytes() < 64 << 20
+    finally:
+        await sandbox.destroy()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo no site >&2; exit 3", "exited with code 3. It wrote 'no site'."), ("kill -11 $$", "signal 11 ended it.")],
+)
+async def test_interpreter_that_does_not_wait_is_said_to_have_ended_and_how(
+    engine: GvisorEngine, script: str, said: str
+):
+    sandbox = await engine.create(CLASS)
+    try:
+        with pytest.raises(EngineUnavailableError, match=re.escape(said)):
+            await sandbox.hold(dataclasses.replace(WAITS, command=("/bin/sh", "-c", script)))
     finally:
         await sandbox.destroy()
 

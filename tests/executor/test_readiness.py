@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from crucible.executor.v1 import executor_service_pb2 as ex
-from crucible_executor.catalog import Catalog, OfferedEngine
+from crucible_executor.catalog import Catalog, OfferedEngine, checked
+from crucible_executor.engines.base import Capabilities
 from crucible_executor.readiness import Readiness
 from crucible_rpc.channel import connect
 from crucible_rpc.errors import FailedPreconditionError
@@ -78,6 +80,64 @@ async def test_a_default_engine_that_does_not_exist_is_named(keys, tmp_path):
 async def test_another_engine_that_fails_does_not_keep_the_executor_from_serving(tmp_path):
     offers = Catalog([OfferedEngine(ScriptedEngine(tmp_path / "starts"), "")], [], "scripted")
     assert offers.not_serving == ""
+
+
+async def test_another_engine_is_offered_as_soon_as_it_works_and_swept_before(tmp_path):
+    default, other = ScriptedEngine(tmp_path / "starts"), Other(tmp_path / "others")
+    offers = Catalog([OfferedEngine(default, ""), OfferedEngine(other, "no daemon")], [], "scripted")
+    told: list[str] = []
+
+    async def tell(why: str) -> None:
+        told.append(why)
+
+    other.broken = "no daemon"
+    readiness = Readiness(offers, lambda engines: [], tell, first_pause_s=0.01)
+    await readiness.begin()
+    async with asyncio.timeout(20):
+        while other.tests < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert "no daemon" in offers.unavailable("other")
+        other.sweeping = RuntimeError("a container cannot be removed")
+        while "a container cannot be removed" not in offers.unavailable("other"):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        other.sweeping, other.broken = None, ""
+        while offers.unavailable("other"):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert offers.engine("other") is other
+    assert other.swept >= 4
+    await asyncio.sleep(0.05)
+    assert other.tests == other.swept  # each after a sweep, and none any more once it works
+    assert (default.tests, default.swept, told) == (0, 0, [""])
+    await readiness.end()
+
+
+async def test_an_engine_that_never_works_is_logged_once(tmp_path, caplog):
+    engine = ScriptedEngine(tmp_path / "starts")
+    engine.broken = "no"
+    offered = await checked(engine)
+    offers = Catalog([offered], [], "another")
+    readiness = Readiness(offers, lambda engines: [], lambda why: asyncio.sleep(0), first_pause_s=0.01)
+    await readiness.begin()
+    async with asyncio.timeout(20):
+        while engine.tests < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await readiness.end()
+    assert len([one for one in caplog.records if one.message == "engine cannot be used"]) == 1
+
+
+class Other(ScriptedEngine):
+    """One beside the default engine, in which something may be left that cannot be removed."""
+
+    sweeping: Exception | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(super().capabilities, name="other")
+
+    async def sweep(self) -> int:
+        if self.sweeping is not None:
+            raise self.sweeping
+        return await super().sweep()
 
 
 async def test_tries_come_at_growing_intervals_and_end_with_the_executor(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from crucible.evaluation.v1.evaluation_pb2 import START_KIND_COLD
 from crucible.executor.v1 import executor_service_pb2 as ex
-from crucible_executor import runs
+from crucible_executor import run, runs
 from crucible_rpc.errors import (
     AlreadyExistsError,
     CallCancelledError,
@@ -22,7 +22,7 @@ from crucible_rpc.errors import (
     ResourceExhaustedError,
     StartError,
 )
-from tests.executor.support import ScriptedEngine, collect, limits, new_run_id, running
+from tests.executor.support import ScriptedEngine, collect, limits, new_run_id, running, single
 
 BLOCKS = {"block": True}
 
@@ -41,7 +41,7 @@ async def begin(executor, script=None, **changes):
     request = executor.request(script or BLOCKS, **changes)
     run_id = ex.Ticket.FromString(request.ticket.payload).run_id
     async for answer in executor.stub.Execute(request):
-        assert answer.event.HasField("started")
+        assert answer.events[0].HasField("started")
         break
     return run_id
 
@@ -147,10 +147,19 @@ async def test_output_beyond_the_limit_is_counted_not_kept(executor):
     assert ended.record.stdout.sha256 == hashlib.sha256(b"x" * 2500).digest()
 
 
+async def test_last_words_travel_with_the_end(executor, monkeypatch):
+    monkeypatch.setattr(run, "ENDING_SECONDS", 60)  # however slow this machine's disk is
+    answers = []
+    async for answer in executor.stub.Execute(executor.request({**BLOCKS, "last": "bye"})):
+        answers.append([event.WhichOneof("kind") for event in answer.events])
+        executor.engine.release.set()
+    assert answers == [["started"], ["output", "finished"]]
+
+
 async def test_small_writes_are_put_together(executor):
     chunks = 0
-    async for answer in executor.stub.Execute(executor.request({"out": "y" * 10, "times": 1000})):
-        chunks += answer.event.HasField("output")
+    async for event in single(executor.stub.Execute(executor.request({"out": "y" * 10, "times": 1000}))):
+        chunks += event.HasField("output")
     assert chunks < 20
 
 
@@ -164,9 +173,9 @@ async def test_broken_stream_resumes_without_a_byte_lost_or_doubled(keys, tmp_pa
         got = {1: b"", 2: b""}
         count = 0
         expected = {1: text["out"].encode() * times, 2: text["err"].encode() * times}
-        async for answer in executor.stub.Execute(request):
-            if answer.event.HasField("output"):
-                chunk = answer.event.output
+        async for event in single(executor.stub.Execute(request)):
+            if event.HasField("output"):
+                chunk = event.output
                 assert chunk.offset == len(got[chunk.stream])
                 got[chunk.stream] += chunk.data
             count += 1
@@ -385,24 +394,37 @@ async def test_reader_that_leaves_ends_only_its_stream(executor):
 async def test_no_record_says_that_a_run_is_over_before_its_sandbox_is_gone(executor):
     run_id = new_run_id()
     stream = executor.stub.Execute(executor.request({"block": True}, run_id=run_id))
-    assert (await anext(aiter(stream))).event.HasField("started")
-    executor.engine.undestroyable = True
+    assert (await anext(aiter(stream))).events[0].HasField("started")
+    executor.engine.unkillable = True
     killing = asyncio.ensure_future(executor.stub.Kill(ex.KillRequest(run_id=run_id)))
     done, _ = await asyncio.wait([killing], timeout=0.5)
     assert not done
     assert await states(executor) == {run_id: ex.RUN_STATE_RUNNING}
-    executor.engine.undestroyable = False
+    executor.engine.unkillable = False
     await asyncio.wait_for(killing, 10)
     collected = await collect(executor.stub.Attach(ex.AttachRequest(run_id=run_id)), executor.keys)
-    assert collected.record.termination.killed.cause == ex.KILL_CAUSE_REQUESTED
+    assert "RuntimeError" in collected.record.termination.sandbox_failed.reason
+
+
+async def test_as_many_removals_as_there_are_slots_go_on_beside_runs_and_more_hold_them_back(executor):
+    executor.engine.undestroyable = True
+    ended = [await collect(executor.stub.Execute(executor.request({"out": "x"})), executor.keys) for _ in range(4)]
+    assert {one.stdout for one in ended} == {b"x"}
+    waits = new_run_id()
+    stream = executor.stub.Execute(executor.request({"out": "y"}, run_id=waits))
+    assert (await anext(aiter(stream))).events[0].HasField("started")
+    assert (await states(executor))[waits] == ex.RUN_STATE_RUNNING
+    executor.engine.undestroyable = False
+    last = await collect(executor.stub.Attach(ex.AttachRequest(run_id=waits)), executor.keys)
+    assert (last.stdout, executor.engine.destroyed >= 1) == (b"y", True)
 
 
 async def test_run_whose_sandbox_is_never_gone_is_lost_with_its_executor(keys, tmp_path):
     run_id = new_run_id()
     async with running(keys, tmp_path / "state") as executor:
-        executor.engine.undestroyable = True
+        executor.engine.unkillable = True
         stream = aiter(executor.stub.Execute(executor.request({"block": True}, run_id=run_id)))
-        assert (await anext(stream)).event.HasField("started")
+        assert (await anext(stream)).events[0].HasField("started")
         executor.engine.release.set()
     async with running(keys, tmp_path / "state") as executor:
         collected = await collect(executor.stub.Attach(ex.AttachRequest(run_id=run_id)), keys)

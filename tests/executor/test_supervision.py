@@ -19,6 +19,9 @@ class Nowhere:
     def output(self, stream: Stream, data: bytes) -> None:
         pass
 
+    def ending(self) -> None:
+        pass
+
     def tried(self, update: Update) -> None:
         pass
 

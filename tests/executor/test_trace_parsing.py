@@ -121,6 +121,32 @@ def test_call_whose_names_the_kernel_could_not_send_is_counted_as_dropped():
     assert (told.observation, told.dropped) == (Observation.PARTIAL, 3)
 
 
+def test_call_without_names_is_counted_in_whatever_form_its_number_comes():
+    head = struct.pack("<HHI", 8, tm.RAW, 0)
+    context, number = tm.field(1, tm.field(4, tm.PROGRAM)), tm.field(4, 257)
+    arguments = tm.field(5, 2**64 - 100) + tm.field(6, 0x7FFF_0000_0000)
+    told = after_start(
+        head + context + number + arguments,
+        head + number + arguments + context,
+        head + number,
+        call(257, cwd=b"/workspace/" + b"a" * 300),
+        head + context + tm.field(4, 0) + arguments,
+        head + tm.field(1, tm.field(4, tm.INIT)) + number,
+    )
+    assert (told.observation, told.dropped) == (Observation.PARTIAL, 4)
+    assert told.actions[Action.PRIVILEGE].count == 0
+
+
+def test_same_message_says_the_same_in_every_run_and_counts_each_time():
+    opened = tm.opened(b"/etc/shadow")
+    before = seen(opened)
+    runs = [after_start(opened, opened), after_start(opened, tm.opened(b"/etc/shadow", process=tm.INIT), opened)]
+    assert before.actions[Action.PROBES].count == 0
+    assert [(run.actions[Action.PROBES].count, run.actions[Action.PROBES].examples) for run in runs] == [
+        (2, ("/etc/shadow",))
+    ] * 2
+
+
 def test_calls_of_which_everything_was_sent_are_no_loss():
     told = after_start(call(2), tm.opened(b"a"), call(59), tm.message(tm.EXECVE_CALL), tm.execve(b"/bin/a"))
     assert (told.observation, told.dropped) == (Observation.OBSERVED, 0)

@@ -1,6 +1,53 @@
 import pytest
 
+from crucible_deploy import postgresql_server
+from crucible_deploy.postgresql_server import PostgreSqlServerError
+from crucible_storage import sweeper
+from tests.storage import world as worlds
+from tests.storage.databases import PostgreSqlDatabases, SqliteFiles, TestServer
 from tests.storage.world import FakeClock, storage
+
+DATABASES = ("sqlite", "postgresql")
+
+
+def pytest_generate_tests(metafunc):
+    """Every test of a folder's storage runs on each database, but for those that say which they are about."""
+    if "databases" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("database")
+        metafunc.parametrize("databases", only.args if only else DATABASES, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server of this run. Without PostgreSQL the tests fail with the reason: `make test` installs it."""
+    try:
+        with postgresql_server.running() as server:
+            yield TestServer(server)
+    except PostgreSqlServerError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def databases(request, monkeypatch):
+    """Which database `world.storage` uses for a folder."""
+    monkeypatch.setattr(sweeper, "INTERVAL", 3600)  # tests sweep when they say so, however slow the machine is
+    wanted = getattr(request, "param", "sqlite")  # unittest's classes are not parametrized: see `on_postgresql`
+    if wanted == "sqlite":
+        yield SqliteFiles()
+        return
+    chosen = PostgreSqlDatabases(request.getfixturevalue("postgresql"))
+    monkeypatch.setattr(worlds, "DATABASES", chosen)
+    yield chosen
+    chosen.drop()
+
+
+@pytest.fixture
+def on_postgresql(postgresql, monkeypatch):
+    """For a class of unittest's, which runs on SQLite otherwise."""
+    chosen = PostgreSqlDatabases(postgresql)
+    monkeypatch.setattr(worlds, "DATABASES", chosen)
+    yield
+    chosen.drop()
 
 
 @pytest.fixture
@@ -9,6 +56,6 @@ def clock():
 
 
 @pytest.fixture
-async def world(tmp_path, clock):
+async def world(tmp_path, clock, databases):
     async with storage(tmp_path / "state", clock=clock) as opened:
         yield opened

@@ -62,6 +62,7 @@ async def test_the_operators_key_is_stored_once_and_stays_revoked(tmp_path):
         assert await keys.bootstrap(digest(b"a new one after the first was lost"))
 
 
+@pytest.mark.database("sqlite")
 async def test_the_key_itself_is_nowhere_in_the_state(tmp_path):
     key = b"a key of 256 random bits"
     async with storage(tmp_path) as world:

@@ -2,14 +2,13 @@
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from crucible.evaluation.v1 import behaviour_update_pb2 as bu
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_storage import behaviour_updates as bounds
 from crucible_storage import migrate
-from crucible_storage.database import writer_engine
 from crucible_storage.migrations import is_current
 from tests.storage import world as w
 from tests.storage.world import finished, output, report, started
@@ -101,16 +100,18 @@ async def test_update_out_of_bounds_is_refused_by_itself(world, event):
     assert await world.report(report(assignment, update(1))) == []
 
 
-def test_a_database_of_the_version_before_is_brought_up(tmp_path):
-    engine = writer_engine(tmp_path / "file")
-    with engine.connect() as connection, connection.begin():
+def test_a_database_of_the_version_before_is_brought_up(tmp_path, databases):
+    databases.url(tmp_path / "state", empty=True)
+    backend = databases.backend(tmp_path / "state")
+    with backend.writer.connect() as connection, connection.begin():
         migrate.command.upgrade(migrate.config(connection), "0002")
         assert not is_current(connection)
-        names = [row[1] for row in connection.execute(text("PRAGMA table_info(evaluation)"))]
-        values = dict.fromkeys(names, "1")
+        values = dict.fromkeys((column["name"] for column in inspect(connection).get_columns("evaluation")), "'1'")
         row = f"INSERT INTO evaluation ({', '.join(values)}) VALUES ({', '.join(values.values())})"
         connection.execute(text(row))
+        connection.execute(text("INSERT INTO event VALUES ('7', 't', '1', '1', '1', '1')"))
         migrate.upgrade(connection)
         assert is_current(connection)
         assert connection.execute(text("SELECT behaviour_updates FROM evaluation")).scalar_one() == 0
-    engine.dispose()
+        assert connection.execute(text("SELECT position FROM log_head")).scalar_one() == 7
+    backend.dispose()

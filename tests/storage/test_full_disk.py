@@ -10,6 +10,8 @@ from crucible_rpc.errors import ResourceExhaustedError, StartError
 from crucible_storage import state
 from tests.storage.world import storage
 
+pytestmark = pytest.mark.database("sqlite")
+
 
 @pytest.fixture
 def small_disk(tmp_path):

@@ -6,14 +6,16 @@ from crucible_storage.service import running
 from tests.storage import world as w
 
 
-async def test_metrics_tell_the_queue_by_state_and_the_commits_also_after_a_restart(tmp_path, clock):
+async def test_metrics_tell_the_queue_by_state_and_the_commits_also_after_a_restart(tmp_path, clock, databases):
     signer, verifier = signing.Signer(w.TICKETS.private_pem), signing.Verifier.of(w.RECORDS.public_pem)
 
     def value(registry, name, **labels):
         return registry.get_sample_value(f"crucible_storage_{name}", labels)
 
     first = CollectorRegistry()
-    async with running(tmp_path, w.POLICY, clock, signer, verifier, Metrics(first)) as service:
+    async with running(
+        tmp_path, w.POLICY, clock, signer, verifier, Metrics(first), databases.backend(tmp_path)
+    ) as service:
         world = w.World(service, clock)
         await world.create()
         await world.create()
@@ -26,7 +28,7 @@ async def test_metrics_tell_the_queue_by_state_and_the_commits_also_after_a_rest
         assert value(first, "commit_seconds_count") >= 4
         assert value(first, "batch_operations_sum") >= 4
     second = CollectorRegistry()
-    async with running(tmp_path, w.POLICY, clock, signer, verifier, Metrics(second)):
+    async with running(tmp_path, w.POLICY, clock, signer, verifier, Metrics(second), databases.backend(tmp_path)):
         assert value(second, "evaluations", state="queued") == 1
         assert value(second, "evaluations", state="succeeded") == 0
         assert value(second, "log_position") == 3

@@ -188,6 +188,7 @@ def copies(row):
     return text(f"INSERT INTO evaluation SELECT {columns} FROM evaluation, ({_NUMBERS}) AS n")
 
 
+@pytest.mark.database("sqlite")
 async def test_ten_thousand_queued_evaluations_do_not_slow_a_lease(world):
     await world.register()
     await world.create()
@@ -210,7 +211,7 @@ async def test_ten_thousand_queued_evaluations_do_not_slow_a_lease(world):
 
         raw.set_progress_handler(step, 1000)
         try:
-            known = world.service.executors.registered("ex-1", "boot-1")
+            known = world.service.executors.registered_now(transaction, "ex-1", "boot-1")
             return next(queue.Queue().pick(transaction.connection, known, world.clock.now()))
         finally:
             raw.set_progress_handler(None, 0)

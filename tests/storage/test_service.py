@@ -292,6 +292,7 @@ class Process:
             "CRUCIBLE_STORAGE_RECORDS_PUB": str(certificates / "records.pub"),
             "CRUCIBLE_STORAGE_LISTEN": "127.0.0.1:0",
             "CRUCIBLE_STORAGE_ADMIN": "127.0.0.1:0",
+            **w.DATABASES.environment(state),
             **settings,
         }
 

@@ -18,12 +18,15 @@ from crucible_storage.leases import held_leases
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
 from crucible_storage.service import running
+from tests.storage.databases import SqliteFiles
 
 STDOUT, STDERR = pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR
 TICKETS, RECORDS = signing.generate(), signing.generate()
 START = 1_800_000_000_000_000
 POLICY = Policy()
 FENCE = POLICY.fence
+DATABASES = SqliteFiles()
+"""Replaced for each test by what it runs on."""
 
 
 class FakeClock:
@@ -194,7 +197,9 @@ class World:
 
 @asynccontextmanager
 async def storage(folder, policy=POLICY, clock=None):
+    """A storage service over a folder, on the database of the test that runs."""
     clock = clock or FakeClock()
+    backend = DATABASES.backend(folder, clock)
     signer, verifier = signing.Signer(TICKETS.private_pem), signing.Verifier.of(RECORDS.public_pem)
-    async with running(folder, policy, clock, signer, verifier, Metrics(CollectorRegistry())) as service:
+    async with running(folder, policy, clock, signer, verifier, Metrics(CollectorRegistry()), backend) as service:
         yield World(service, clock)

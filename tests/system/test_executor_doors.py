@@ -78,7 +78,7 @@ async def request(stub, stack, *, key: bytes | None = None, lasts: float = 60, *
 
 
 async def execute(stub, made: ex.ExecuteRequest) -> list[ex.RunEvent]:
-    return [answer.event async for answer in stub.Execute(made)]
+    return [event async for answer in stub.Execute(made) for event in answer.events]
 
 
 async def test_a_good_ticket_starts_a_run_and_only_once(stack):

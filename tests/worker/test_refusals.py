@@ -7,6 +7,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible_executor import breaker
+from crucible_executor.engines.guarded import GuardedEngine
+from crucible_executor.metrics import EngineMetrics
 from crucible_rpc import errors
 from crucible_rpc.interceptors import PeerPermissions
 from crucible_rpc.server import Server
@@ -18,6 +21,7 @@ from crucible_storage.serving import add_services
 from crucible_worker import worker as worker_module
 from crucible_worker.carrier import refusal
 from tests.executor.support import running
+from tests.executor.test_engine_breaker import Fragile, fail
 from tests.executor.test_runs import begin
 from tests.storage import world as w
 from tests.worker.support import working
@@ -102,13 +106,76 @@ async def test_refusal_for_want_of_room_is_no_attempt(keys, executor, storage):
     executor.engine.release.set()
 
 
+def test_refusal_by_an_engine_that_fails_just_now_is_no_attempt():
+    message = refusal(errors.FailedPreconditionError("ENGINE_NOT_AVAILABLE", "runsc is gone"))
+    assert message.reason == "ENGINE_NOT_AVAILABLE: runsc is gone"
+    assert message.retry_after.ToTimedelta() > timedelta(0)
+    assert not message.failed_attempt
+    assert not message.permanent
+
+
+async def test_work_on_its_way_to_an_engine_whose_breaker_opened_waits_and_then_runs_as_its_first_attempt(
+    keys, tmp_path, monkeypatch
+):
+    """Every part is the real one but the engine inside its breaker. Nobody looks at the executor on its own account."""
+    monkeypatch.setattr(breaker, "_LONGEST_PAUSE_S", 0.1)
+    inner = Fragile(tmp_path / "starts")
+    guarded = GuardedEngine(inner, EngineMetrics(CollectorRegistry()))
+    policy = Policy(lease=timedelta(minutes=5), orphan_grace=timedelta(minutes=6), backoff=timedelta(milliseconds=20))
+    own = keys.folder / "storage"
+    tls = ServerTls(own / "tls.crt", own / "tls.key", own / "ca.crt")
+    tickets, records = tmp_path / "tickets.pub", tmp_path / "records.key"
+    tickets.write_bytes(w.TICKETS.public_pem)
+    records.write_bytes(w.RECORDS.private_pem)
+    async with (
+        running(keys, tmp_path / "state", guarded, tickets_pub=(str(tickets),), records_key=records) as executor,
+        w.storage(tmp_path / "storage", policy, SystemClock()) as world,
+    ):
+        server = Server(
+            "storage", "127.0.0.1:0", tls, authentication=PeerPermissions(PERMISSIONS), registry=CollectorRegistry()
+        )
+        add_services(server, world.service)
+        await server.start()
+        try:
+            async with working(keys, server.port, executor.service.port) as working_one:
+                await working_one.worker.connected()
+                await fail(guarded, inner)
+                await until(lambda: settled(guarded.failing != ""))
+                created = [await world.create(engine="scripted") for _ in range(6)]
+
+                async def told():
+                    (listed,) = await world.service.executors.list()
+                    return listed.executor.engines[0].breaker_open
+
+                await until(told)
+                waiting = [await world.get(one) for one in created]
+                inner.creation_error = inner.trial_error = None
+                await until(lambda: settled(guarded.failing == ""))
+
+                async def ended():
+                    return all([(await world.get(one)).HasField("end_time") for one in created])
+
+                working_one.worker.outdated()  # it is asked at the latest with the next renewal of the leases
+                await until(ended, seconds=20)
+                done = [await world.get(one) for one in created]
+        finally:
+            await server.drain(timedelta(0))
+    assert {one.state for one in waiting} <= {pb.EVALUATION_STATE_QUEUED, pb.EVALUATION_STATE_STARTING}
+    assert {one.state for one in done} == {pb.EVALUATION_STATE_SUCCEEDED}
+    assert [(one.attempt, len(one.failed_attempts)) for one in done] == [(1, 0)] * len(done)
+
+
+async def settled(value):
+    return value
+
+
 @pytest.mark.parametrize(
     "error",
     [
         errors.PermissionDeniedError("INVALID_TICKET", "the ticket's signature is not storage's"),
         errors.PermissionDeniedError("PEER_NOT_PERMITTED", "this process may not call that"),
         errors.UnauthenticatedError("PEER_UNAUTHENTICATED", "no certificate of this installation"),
-        errors.FailedPreconditionError("ENGINE_NOT_AVAILABLE", "the engine is not there"),
+        errors.FailedPreconditionError("RUNTIME_NOT_AVAILABLE", "its image is not there"),
         errors.UnimplementedError("UNIMPLEMENTED", "no such RPC"),
         errors.ResourceExhaustedError("RESOURCE_EXHAUSTED", "a quota of gRPC itself"),
     ],

@@ -14,6 +14,8 @@ DEBIAN_PACKAGES="python3 python3-venv gcc libc6-dev make debootstrap debian-arch
 # What only the tests need: a dockerd, which they start themselves, apart from any other. `make test` installs it where
 # there is none at all; nothing else does.
 DEBIAN_TEST_PACKAGES="docker.io"
+# PostgreSQL's programs, for servers that the tests start themselves.
+DEBIAN_TEST_DATABASE="postgresql"
 # What only the benchmarks compare with, beside a dockerd. `make bench-peers` and `make bench-full` install it.
 DEBIAN_PEER_PACKAGES="bubblewrap"
 MOST_DISK_MB=4096  # for set-up from nothing: the sources and objects of runsc are most of it

@@ -36,6 +36,7 @@ from crucible_rpc.errors import FailedPreconditionError, FieldViolation, Invalid
 MODULE = "crucible_executor.verify"
 _BOUNDS = Bounds(memory_bytes=1 << 30, tasks=512)
 _MAX_LINE_BYTES = 64 << 10
+_MAX_LINES = len(ATTEMPTS) + 1
 _MAX_SAID_BYTES = 4096
 _STOP_SECONDS = 15.0
 _GOOD_OR_SHORT = (0, 1)
@@ -163,6 +164,7 @@ class _Child:
         self._partial = b""
         self._said = b""
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._count = 0
         with contextlib.ExitStack() as given:
             ours, out = pipe_from_child(given)
             self._out = PipeReader(ours, self._arrived)
@@ -185,6 +187,8 @@ class _Child:
             if not isinstance(record, dict):
                 raise SuiteFailedError("the attack suite said something that it never says")
             yield record
+        if self._count > _MAX_LINES:
+            raise SuiteFailedError("the attack suite wrote more lines than it has attempts")
 
     async def ended(self) -> int:
         """Its exit code."""
@@ -207,9 +211,12 @@ class _Child:
 
     def _arrived(self, data: bytes) -> None:
         *whole, self._partial = (self._partial + data).split(b"\n")
-        for line in whole:
+        for line in whole[: _MAX_LINES - self._count]:
             self._lines.put_nowait(line)
-        if len(self._partial) > _MAX_LINE_BYTES:
+        self._count += len(whole)
+        if self._count > _MAX_LINES:
+            self._out.close()
+        elif len(self._partial) > _MAX_LINE_BYTES:
             self._lines.put_nowait(self._partial)
             self._out.close()
 

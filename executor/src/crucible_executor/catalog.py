@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OfferedEngine:
-    """An engine, and why it could not be used when this executor started; `refused` is empty when it could."""
+    """An engine, and why it could not be used when it was last checked; `refused` is empty when it could."""
 
     engine: Engine
     refused: str
@@ -140,14 +140,16 @@ async def check_engines(engines: Iterable[Engine]) -> list[OfferedEngine]:
     return [await checked(engine) for engine in engines]
 
 
-async def checked(engine: Engine) -> OfferedEngine:
-    """An engine after its self-test, which no engine is offered without."""
+async def checked(engine: Engine, known: str = "") -> OfferedEngine:
+    """An engine after its self-test, which no engine is offered without. A reason that is `known` is not logged."""
     name = engine.capabilities.name
     try:
         await engine.check()
     except EngineUnavailableError as error:
-        _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=str(error)))
-        return OfferedEngine(engine, refused=str(error) or "it did not say why")
+        refused = str(error) or "it did not say why"
+        if refused != known:
+            _log.warning("engine cannot be used", extra=logs.fields(engine=name, reason=refused))
+        return OfferedEngine(engine, refused=refused)
     _log.info("engine can be used", extra=logs.fields(engine=name, version=engine.capabilities.version))
     return OfferedEngine(engine, refused="")
 

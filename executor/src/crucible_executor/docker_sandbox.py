@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from crucible_executor import cgroups, init_protocol, limit_hits
-from crucible_executor.cgroups import Cgroup
+from crucible_executor.cgroups import Cgroup, OomWatch
 from crucible_executor.docker_config import Kind, container_config
 from crucible_executor.dockerd import CALL_S, AttachedStream, Daemon, DaemonError, MissingError
 from crucible_executor.engines.base import EngineUnavailableError, Sandbox, Sink
@@ -74,6 +74,7 @@ class DockerSandbox(Sandbox):
         self._alive = alive
         self._container = ""
         self._cgroup: Cgroup | None = None
+        self._ooms: OomWatch | None = None
         self._counters: _Counters | None = None
         self._disks: HostDisks | None = None
         self._control: PipeWriter | None = None
@@ -100,6 +101,7 @@ class DockerSandbox(Sandbox):
             MissingError: the daemon has lost the image.
             DaemonError: the daemon refused or does not answer.
             CgroupsUnavailableError: the container's cgroup cannot be found from here.
+            OSError: its cgroup cannot be watched.
             EngineUnavailableError: the container ended before its init was up.
         """
         config = container_config(self._kind, image, self._class, labels)
@@ -118,6 +120,7 @@ class DockerSandbox(Sandbox):
             raise EngineUnavailableError(f"The container did not start: {await self._explain()}")
         state = (await self._inspect())["State"]
         self._cgroup = cgroups.of_process(int(state["Pid"]), self._container)
+        self._ooms = self._cgroup.watch_oom()
         self._cgroup.limit_tasks(self._kind.tasks(self._class))
         if self._kind.shares_kernel:
             self._disks = HostDisks(int(state["Pid"]))
@@ -175,7 +178,7 @@ class DockerSandbox(Sandbox):
             cause = await run.over
             await self._end_processes()
             drained = await self._drain()
-            oom_killed = await self._oom_killed(cause)
+            out_of_memory = await self._out_of_memory(cause)
         except asyncio.CancelledError:
             await asyncio.shield(self.kill())
             raise
@@ -183,7 +186,7 @@ class DockerSandbox(Sandbox):
             run.close()
         if not drained:
             cause = SandboxFailed("dockerd did not pass on all of the container's output.")
-        termination = self._termination(cause, oom_killed) or SandboxFailed(await self._explain())
+        termination = self._termination(cause, out_of_memory) or SandboxFailed(await self._explain())
         hits = tuple(self._limit_hits(limits))
         seen = {hit.limit for hit in hits} | self._seen_limits()
         hidden = limit_hits.unobserved(self._kind.enforces, limits, seen)
@@ -214,35 +217,42 @@ class DockerSandbox(Sandbox):
         _, unfinished = await asyncio.wait([self._attached.finished], timeout=5)
         return not unfinished
 
-    async def _oom_killed(self, cause: Termination | None) -> bool:
-        """Docker's word on the OOM killer, asked where the container died before its counters could be read."""
-        if cause is not None or ReportKind.GONE in self._seen or (self._counters and self._counters.oom_kills):
-            return False
+    async def _out_of_memory(self, cause: Termination | None) -> str:
+        """Who, but for the cgroup's counters, says that the OOM killer came; empty: nobody, or it is known already.
+
+        A container that it ended as a whole may take its cgroup along before the counters can be read.
+        """
+        if self._counters is not None or isinstance(cause, Killed):
+            return ""
+        if self._ooms is not None and await self._ooms.struck():
+            return "its cgroup's OOM event"
+        if cause is not None or ReportKind.GONE in self._seen:
+            return ""
         try:
             await self._daemon.call("The container did not end", lambda client: client.wait(self._container), 10)
-            return bool((await self._inspect())["State"]["OOMKilled"])
+            return "Docker's OOMKilled" if (await self._inspect())["State"]["OOMKilled"] else ""
         except DaemonError as error:
             _log.warning("dockerd does not say how a container ended: %s", error)
-            return False
+            return ""
 
-    def _termination(self, cause: Termination | None, oom_killed: bool) -> Termination | None:
+    def _termination(self, cause: Termination | None, out_of_memory: str) -> Termination | None:
         ended = self._seen.get(ReportKind.ENDED)
         oom_kills = self._counters.oom_kills if self._counters else 0
-        if (oom_kills or oom_killed) and not isinstance(cause, Killed):
-            return LimitExceeded(Limit.MEMORY, self._memory_evidence(oom_kills))
+        if (oom_kills or out_of_memory) and not isinstance(cause, Killed):
+            return LimitExceeded(Limit.MEMORY, self._memory_evidence(oom_kills, out_of_memory))
         if cause is not None:
             return cause
         if ended is not None:
             return Signalled(ended.b & 0x7F) if ended.signalled else Exited(ended.b & 0xFF)
         return None
 
-    def _memory_evidence(self, oom_kills: int) -> str:
+    def _memory_evidence(self, oom_kills: int, out_of_memory: str) -> str:
         limit = self._class.memory_bytes + self._kind.own_memory_bytes
-        seen = (
-            f"{oom_kills} process(es) of the container's cgroup" if oom_kills else "the container (Docker's OOMKilled)"
+        killed = (
+            f"{oom_kills} process(es) of the container's cgroup" if oom_kills else f"the container ({out_of_memory})"
         )
         return (
-            f"the kernel's OOM killer ended {seen} at {limit} bytes "
+            f"the kernel's OOM killer ended {killed} at {limit} bytes "
             f"({self._class.memory_bytes} for the program, {self._kind.own_memory_bytes} for the sandbox itself)"
         )
 
@@ -304,6 +314,8 @@ class DockerSandbox(Sandbox):
             self._attached.close()
         if self._disks is not None:
             self._disks.close()
+        if self._ooms is not None:
+            self._ooms.close()
         if not self._container:
             await self._daemon.settled()  # a call to create it may still be under way
         try:

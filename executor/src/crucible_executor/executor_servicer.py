@@ -62,8 +62,8 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
         run = await self._runs.accept(request.ticket, request.run_spec, convert.timedelta_of(request.permit))
         del request  # may be megabytes, and the stream is long
         async with aclosing(run.events()) as events:
-            async for event in events:
-                yield ex.ExecuteResponse(event=convert.event(event))
+            async for new in events:
+                yield ex.ExecuteResponse(events=map(convert.event, new))
 
     async def Attach(self, request: ex.AttachRequest, context: Any) -> AsyncIterator[ex.AttachResponse]:
         """See the contract."""
@@ -73,8 +73,8 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
         run = self._runs.get(request.run_id)
         have = (request.stdout_offset, request.stderr_offset, request.behaviour_sequence)
         async with aclosing(run.events(*have)) as events:
-            async for event in events:
-                yield ex.AttachResponse(event=convert.event(event))
+            async for new in events:
+                yield ex.AttachResponse(events=map(convert.event, new))
 
     async def Kill(self, request: ex.KillRequest, context: Any) -> ex.KillResponse:
         """See the contract."""

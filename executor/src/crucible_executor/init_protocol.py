@@ -82,6 +82,7 @@ class Stage(enum.IntEnum):
     PRIVILEGES = 6
     WORKSPACE = 7
     EXECUTE = 8
+    HOLD = 9
 
 
 @dataclass(frozen=True)
@@ -278,9 +279,17 @@ def _string(text: str, what: str) -> bytes:
 
 def describe_refusal(report: Report) -> str:
     """One sentence on a REFUSED record: what the init could not do, and the system's reason."""
+    if report.a == Stage.HOLD:
+        return _early_end(report.b)
     reason = os.strerror(report.b) if report.b < 200 else f"error {report.b}"
     what = _STAGES.get(report.a, "the init gave up")
     return f"{what}: {reason}."
+
+
+def _early_end(status: int) -> str:
+    signal, code = status & 0x7F, status >> 8 & 0xFF
+    how = f"signal {signal} ended it" if signal else f"it exited with code {code}"
+    return f"the interpreter did not wait for its program: {how}."
 
 
 _STAGES: dict[int, str] = {

@@ -1,9 +1,11 @@
 """`python -m crucible_executor.neighbour`: how much of its throughput a program keeps beside one that hits its limits.
 
-Needs root and an otherwise idle machine. A well-behaved program does small pieces of work for some seconds (computes,
-writes a file, starts a process now and then) and says so for each; what comes out is counted here, on the host, by the
-host's clock. Each of its runs beside a hog stands between two runs alone, so that a machine that changes its speed
-changes both; the ratio is to their mean.
+Needs root. A well-behaved program does small pieces of work for some seconds (computes, writes a file, starts a process
+now and then) and says so for each; what comes out is counted here, on the host, by the host's clock. Each of its runs
+beside a hog stands between two runs alone, so that a machine that changes its speed changes both; the ratio is to their
+mean. Both programs have precedence over everything else on the machine, for what is measured is what they do to each
+other; Docker's containers cannot be given it. Still an idle machine is wanted: alone, the program leaves room to others,
+which a hog keeps out.
 
 Exit code: 0 when every ratio is at least `PROMISED`; 1 when one is not; 3 when it could not be measured.
 """
@@ -94,8 +96,7 @@ class Row:
         beside: the same, beside the hog.
         ratio: median over the rounds of `beside` to the mean of the two runs alone around it.
         hogs: how many programs hit the limit meanwhile.
-        others_cpus: CPUs that anything else on this machine used meanwhile, median: it takes from both programs, and
-            makes the ratio worthless where the machine has less than it.
+        others_cpus: CPUs that anything else on this machine used meanwhile, median.
     """
 
     limit: str
@@ -122,6 +123,9 @@ class _Count:
         self.last = time.monotonic()
         self.first = self.first or self.last
         self.bytes += len(data)
+
+    def ending(self) -> None:
+        """Ignored."""
 
     def tried(self, update: Update) -> None:
         """Ignored."""
@@ -264,8 +268,9 @@ def _own_place(given: Settings, engine: str) -> Iterator[Host]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _measure(engine: Engine, rounds: int, seconds: float) -> list[Row]:
+async def _measure(engine: Engine, cgroup: str, rounds: int, seconds: float) -> list[Row]:
     await engine.check()
+    cgroups.detect(cgroup).prefer()
     try:
         return await rows(engine, rounds=rounds, seconds=seconds)
     finally:
@@ -285,7 +290,8 @@ def main(arguments: list[str]) -> int:
         return _CANNOT
     try:
         with _own_place(settings.load(Settings, prefix="CRUCIBLE_EXECUTOR_"), options.engine) as host:
-            measured = asyncio.run(_measure(ENGINES[options.engine](host), options.rounds, options.seconds))
+            engine = ENGINES[options.engine](host)
+            measured = asyncio.run(_measure(engine, host.cgroup, options.rounds, options.seconds))
     except (EngineUnavailableError, CgroupsUnavailableError, OSError) as error:
         print(f"cannot be measured: {error}", file=sys.stderr)  # noqa: T201
         return _CANNOT

@@ -17,6 +17,12 @@ from crucible_executor.permits import Permit
 
 COALESCE_BYTES = 16 << 10
 COALESCE_SECONDS = 0.02
+STARTED_SECONDS = 0.05
+"""A start hardly hurries: of a short program it travels with the end, as one message."""
+
+ENDING_SECONDS = 0.2
+"""As does what it wrote last: removing the processes of a sandbox takes some ten milliseconds."""
+
 MAX_CHUNK_BYTES = 64 << 10
 
 
@@ -90,6 +96,7 @@ class Run:
         record: its signed end, once it has one.
         kill_cause: why the executor ended it, first cause.
         sandbox: while there is one.
+        processes_gone: its engine saw the sandbox's last process end.
         permit: while it runs.
         watchdog: ends a run whose engine does not.
         fault: what went wrong on our side.
@@ -113,6 +120,7 @@ class Run:
         self.record: SignedBytes | None = None
         self.kill_cause: KillCause | None = None
         self.sandbox: Sandbox | None = None
+        self.processes_gone = False
         self.permit: Permit | None = None
         self.watchdog: asyncio.Timeout | None = None
         self.fault = ""
@@ -122,6 +130,7 @@ class Run:
         self._news = 0
         self._unannounced = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._is_ending = False
         self._waiting: set[asyncio.Future[None]] = set()
 
     @property
@@ -132,7 +141,15 @@ class Run:
     def started(self) -> None:
         """See `Sink`."""
         self.started_at = datetime.now(UTC)
-        self._announce_soon()
+        self._announce_within(STARTED_SECONDS)
+
+    def ending(self) -> None:
+        """See `Sink`."""
+        self._is_ending = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._announce_within(ENDING_SECONDS)
 
     def output(self, stream: Stream, data: bytes) -> None:
         """See `Sink`."""
@@ -149,13 +166,13 @@ class Run:
         if self._unannounced >= COALESCE_BYTES:
             self._announce()
         elif kept:
-            self._announce_soon()
+            self._announce_within(COALESCE_SECONDS)
 
     def tried(self, update: Update) -> None:
         """See `Sink`."""
         if self.record is None and len(self._updates) < MAX_UPDATES:
             self._updates.append(update)
-            self._announce_soon()
+            self._announce_within(COALESCE_SECONDS)
 
     def finish(self, record: SignedBytes) -> None:
         """The run is over, and that is on disk."""
@@ -170,8 +187,11 @@ class Run:
 
     async def events(
         self, stdout_offset: int = 0, stderr_offset: int = 0, behaviour_sequence: int = 0
-    ) -> AsyncGenerator[Event, None]:
-        """What happened and happens, from these offsets and after this update on; ends after `Finished`."""
+    ) -> AsyncGenerator[list[Event], None]:
+        """What happened and happens, from these offsets and after this update on; ends after `Finished`.
+
+        Each time all that is new, at least one event, and of output little more than `MAX_CHUNK_BYTES`.
+        """
         at = {Stream.STDOUT: stdout_offset, Stream.STDERR: stderr_offset}
         told_start = False
         while True:
@@ -180,21 +200,27 @@ class Run:
                 (Stream.STDOUT, self.stdout, self.stdout.kept),
                 (Stream.STDERR, self.stderr, self.stderr.kept),
             )
-            if self.started_at is not None and not told_start:
-                told_start = True
-                yield Started(self.started_at)
+            new: list[Event] = []
             if self.started_at is not None:  # nothing is told of a program that never was
+                if not told_start:
+                    told_start = True
+                    new.append(Started(self.started_at))
                 for sequence in range(behaviour_sequence + 1, len(self._updates) + 1):
                     behaviour_sequence = sequence
-                    yield Tried(sequence, self._updates[sequence - 1], self.started_at)
+                    new.append(Tried(sequence, self._updates[sequence - 1], self.started_at))
             # Only what was there when the news came: a writer of single bytes must not make events of single bytes.
             for stream, kept, end in ends:
                 while data := kept.read(at[stream], min(MAX_CHUNK_BYTES, max(0, end - at[stream]))):
                     at[stream] += len(data)
-                    yield Chunk(stream, at[stream] - len(data), data)
+                    new.append(Chunk(stream, at[stream] - len(data), data))
+                    if len(data) >= MAX_CHUNK_BYTES:
+                        yield new
+                        new = []
             if record is not None:
-                yield Finished(record)
+                yield [*new, Finished(record)]
                 return
+            if new:
+                yield new
             await self._next(news)
 
     async def _next(self, news: int) -> None:
@@ -207,9 +233,13 @@ class Run:
         finally:
             self._waiting.discard(future)
 
-    def _announce_soon(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self._announce)
+    def _announce_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + (ENDING_SECONDS if self._is_ending else seconds)
+        if self._timer is None or due < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self._announce)
 
     def _announce(self) -> None:
         if self._timer is not None:

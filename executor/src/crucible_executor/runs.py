@@ -16,7 +16,7 @@ from crucible_executor import ahead, convert, records
 from crucible_executor.behaviour import Behaviour, Update
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import Ceilings
-from crucible_executor.engines.base import Engine, EngineUnavailableError
+from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
 from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
 from crucible_executor.model import Interpreter, Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
@@ -121,6 +121,7 @@ class Runs:
         self._busy = 0
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._removals = asyncio.Semaphore(settings.slots)
 
     async def recover(self) -> int:
         """Takes over what the journal knows; every run without an end gets a signed one that says it was lost.
@@ -294,7 +295,7 @@ class Runs:
                 return
             accepted.set_result(None)
             outcome = await self._run_sandbox(job)
-            if not await self._destroyed(run):
+            if not await self._gone(run):
                 return  # no record may say that it is gone; the next start removes it, and says that it was lost
         finally:
             self._busy -= 1
@@ -316,7 +317,9 @@ class Runs:
                 job.draft.start_kind = convert.START_KINDS[run.sandbox.start_kind]
                 if run.kill_cause is not None or run.fault:
                     return _without_start(Killed())
-                return await run.sandbox.start(job.program, job.limits, run)
+                outcome = await run.sandbox.start(job.program, job.limits, run)
+                run.processes_gone = True
+                return outcome
         except TimeoutError:
             return _without_start(SandboxFailed(run.fault or f"the engine did not end the run within {longest:g} s"))
         except EngineUnavailableError as error:
@@ -328,26 +331,42 @@ class Runs:
         finally:
             run.watchdog = None
 
-    async def _destroyed(self, run: Run) -> bool:
-        """Removes the sandbox, however long that takes: a record says that it is gone, and another attempt may start.
+    async def _gone(self, run: Run) -> bool:
+        """Returns when nothing of the sandbox runs any more: a record says so, and another attempt may start.
 
-        False when the executor stops before that.
+        What lies about then is removed beside the next runs, of as many sandboxes as there are slots. False when the
+        executor stops before that.
         """
         sandbox, run.sandbox = run.sandbox, None
         if run.permit is not None:
             run.permit.end()
+        if sandbox is None:
+            return True
+        if not run.processes_gone:
+            return await self._removed(sandbox, run.id)
+        await self._removals.acquire()
+        self._spawn(self._remove(sandbox, run.id))
+        return True
+
+    async def _remove(self, sandbox: Sandbox, run_id: str) -> None:
+        try:
+            await self._removed(sandbox, run_id)
+        finally:
+            self._removals.release()
+
+    async def _removed(self, sandbox: Sandbox, run_id: str) -> bool:
+        """Removes the sandbox, however long that takes; False when the executor stops before that."""
         pause = _FIRST_DESTROY_PAUSE_SECONDS
-        while sandbox is not None:
+        while True:
             try:
                 await sandbox.destroy()
                 return True
             except Exception:
-                _log.exception("sandbox could not be removed", extra=logs.fields(run=run.id, sandbox=sandbox.id))
+                _log.exception("sandbox could not be removed", extra=logs.fields(run=run_id, sandbox=sandbox.id))
             if self._draining:
                 return False
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_DESTROY_PAUSE_SECONDS)
-        return True
 
     async def _finish(self, job: _Job, outcome: Outcome) -> None:
         run = job.run

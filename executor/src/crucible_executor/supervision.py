@@ -52,6 +52,7 @@ class Supervision:
         if not self.over.done():
             self._ended = time.monotonic()
             self.over.set_result(cause)
+            self._sink.ending()
         self._stop_timers()
 
     @property

@@ -11,7 +11,8 @@ from crucible_rpc.interceptors import PeerPermissions
 from crucible_rpc.server import Server
 from crucible_rpc.tls import ServerTls
 from crucible_storage import keys
-from crucible_storage.clock import SystemClock
+from crucible_storage.clock import Clock, DatabaseClock, SystemClock
+from crucible_storage.databases import choose
 from crucible_storage.metrics import Metrics
 from crucible_storage.permissions import PERMISSIONS
 from crucible_storage.service import running
@@ -28,7 +29,9 @@ async def main() -> None:
     verifier = keys.record_verifier(Path(file) for file in config.records_pub)
     tls = ServerTls(config.tls_cert, config.tls_key, config.tls_ca)
     metrics = Metrics(REGISTRY)
-    async with running(config.state, config.policy, SystemClock(), signer, verifier, metrics) as service:
+    clock: Clock = DatabaseClock() if config.database_url else SystemClock()
+    backend = choose(config.database_url, config.state, config.database_password_file, clock)
+    async with running(config.state, config.policy, clock, signer, verifier, metrics, backend) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")
         server = Server(

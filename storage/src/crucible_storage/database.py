@@ -1,41 +1,42 @@
-"""One SQLite file, opened by nobody else: one writer thread with group commit, and a few read-only connections.
+"""The database of a process: one writer thread with group commit, and a few connections that only read.
 
 `write` queues a function for the writer. The writer takes all that wait (at most `MAX_BATCH`), runs each in a savepoint
 of one transaction, commits once, which is one fsync for all, and only then answers the callers and wakes those who
 wait for what changed. Sessions are synchronous, in threads of their own: a statement costs no hop through the event
 loop, and no attribute can trigger a hidden query on it.
+
+Where several processes share the database, they tell each other what they committed (`announcements.py`), and each
+looks for itself every `POLL_SECONDS`. `last_position` and `queued` are then hints that are at most so old.
 """
 
 import asyncio
 import logging
 import queue
-import sqlite3
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote
 
-from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import Connection
-from sqlalchemy.pool import QueuePool, StaticPool
 
 from crucible_rpc.errors import UnavailableError
-from crucible_storage import faults
+from crucible_storage import announcements, faults
+from crucible_storage.databases.base import Backend, Listener
+from crucible_storage.faults import Fault
+from crucible_storage.group_commit import LAST_POSITION, Committed, GroupCommit, Operation, Totals, read_totals
 from crucible_storage.transaction import Counts, Notices, WriteTransaction
 
 T = TypeVar("T")
 
 MAX_BATCH = 128
 MAX_PENDING = 8192
-READERS = 2
-_CACHE_KIB = 8192
-_LAST_POSITION = text("SELECT coalesce(max(position), 0) FROM event")
-_QUEUED = text("SELECT coalesce(sum(count), 0) FROM evaluation_count WHERE state = 1")
+POLL_SECONDS = 1.0
+READ_TRIES = 4
+_READ_BACKOFF = 0.1
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,12 +47,14 @@ class Observer(Protocol):
         """A batch of `operations` was committed; BEGIN to COMMIT took `seconds`."""
 
 
-@dataclass(slots=True)
-class _Pending:
-    run: Callable[[WriteTransaction], Any]
-    future: "asyncio.Future[Any]"
-    result: Any = None
-    error: BaseException | None = None
+class _Pending(Operation):
+    """An operation whose caller waits."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, run: Callable[[WriteTransaction], Any], future: "asyncio.Future[Any]") -> None:
+        super().__init__(run)
+        self.future = future
 
     def answer(self) -> None:
         """Tells the caller, unless it went away."""
@@ -63,60 +66,66 @@ class _Pending:
             self.future.set_result(self.result)
 
 
-@dataclass(frozen=True, slots=True)
-class _Committed:
-    notices: Notices
-    counts: Counts
-    seconds: float
-
-
 class Database:
-    """The database of one process; made by `state.open_database`, started on an event loop, closed at the end.
+    """The database of one process; made by `state.open_state`, started on an event loop, closed at the end.
 
     Args:
-        file: exists and has the current schema.
-        publish: called on the event loop with each commit's notices, before its callers are answered.
+        backend: has the current schema.
+        publish: called on the event loop with what each commit changed, before its callers are answered.
         observer: see `Observer`.
     """
 
-    def __init__(self, file: Path, publish: Callable[[Notices], None], observer: Observer | None = None) -> None:
+    def __init__(self, backend: Backend, publish: Callable[[Notices], None], observer: Observer | None = None) -> None:
+        self._backend = backend
         self._publish = publish
         self._observer = observer
+        self._process = secrets.token_hex(8)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._closing = False
-        self._writer_engine = writer_engine(file)
-        self._reader_engine = _reader_engine(file)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="storage-read")
-        self._writer = threading.Thread(target=self._write_loop, name="storage-write", daemon=True)
-        self._connection = self._writer_engine.connect()
-        self._last_position = 0
-        self._queued = 0
-        self._load()
+        self._readers = ThreadPoolExecutor(backend.readers, thread_name_prefix="storage-read")
+        self._threads = [threading.Thread(target=self._write_loop, name="storage-write", daemon=True)]
+        if (listener := backend.listener()) is not None:
+            listening = threading.Thread(target=self._listen, args=(listener,), name="storage-listen", daemon=True)
+            self._threads.append(listening)
+        self._begun = self._delivered = 0
+        self._group_commit = GroupCommit(backend, self._process, lambda: self._closing)
+        totals = self._group_commit.load()
+        self._last_position, self._queued = totals.last_position, totals.queued
 
     def start(self) -> None:
-        """Starts the writer; call it on the event loop that will use the database."""
+        """Starts the threads; call it on the event loop that will use the database."""
         self._loop = asyncio.get_running_loop()
-        self._writer.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def last_position(self) -> int:
-        """Of the event log, committed."""
+        """Of the event log, committed. Where processes share the database it may lag; see `log_end`."""
         return self._last_position
 
     @property
     def queued(self) -> int:
-        """Evaluations that wait, committed, over all tenants."""
+        """Evaluations that wait, committed, over all tenants. Where processes share the database it is a hint."""
         return self._queued
+
+    async def log_end(self) -> int:
+        """The last position of the event log, by whichever process."""
+        if self._backend.shared:
+            found: int = await self._reading(lambda connection: connection.execute(LAST_POSITION).scalar_one())
+            self._last_position = max(self._last_position, found)
+        return self._last_position
 
     async def write(self, run: Callable[[WriteTransaction], T]) -> T:
         """Runs `run` in the writer and answers when what it wrote is on the disk.
 
-        A caller that is cancelled meanwhile does not know whether it took effect.
+        `run` is run again when its group could not be committed. A caller that is cancelled meanwhile does not know
+        whether it took effect.
 
         Raises:
             ResourceExhaustedError: STORAGE_FULL.
-            UnavailableError: the process is stopping, or too many writes wait.
+            UnavailableError: the process is stopping, too many writes wait, or the database is not to be reached. When
+                that happened during the commit, nobody knows whether it took effect, and the message says so.
             Exception: what `run` raised; nothing of it was stored.
         """
         if self._closing or self._loop is None:
@@ -129,41 +138,69 @@ class Database:
         return await future
 
     async def read(self, run: Callable[[Connection], T]) -> T:
-        """Runs `run` on a read-only connection, all of it in one snapshot of what is committed."""
-        if self._loop is None:
-            raise RuntimeError("the database was not started")
-        return await self._loop.run_in_executor(self._readers, self._read, run)
+        """Runs `run` on a read-only connection, all of it in one snapshot of what is committed.
+
+        Raises:
+            UnavailableError: the database is not to be reached.
+        """
+        return await self._reading(run)
 
     async def close(self) -> None:
-        """Waits for the writes that were queued, then closes the file."""
+        """Waits for the writes that were queued, then closes the database."""
         if self._closing:
             return
         self._closing = True
         if self._loop is not None:
             self._pending.put(None)
-            await asyncio.to_thread(self._writer.join)
+            for thread in self._threads:
+                await asyncio.to_thread(thread.join)
         self._readers.shutdown(wait=True)
-        self._reader_engine.dispose()
-        self._connection.close()
-        self._writer_engine.dispose()
+        self._backend.reader.dispose()  # first: the last to leave SQLite's file must be one that can put it in order
+        self._group_commit.close()
+        self._backend.dispose()
+
+    # Reading.
+
+    async def _reading(self, run: Callable[[Connection], T]) -> T:
+        if self._loop is None:
+            raise RuntimeError("the database was not started")
+        return await self._loop.run_in_executor(self._readers, self._read, run)
 
     def _read(self, run: Callable[[Connection], T]) -> T:
-        with self._reader_engine.connect() as connection:
-            return run(connection)
+        for tries in range(READ_TRIES):
+            try:
+                with self._backend.reader.connect() as connection:
+                    return run(connection)
+            except Exception as error:
+                fault = faults.fault_of(error)
+                if fault in (None, Fault.READ_ONLY) or not self._backend.shared:
+                    raise
+                if fault is not Fault.GONE or tries + 1 == READ_TRIES or self._closing:
+                    raise faults.to_read_error(fault) from error
+            time.sleep(_READ_BACKOFF * (1 << tries))
+        raise AssertionError("unreachable")
+
+    # Writing.
 
     def _write_loop(self) -> None:
         while (batch := self._next_batch()) is not None:
-            committed = self._commit(batch)
+            self._begun += 1
+            committed = self._group_commit.commit(batch)
+            if committed is None and self._group_commit.away:
+                batch += self._refuse_waiting(batch[0].error)
+            totals = None if committed is not None or self._backend.shared else self._totals_after_failure()
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._deliver, batch, committed)
+                self._loop.call_soon_threadsafe(self._deliver, batch, committed, totals)
 
     def _next_batch(self) -> list[_Pending] | None:
         """Waits for an operation and takes all that wait with it; None when the database is closed."""
         first = self._pending.get()
-        if first is None:
-            return None
-        batch = [first]
-        while len(batch) < MAX_BATCH:
+        return None if first is None else [first, *self._waiting(MAX_BATCH - 1)]
+
+    def _waiting(self, most: int) -> list[_Pending]:
+        """Takes what waits, at most so many."""
+        taken: list[_Pending] = []
+        while len(taken) < most:
             try:
                 more = self._pending.get_nowait()
             except queue.Empty:
@@ -171,97 +208,87 @@ class Database:
             if more is None:
                 self._pending.put(None)
                 break
-            batch.append(more)
-        return batch
+            taken.append(more)
+        return taken
 
-    def _commit(self, batch: list[_Pending]) -> _Committed | None:
-        """Runs and commits a batch; fills in each operation's result or error. None when nothing was committed."""
-        begun = time.perf_counter()
+    def _refuse_waiting(self, error: BaseException | None) -> list[_Pending]:
+        """Takes all that wait: a database that is gone must not let each group wait for it in turn."""
+        waiting = self._waiting(MAX_PENDING)
+        for operation in waiting:
+            operation.error = error
+        return waiting
+
+    def _totals_after_failure(self) -> Totals | None:
+        """After a failed commit: the file is right, whatever the failure was. Unreadable, what is known still holds."""
         try:
-            with self._connection.begin():
-                transaction = WriteTransaction(self._connection, self._last_position, self._queued)
-                for operation in batch:
-                    _run(operation, transaction)
-                transaction.flush()
-        except Exception as error:
-            _LOG.exception("a group commit of %d operations failed; none of them was stored", len(batch))
-            for operation in batch:
-                operation.error = faults.to_call_error(error)
-            self._load_or_keep()
+            return self._group_commit.load()
+        except Exception:
+            _LOG.exception("the database cannot be read after a failed commit")
             return None
-        self._last_position = transaction.notices.last_position
-        self._queued = transaction.queued
-        return _Committed(transaction.notices, transaction.counts, time.perf_counter() - begun)
 
-    def _deliver(self, batch: list[_Pending], committed: _Committed | None) -> None:
+    def _deliver(self, batch: list[_Pending], committed: Committed | None, totals: Totals | None) -> None:
+        self._delivered += 1
         try:
-            if committed is not None and self._observer is not None:
-                self._observer.committed(len(batch), committed.seconds, committed.notices, committed.counts)
+            if totals is not None:
+                self._last_position, self._queued = totals.last_position, totals.queued
             if committed is not None:
+                self._note(committed.notices, committed.queued_change)
+                if self._observer is not None:
+                    self._observer.committed(len(batch), committed.seconds, committed.notices, committed.counts)
                 self._publish(committed.notices)
         finally:
             for operation in batch:
                 operation.answer()
 
-    def _load(self) -> None:
-        """Reads the log's end and the queue's length from the file."""
-        with self._connection.begin():
-            self._last_position = self._connection.execute(_LAST_POSITION).scalar_one()
-            self._queued = self._connection.execute(_QUEUED).scalar_one()
+    def _note(self, notices: Notices, queued_change: int) -> None:
+        self._last_position = max(self._last_position, notices.last_position)
+        self._queued = max(0, self._queued + queued_change)
 
-    def _load_or_keep(self) -> None:
-        """After a failed commit: the file is right, whatever the failure was. Unreadable, what is known still holds."""
-        try:
-            self._load()
-        except Exception:
-            _LOG.exception("the database cannot be read after a failed commit")
+    # Other processes.
 
+    def _listen(self, listener: Listener) -> None:
+        """Passes on what others announce, and looks by itself: regularly, and when it may have missed some."""
+        looked, lost = 0.0, False
+        while not self._closing:
+            try:
+                for text in listener.wait(POLL_SECONDS / 2):
+                    self._pass_on(announcements.decoded(text))
+                if time.monotonic() - looked >= POLL_SECONDS:
+                    begun = self._begun
+                    quiet = begun == self._delivered
+                    self._call(self._refreshed, self._read(read_totals), begun if quiet else -1)
+                    looked = time.monotonic()
+                lost = False
+            except Exception:
+                if not lost:
+                    _LOG.warning("announcements of other storage processes cannot be heard", exc_info=True)
+                lost, looked = True, 0.0
+                time.sleep(POLL_SECONDS / 2)
+        listener.close()
 
-def _run(operation: _Pending, transaction: WriteTransaction) -> None:
-    """Runs one operation in its savepoint; raises only what ends the whole transaction."""
-    try:
-        with transaction.savepoint():
-            operation.result = operation.run(transaction)
-    except Exception as error:
-        if faults.ends_transaction(error):
-            raise
-        operation.error = error
+    def _pass_on(self, heard: announcements.Announcement | None) -> None:
+        if heard is not None and heard.process != self._process:
+            self._call(self._heard, heard)
 
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed already
+                self._loop.call_soon_threadsafe(function, *arguments)
 
-def writer_engine(file: Path) -> Engine:
-    """An engine with the one connection that writes; transactions take the write lock when they begin."""
+    def _heard(self, heard: announcements.Announcement) -> None:
+        # Of less work that waits the next look tells: it may have counted this already, and too much only costs a look.
+        self._note(heard.notices, max(heard.queued_change, 0))
+        self._publish(heard.notices)
 
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=0)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
-        return connection
+    def _refreshed(self, totals: Totals, begun: int) -> None:
+        """What was looked up when `begun` commits had begun and ended (-1: when some had not).
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
-    event.listen(engine, "begin", _begin_immediate)
-    return engine
-
-
-def _reader_engine(file: Path) -> Engine:
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            f"file:{quote(str(file))}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("PRAGMA query_only = ON")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB // READERS}")
-        return connection
-
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=READERS, max_overflow=0)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+        Wakes whoever may have missed an announcement.
+        """
+        grown = totals.last_position - self._last_position
+        self._last_position = max(self._last_position, totals.last_position)
+        exact = begun == self._begun == self._delivered  # else a commit of our own is in it, or is not
+        self._queued = totals.queued if exact else max(self._queued, totals.queued)
+        if grown > 0 or totals.queued:
+            notices = Notices(work=totals.queued > 0, last_position=self._last_position, appended=max(grown, 0))
+            self._publish(notices)

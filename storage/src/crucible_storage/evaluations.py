@@ -85,7 +85,7 @@ class Evaluations:
 
         def run(transaction: WriteTransaction) -> pb.Evaluation:
             if wanted.request_id and (earlier := self._earlier(transaction.connection, wanted)) is not None:
-                return views.complete(transaction.connection, earlier)
+                return views.complete(transaction.settled(earlier.seq), earlier)
             if transaction.queued >= self._policy.max_queued:
                 text = f"{self._policy.max_queued} evaluations are queued, which is as many as may be; try again later"
                 raise ResourceExhaustedError("QUEUE_FULL", text, retry_after=_QUEUE_FULL_RETRY)
@@ -176,13 +176,13 @@ class Evaluations:
         """
 
         def run(transaction: WriteTransaction) -> pb.Evaluation:
-            record = store.load_owned(transaction.connection, tenant, evaluation_id)
+            record = store.load_owned(transaction.connection, tenant, evaluation_id, to_change=True)
             if not record.terminal and not record.cancel_wanted:
                 now = self._clock.now()
                 before = store.Before(record)
                 record.want_cancel(by, reason, now)
                 store.save(transaction, record, before, now)
-            return views.complete(transaction.connection, record)
+            return views.complete(transaction.settled(record.seq), record)
 
         return await self._database.write(run)
 

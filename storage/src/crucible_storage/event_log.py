@@ -62,7 +62,7 @@ class EventLog:
         Args:
             after: a position; -1: the last one at the time of the call.
         """
-        last = self._database.last_position
+        last = await self._database.log_end()
         position = last if after < 0 else after
         yield Batch([], last)
         with self._hub.appended.subscribed() as appended:
@@ -84,7 +84,7 @@ class EventLog:
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND.
         """
-        end = self._database.last_position
+        end = await self._database.log_end()
         record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
         position = after
         while position < end:

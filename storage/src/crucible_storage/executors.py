@@ -1,16 +1,18 @@
 """The executors that registered: what each offers, which start of it is current, and when it was last heard of."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, text
+from sqlalchemy import bindparam, func, text
 from sqlalchemy.engine import Connection
 from sqlmodel import Session, col, select
 
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible_rpc.errors import FailedPreconditionError
+from crucible_storage import models
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.models import PLATFORM, ExecutorRow
@@ -21,6 +23,10 @@ MAX_EXECUTORS = 1000
 FORGET_AFTER = timedelta(hours=1)
 """An executor that was not heard of for so long may make room for a new one when there are too many."""
 
+_ROW = models.executor.c
+# Until the transaction that goes by it ends, a later start of the executor cannot register with another process.
+_CURRENT = select(_ROW.boot_id, _ROW.registration).where(_ROW.id == bindparam("id")).with_for_update(read=True)
+_DESCRIPTION = select(_ROW.description, _ROW.registration).where(_ROW.id == bindparam("id"))
 _SEEN = text("UPDATE executor SET last_seen = :now WHERE id = :id AND last_seen < :now")
 
 
@@ -28,6 +34,7 @@ _SEEN = text("UPDATE executor SET last_seen = :now WHERE id = :id AND last_seen 
 class Known:
     """What is remembered of an executor between calls."""
 
+    registration: int
     boot_id: str
     engines: frozenset[str]
     runtimes: frozenset[str]
@@ -43,7 +50,7 @@ class Listed:
 
 
 class Executors:
-    """The registry. The table is the truth; what leases need of it is kept in memory, as is what was heard since."""
+    """The registry. The table is the truth; what was read of it is remembered, and who was heard of since."""
 
     def __init__(self, database: Database, policy: Policy, clock: Clock) -> None:
         self._database = database
@@ -56,28 +63,37 @@ class Executors:
     async def load(self) -> None:
         """Remembers what earlier processes stored; call it once, before anything else."""
 
-        def run(connection: Connection) -> list[Executor]:
+        def run(connection: Connection) -> dict[str, Known]:
             rows = Session(connection).exec(select(ExecutorRow)).all()
-            return [Executor.FromString(row.description) for row in rows]
+            return {row.id: _known(Executor.FromString(row.description), row.registration) for row in rows}
 
-        self._known = {one.id: _known(one) for one in await self._database.read(run)}
+        self._known = await self._database.read(run)
 
-    def store(self, transaction: WriteTransaction, executor: Executor, now: int) -> None:
+    def store(self, transaction: WriteTransaction, executor: Executor, now: int) -> int:
         """Writes down what an executor says of itself; its earlier start may lease nothing from then on.
+
+        Returns:
+            The number of this registration, for `remember` once it is committed.
 
         Raises:
             FailedPreconditionError: there are too many executors.
         """
         session = transaction.session
-        row = session.get(ExecutorRow, executor.id)
+        row = session.get(ExecutorRow, executor.id, with_for_update=True)
         if row is None:
             if session.exec(select(func.count(col(ExecutorRow.id)))).one() >= MAX_EXECUTORS:
                 self._forget_oldest(session, now)
             row = ExecutorRow(id=executor.id, tenant=PLATFORM, boot_id="", description=b"", last_seen=now)
         row.boot_id, row.description, row.last_seen = executor.boot_id, executor.SerializeToString(), now
+        row.registration = secrets.randbits(62)
         session.add(row)
-        # Already here, in the writer: no operation that comes after may go by the earlier start.
-        self._known[executor.id] = _known(executor)
+        session.flush()
+        return row.registration
+
+    def remember(self, executor: Executor, registration: int) -> None:
+        """Notes what was stored, and that the executor was heard of."""
+        self._known[executor.id] = _known(executor, registration)
+        self.heard(executor.id)
 
     def _forget_oldest(self, session: Session, now: int) -> None:
         """Makes room: where executors are replaced under new ids, those of the past would one day be the most."""
@@ -92,18 +108,40 @@ class Executors:
                 return
         raise FailedPreconditionError("NOT_REGISTERED", f"storage knows {MAX_EXECUTORS} executors already")
 
-    def registered(self, executor_id: str, boot_id: str) -> Known:
-        """What this start of an executor offers.
+    def registered_now(self, transaction: WriteTransaction, executor_id: str, boot_id: str) -> Known:
+        """What this start of an executor offers; it stays the current one until the transaction ends.
+
+        Raises:
+            FailedPreconditionError: NOT_REGISTERED.
+        """
+        row = transaction.execute(_CURRENT, {"id": executor_id}).mappings().first()
+        if row is None or row["boot_id"] != boot_id:
+            raise _not_registered()
+        known = self._known.get(executor_id)
+        if known is None or known.registration != row["registration"]:
+            known = _read(transaction.connection, executor_id)
+        if known is None:
+            raise _not_registered()
+        self._known[executor_id] = known
+        return known
+
+    async def _refreshed(self, executor_id: str) -> Known | None:
+        known = await self._database.read(lambda connection: _read(connection, executor_id))
+        if known is not None:
+            self._known[executor_id] = known
+        return known
+
+    async def check_registered(self, executor_id: str, boot_id: str) -> None:
+        """Refuses another start of an executor than the current one; a later `registered_now` decides.
 
         Raises:
             FailedPreconditionError: NOT_REGISTERED.
         """
         known = self._known.get(executor_id)
+        if known is None or known.boot_id != boot_id:  # it may have registered with another process
+            known = await self._refreshed(executor_id)
         if known is None or known.boot_id != boot_id:
-            raise FailedPreconditionError(
-                "NOT_REGISTERED", "this start of this executor is not registered, or a later one is; register it first"
-            )
-        return known
+            raise _not_registered()
 
     def heard(self, executor_id: str) -> None:
         """Notes that an executor's worker was heard of now."""
@@ -144,7 +182,17 @@ class Executors:
         return Listed(executor, seen, live=now - seen <= micros(self._policy.lease))
 
 
-def _known(executor: Executor) -> Known:
+def _not_registered() -> FailedPreconditionError:
+    text = "this start of this executor is not registered, or a later one is; register it first"
+    return FailedPreconditionError("NOT_REGISTERED", text)
+
+
+def _read(connection: Connection, executor_id: str) -> Known | None:
+    row = connection.execute(_DESCRIPTION, {"id": executor_id}).fetchone()
+    return None if row is None else _known(Executor.FromString(row[0]), row[1])
+
+
+def _known(executor: Executor, registration: int) -> Known:
     engines = frozenset(engine.name for engine in executor.engines if engine.available)
     runtimes = frozenset(runtime.name for runtime in executor.runtimes if not runtime.unavailable_reason)
-    return Known(executor.boot_id, engines, runtimes)
+    return Known(registration, executor.boot_id, engines, runtimes)

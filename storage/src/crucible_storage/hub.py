@@ -102,6 +102,8 @@ class Hub:
             self.work.fire()
         if notices.appended:
             self.appended.fire()
+        if notices.inspections:
+            self.inspections.fire()
         for evaluation_id, tenant in notices.created:
             if len(self._unended) < MAX_UNENDED:
                 self._unended[evaluation_id] = tenant

@@ -167,7 +167,7 @@ class Inspections:
         with self._hub.inspections.subscribed() as changed, self._executors.calling(executor_id):
             while True:
                 changed.clear()
-                self._executors.registered(executor_id, boot_id)
+                await self._executors.check_registered(executor_id, boot_id)
                 given: list[api.InspectionAssignment] = []
                 if await self._database.read(_any_queued(executor_id)):
                     given = await self._database.write(self._giver(executor_id, boot_id))
@@ -256,9 +256,9 @@ class Inspections:
 
     def _giver(self, executor_id: str, boot_id: str) -> Callable[[WriteTransaction], list[api.InspectionAssignment]]:
         def run(transaction: WriteTransaction) -> list[api.InspectionAssignment]:
-            self._executors.registered(executor_id, boot_id)
+            self._executors.registered_now(transaction, executor_id, boot_id)
             given = []
-            for row in transaction.session.exec(_queued(executor_id)).all():
+            for row in transaction.session.exec(_queued(executor_id).with_for_update()).all():
                 row.state, row.boot_id = RUNNING, boot_id
                 transaction.session.add(row)
                 ticket = tickets.issue_inspection(row, self._clock.now(), self._signer, self._policy)

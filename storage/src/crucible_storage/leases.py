@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import bindparam, or_, select, text, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1.platform_pb2 import Executor
@@ -31,24 +31,39 @@ _SWEEP_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
 _PROGRAM = select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq"))
-_HELD = text(
-    """
-    SELECT seq, id, attempt, epoch, boot_id, stdout_bytes, stderr_bytes, behaviour_updates, cancel_time FROM evaluation
-    WHERE executor = :executor AND state IN (2, 3) AND lost_reason IS NULL ORDER BY seq
-    """
-)
 _ROW = models.evaluation.c
+_STATE_HELD = text("state IN (2, 3)")  # as the conditions of the indexes say it
+_HELD = (
+    select(
+        _ROW.seq,
+        _ROW.id,
+        _ROW.attempt,
+        _ROW.epoch,
+        _ROW.boot_id,
+        _ROW.stdout_bytes,
+        _ROW.stderr_bytes,
+        _ROW.behaviour_updates,
+        _ROW.cancel_time,
+    )
+    .where(_ROW.executor == bindparam("executor"), _STATE_HELD, _ROW.lost_reason.is_(None))
+    .order_by(_ROW.seq)
+)
+_HELD_TO_CHANGE = _HELD.with_for_update(key_share=True)
 _RENEW = (
     update(models.evaluation)
     .where(_ROW.seq == bindparam("key"))
     .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
 )
 # Those that `Record.fenced_off` tells.
-_EXPIRED = text(
-    """
-    SELECT seq FROM evaluation WHERE state IN (2, 3) AND (lease_renewed <= :latest OR lease_renewed > :impossible)
-    ORDER BY lease_renewed LIMIT :limit
-    """
+_EXPIRED = (
+    select(_ROW.seq)
+    .where(
+        _STATE_HELD,
+        or_(_ROW.lease_renewed <= bindparam("latest"), _ROW.lease_renewed > bindparam("impossible")),
+    )
+    .order_by(_ROW.lease_renewed)
+    .limit(bindparam("limit"))
+    .with_for_update(key_share=True, skip_locked=True)
 )
 
 
@@ -108,12 +123,12 @@ class Leases:
     async def register(self, executor: Executor) -> list[Held]:
         """Makes this start of the executor the current one; answers the leases that any start of it holds."""
 
-        def run(transaction: WriteTransaction) -> list[Held]:
-            self._executors.store(transaction, executor, self._clock.now())
-            return held_leases(transaction.connection, executor.id)
+        def run(transaction: WriteTransaction) -> tuple[int, list[Held]]:
+            registration = self._executors.store(transaction, executor, self._clock.now())
+            return registration, held_leases(transaction.connection, executor.id, to_change=True)
 
-        held = await self._database.write(run)
-        self._executors.heard(executor.id)
+        registration, held = await self._database.write(run)
+        self._executors.remember(executor, registration)
         return held
 
     async def lease(self, executor_id: str, boot_id: str, max_runs: int, wait: float) -> list[work.Assignment]:
@@ -126,7 +141,7 @@ class Leases:
         with self._hub.work.subscribed() as changed, self._executors.calling(executor_id):
             while True:
                 changed.clear()
-                self._executors.registered(executor_id, boot_id)
+                await self._executors.check_registered(executor_id, boot_id)
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
                 given = await self._given(executor_id, boot_id, max_runs) if waiting else []
@@ -151,7 +166,9 @@ class Leases:
             now = self._clock.now()
             for assignment in given:
                 name = parse_run_id(assignment.run_id)
-                record = None if name is None else store.load(transaction.connection, name.evaluation_id)
+                record = (
+                    None if name is None else store.load(transaction.connection, name.evaluation_id, to_change=True)
+                )
                 if record is not None and record.state == STARTING and record.epoch == assignment.epoch:
                     before = store.Before(record)
                     record.refuse("its worker left before it was told", now, now, permanent=False)
@@ -166,14 +183,17 @@ class Leases:
         self, executor_id: str, boot_id: str, max_runs: int
     ) -> Callable[[WriteTransaction], list[work.Assignment]]:
         def run(transaction: WriteTransaction) -> list[work.Assignment]:
-            known = self._executors.registered(executor_id, boot_id)
+            known = self._executors.registered_now(transaction, executor_id, boot_id)
             now = self._clock.now()
             given: list[work.Assignment] = []
             size = 0
             for waiting in self._queue.pick(transaction.connection, known, now):
                 if given and size + waiting.size > MAX_ANSWER_BYTES:
                     break
-                given.append(self._give(transaction, waiting.seq, executor_id, boot_id, now))
+                record = store.take_waiting(transaction.connection, waiting.seq)
+                if record is None:
+                    continue
+                given.append(self._give(transaction, record, executor_id, boot_id, now))
                 size += waiting.size
                 if len(given) >= max_runs:
                     break
@@ -182,9 +202,8 @@ class Leases:
         return run
 
     def _give(
-        self, transaction: WriteTransaction, seq: int, executor_id: str, boot_id: str, now: int
+        self, transaction: WriteTransaction, record: Record, executor_id: str, boot_id: str, now: int
     ) -> work.Assignment:
-        record = store.load_by_seq(transaction.connection, seq)
         before = store.Before(record)
         record.lease(executor_id, boot_id, now, self._policy)
         store.save(transaction, record, before, now)
@@ -193,7 +212,7 @@ class Leases:
             evaluation=evaluation_name(record.id),
             epoch=record.epoch,
             ticket=tickets.issue(record, now, self._signer, self._policy),
-            run_spec=transaction.execute(_PROGRAM, {"seq": seq}).scalar_one(),
+            run_spec=transaction.execute(_PROGRAM, {"seq": record.seq}).scalar_one(),
         )
 
     async def _until_delayed(self) -> float:
@@ -208,7 +227,9 @@ class Leases:
 
         def run(transaction: WriteTransaction) -> tuple[list[str], list[str]]:
             now = self._clock.now()
-            held = {(one.run_id, one.epoch): one for one in held_leases(transaction.connection, executor_id)}
+            held = {
+                (one.run_id, one.epoch): one for one in held_leases(transaction.connection, executor_id, to_change=True)
+            }
             kept = {ref.run_id: one for ref in leases if (one := held.get((ref.run_id, ref.epoch))) is not None}
             times = {"now": now, "expiry": now + micros(self._policy.lease)}
             if kept:
@@ -244,7 +265,7 @@ class Leases:
             bounds = {"latest": now - fence, "impossible": now + fence, "limit": _SWEEP_LIMIT}
             expired: list[Record] = []
             for (seq,) in transaction.execute(_EXPIRED, bounds).fetchall():
-                record = store.load_by_seq(transaction.connection, seq)
+                record = store.load_by_seq(transaction.connection, seq, to_change=True)
                 before = store.Before(record)
                 record.expire(now, self._policy, self._jitter())
                 store.save(transaction, record, before, now)
@@ -258,6 +279,7 @@ class Leases:
         return len(expired)
 
 
-def held_leases(connection: Connection, executor_id: str) -> list[Held]:
-    """The leases that any start of an executor holds, oldest evaluation first."""
-    return [Held(*row) for row in connection.execute(_HELD, {"executor": executor_id})]
+def held_leases(connection: Connection, executor_id: str, *, to_change: bool = False) -> list[Held]:
+    """The leases that any start of an executor holds, oldest evaluation first. `to_change` as in `store.load`."""
+    query = _HELD_TO_CHANGE if to_change else _HELD
+    return [Held(*row) for row in connection.execute(query, {"executor": executor_id})]

@@ -2,10 +2,12 @@
 
 An evaluation's row is small and changes often; what is large or never changes (program, result, output) has tables of
 its own, so that a state change rewrites no megabytes. `executor` and `setting` belong to the platform, not to a tenant:
-there `tenant` is `PLATFORM`.
+there `tenant` is `PLATFORM`. The same tables serve SQLite and PostgreSQL.
 """
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, text
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, TextClause, text
 from sqlmodel import Field, SQLModel
 
 PLATFORM = "*"
@@ -18,6 +20,11 @@ _DELAYED = text("state = 1 AND not_before IS NOT NULL")
 _NAMED = text("request_id IS NOT NULL")
 _HELD = text("state IN (2, 3)")
 _ACTIVE = text("state IN (1, 2)")
+
+
+def _only(condition: TextClause) -> dict[str, Any]:
+    """A partial index."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
 
 
 def _key() -> Column[int]:
@@ -42,12 +49,12 @@ class EvaluationRow(SQLModel, table=True):
     __tablename__ = "evaluation"
     __table_args__ = (
         Index("ix_evaluation_id", "id", unique=True),
-        Index("ix_evaluation_request", "tenant", "request_id", unique=True, sqlite_where=_NAMED),
+        Index("ix_evaluation_request", "tenant", "request_id", unique=True, **_only(_NAMED)),
         Index("ix_evaluation_list", "tenant", "state", "seq"),
-        Index("ix_evaluation_waiting", "lane", "rank", "seq", sqlite_where=_WAITING),
-        Index("ix_evaluation_delayed", "not_before", sqlite_where=_DELAYED),
-        Index("ix_evaluation_held", "executor", sqlite_where=_HELD),
-        Index("ix_evaluation_renewed", "lease_renewed", sqlite_where=_HELD),
+        Index("ix_evaluation_waiting", "lane", "rank", "seq", **_only(_WAITING)),
+        Index("ix_evaluation_delayed", "not_before", **_only(_DELAYED)),
+        Index("ix_evaluation_held", "executor", **_only(_HELD)),
+        Index("ix_evaluation_renewed", "lease_renewed", **_only(_HELD)),
     )
 
     seq: int | None = Field(default=None, sa_column=_key())
@@ -161,6 +168,16 @@ class OutputRow(SQLModel, table=True):
     data: bytes = Field(sa_column=_bytes())
 
 
+class LogHeadRow(SQLModel, table=True):
+    """The one row that says how far the event log goes. Whoever appends changes it, and so has it locked."""
+
+    __tablename__ = "log_head"
+
+    id: int = Field(default=1, sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    tenant: str
+    position: int = Field(sa_column=_number())
+
+
 class CountRow(SQLModel, table=True):
     """How many evaluations of a tenant are in a state; kept in the transaction that changes the state."""
 
@@ -177,7 +194,7 @@ class InspectionRow(SQLModel, table=True):
     __tablename__ = "inspection"
     __table_args__ = (
         Index("ix_inspection_id", "id", unique=True),
-        Index("ix_inspection_active", "executor", "kind", unique=True, sqlite_where=_ACTIVE),
+        Index("ix_inspection_active", "executor", "kind", unique=True, **_only(_ACTIVE)),
     )
 
     seq: int | None = Field(default=None, sa_column=_key())
@@ -226,7 +243,10 @@ class ApiKeyRow(SQLModel, table=True):
 
 
 class ExecutorRow(SQLModel, table=True):
-    """An executor as it last registered: a serialized `crucible.evaluation.v1.Executor`."""
+    """An executor as it last registered: a serialized `crucible.evaluation.v1.Executor`.
+
+    `registration` is another random number each time: by it a process knows whether what it remembers is still so.
+    """
 
     __tablename__ = "executor"
 
@@ -235,6 +255,7 @@ class ExecutorRow(SQLModel, table=True):
     boot_id: str
     description: bytes = Field(sa_column=_bytes())
     last_seen: int = Field(sa_column=_number())
+    registration: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default=text("0")))
 
 
 class SettingRow(SQLModel, table=True):

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, or_, select, text, update
 from sqlalchemy.engine import Connection
 
+from crucible_storage import models
 from crucible_storage.clock import micros
 from crucible_storage.executors import Known
 from crucible_storage.policy import Policy
@@ -27,12 +28,17 @@ _SEPARATOR = "\x1f"  # sorts before every character of a name and is part of non
 _PAGE = 16
 
 # No wait is as long as an hour: one that seems to be was noted before the clock was set back.
-_RELEASE_DELAYED = text(
-    """
-    UPDATE evaluation SET not_before = NULL
-    WHERE state = 1 AND not_before IS NOT NULL AND (not_before <= :now OR not_before > :now + 3600000000)
-    """
+# Those that another process changes now it releases itself.
+_ROW = models.evaluation.c
+_DUE = (
+    select(_ROW.seq)
+    .where(
+        text("state = 1 AND not_before IS NOT NULL"),
+        or_(_ROW.not_before <= bindparam("now"), _ROW.not_before > bindparam("now") + 3_600_000_000),
+    )
+    .with_for_update(key_share=True, skip_locked=True)
 )
+_RELEASE_DELAYED = update(models.evaluation).where(_ROW.seq.in_(_DUE)).values(not_before=None)
 _NEXT_DELAYED = text("SELECT min(not_before) FROM evaluation WHERE state = 1 AND not_before IS NOT NULL")
 _LANES = text(
     """
@@ -52,8 +58,11 @@ _HEADS = text(
     ORDER BY rank, seq LIMIT :limit
     """
 )
-# `lease_renewed` is set exactly while a lease is held; naming it makes SQLite use the small index of held leases.
-_HELD = text("SELECT +tenant, count(*) FROM evaluation WHERE state IN (2, 3) AND lease_renewed > 0 GROUP BY +tenant")
+# `lease_renewed` is set exactly while a lease is held; naming it, and nothing that another index is ordered by, makes
+# SQLite use the small index of held leases.
+_HELD = text(
+    "SELECT tenant || '', count(*) FROM evaluation WHERE state IN (2, 3) AND lease_renewed > 0 GROUP BY tenant || ''"
+)
 _BEFORE_ALL = -(1 << 62)
 
 

@@ -121,7 +121,7 @@ class Reports:
             raise checked.refused
         report = checked.report
         name = parse_run_id(report.lease.run_id)
-        record = None if name is None else store.load(transaction.connection, name.evaluation_id)
+        record = None if name is None else store.load(transaction.connection, name.evaluation_id, to_change=True)
         if record is None or name is None or name.attempt > record.attempt + 1:
             raise _stale(report)
         if record.executor == executor and record.epoch == report.lease.epoch and not record.lease_renewed:
@@ -237,7 +237,7 @@ class _OneReport:
         often = min(max(0, record.epoch - record.attempt - _PATIENT_REFUSALS), 20)
         retry_at = self._now + min(max(asked, min(asked << often, _MAX_REPEATED_RETRY)), _MAX_RETRY)
         earlier, seq = record.attempt - 1, record.seq
-        connection = self._transaction.connection
+        connection = self._transaction.settled(seq)
         record.stdout_bytes, record.stderr_bytes = (outputs.stored_bytes(connection, seq, earlier, s) for s in _STREAMS)
         record.refuse(refused.reason, retry_at, self._now, permanent=refused.permanent)
 
@@ -253,7 +253,7 @@ class _OneReport:
 
     def _sha256(self, stream: int) -> bytes:
         record = self._record
-        connection = self._transaction.connection
+        connection = self._transaction.settled(record.seq)
         return outputs.sha256(connection, record.seq, record.attempt, stream, self._new[stream])
 
 

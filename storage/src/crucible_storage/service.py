@@ -14,6 +14,7 @@ from crucible_storage.api_keys import ApiKeys
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
+from crucible_storage.databases.base import Backend
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -47,15 +48,21 @@ class Service:
 
 @asynccontextmanager
 async def running(
-    folder: Path, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier, metrics: Metrics
+    folder: Path,
+    policy: Policy,
+    clock: Clock,
+    signer: Signer,
+    verifier: Verifier,
+    metrics: Metrics,
+    backend: Backend | None = None,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder and sweeps expired leases until the block ends.
+    """Opens the state folder and the database (None: the file in the folder), and sweeps leases until the block ends.
 
     Raises:
         StartError: the folder or the file cannot be used.
     """
     hub = Hub()
-    state = open_state(folder, hub.publish, metrics)
+    state = open_state(folder, hub.publish, metrics, backend)
     database = state.database
     database.start()
     try:

@@ -27,6 +27,8 @@ class Settings:
         kill_margin: what a kill may take.
         max_attempts: attempts before an infrastructure failure is final.
         max_queued: evaluations that may wait at once.
+        database_url: `postgresql://…`, which several processes may share; empty: a file in `state`.
+        database_password_file: holds the password for `database_url` on its first line.
         bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
 
     Raises:
@@ -46,6 +48,8 @@ class Settings:
     kill_margin: timedelta = timedelta(seconds=2)
     max_attempts: int = 3
     max_queued: int = 100_000
+    database_url: str = ""
+    database_password_file: Path | None = None
     bootstrap_key_sha256: str = ""
 
     def __post_init__(self) -> None:

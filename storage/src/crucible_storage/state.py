@@ -1,4 +1,4 @@
-"""The state folder: held by one process at a time, checked before anything starts."""
+"""The state folder, held by one process at a time, and the database: both checked before anything starts."""
 
 import fcntl
 import logging
@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from crucible_rpc.errors import StartError
 from crucible_storage import faults
-from crucible_storage.database import Database, Observer, writer_engine
-from crucible_storage.migrations import is_current
+from crucible_storage.database import Database, Observer
+from crucible_storage.databases import FILE, choose
+from crucible_storage.databases.base import Backend
+from crucible_storage.faults import Fault
+from crucible_storage.migrations import is_current, tables_of_others
 from crucible_storage.transaction import Notices
 
-FILE = "crucible.sqlite3"
+__all__ = ["FILE", "MIN_FREE_BYTES", "State", "open_state", "prepare"]
+
 LOCK = "lock"
 MIN_FREE_BYTES = 16 << 20
 _FIXED_WAL_RESET = (3, 51, 3)
@@ -41,20 +46,34 @@ class State:
         self._lock.close()
 
 
-def open_state(folder: Path, publish: Callable[[Notices], None], observer: Observer | None = None) -> State:
+def open_state(
+    folder: Path,
+    publish: Callable[[Notices], None],
+    observer: Observer | None = None,
+    backend: Backend | None = None,
+) -> State:
     """Takes the folder, brings the database to the current schema, and opens it.
 
+    Args:
+        folder: the state folder.
+        publish: see `Database`.
+        observer: see `Database`.
+        backend: the database; None: the file in the folder.
+
     Raises:
-        StartError: one line that says what is wrong with the folder or the file.
+        StartError: one line that says what is wrong with the folder or the database.
     """
     lock = _take(folder)
     try:
-        _check_room(folder)
-        _warn_of_sqlite()
-        file = folder / FILE
-        _migrate(file)
-        return State(Database(file, publish, observer), lock)
+        if backend is None or not backend.shared:
+            _check_room(folder)
+            _warn_of_sqlite()
+        backend = choose("", folder) if backend is None else backend
+        prepare(backend)
+        return State(Database(backend, publish, observer), lock)
     except BaseException:
+        if backend is not None:
+            backend.dispose()
         lock.close()
         raise
 
@@ -102,21 +121,36 @@ def _warn_of_sqlite() -> None:
         )
 
 
-def _migrate(file: Path) -> None:
-    engine = writer_engine(file)
-    try:
-        with engine.connect() as connection, connection.begin():
-            if not is_current(connection):
-                from crucible_storage import migrate
+def prepare(backend: Backend) -> None:
+    """Brings a database to the current schema.
 
-                migrate.upgrade(connection)
-    except (DBAPIError, sqlite3.Error) as error:
-        raise StartError(f"the database {file} cannot be used: {_cause(error)}") from None
-    finally:
-        engine.dispose()
+    Raises:
+        StartError: it cannot be used, or belongs to something else.
+    """
+    try:
+        with backend.writer.connect() as connection, connection.begin():
+            if not is_current(connection):
+                _migrate(backend, connection)
+    except Exception as error:
+        if isinstance(error, DBAPIError) or faults.fault_of(error) is not None:
+            raise StartError(f"the database {backend.place} cannot be used: {_cause(error)}") from None
+        raise
+
+
+def _migrate(backend: Backend, connection: Connection) -> None:
+    backend.begin_migration(connection)
+    if is_current(connection):  # another process was quicker
+        return
+    if others := tables_of_others(connection):
+        text = f"{backend.place} is not a database of this storage: it has the table {others[0]!r}; name an empty one"
+        raise StartError(text)
+    from crucible_storage import migrate
+
+    migrate.upgrade(connection)
 
 
 def _cause(error: Exception) -> str:
-    if faults.code_of(error) == sqlite3.SQLITE_FULL:
+    if faults.fault_of(error) is Fault.FULL:
         return "its disk is full"
-    return str(error.orig if isinstance(error, DBAPIError) else error)
+    said = str(error.orig if isinstance(error, DBAPIError) else error)
+    return " ".join(said.split())

@@ -19,35 +19,50 @@ _ROW = models.evaluation.c
 _SELECT = select(*(_ROW[name] for name in _COLUMNS))
 _BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
 _BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
+# SQLAlchemy leaves these out on SQLite, whose writer is alone. Others may go on referring to the row.
+_BY_ID_TO_CHANGE = _BY_ID.with_for_update(key_share=True)
+_BY_SEQ_TO_CHANGE = _BY_SEQ.with_for_update(key_share=True)
+_WAITING_BY_SEQ = _BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True)
 _INSERT = insert(models.evaluation)
 _UPDATE = (
     update(models.evaluation)
     .where(_ROW.seq == bindparam("key"), _ROW.version == bindparam("expected"), _ROW.state < min(TERMINAL))
     .values({name: bindparam(f"new_{name}") for name in _MUTABLE})
 )
-_INSERT_OUTPUT = insert(models.output)
 _INSERT_RESULT = insert(models.result)
 _INSERT_FAILED = insert(models.failed_attempt)
 
 
-def load(connection: Connection, evaluation_id: str) -> Record | None:
-    """The record with this id; None when there is none."""
-    row = connection.execute(_BY_ID, {"id": evaluation_id}).fetchone()
+def load(connection: Connection, evaluation_id: str, *, to_change: bool = False) -> Record | None:
+    """The record with this id; None when there is none.
+
+    Args:
+        connection: of a reader or of the writer.
+        evaluation_id: which.
+        to_change: no other process may change it until the transaction ends.
+    """
+    row = connection.execute(_BY_ID_TO_CHANGE if to_change else _BY_ID, {"id": evaluation_id}).fetchone()
     return None if row is None else Record(*row)
 
 
-def load_by_seq(connection: Connection, seq: int) -> Record:
-    """The record with this number, which exists."""
-    return Record(*connection.execute(_BY_SEQ, {"seq": seq}).one())
+def load_by_seq(connection: Connection, seq: int, *, to_change: bool = False) -> Record:
+    """The record with this number, which exists. `to_change` as in `load`."""
+    return Record(*connection.execute(_BY_SEQ_TO_CHANGE if to_change else _BY_SEQ, {"seq": seq}).one())
 
 
-def load_owned(connection: Connection, tenant: str, evaluation_id: str) -> Record:
-    """The record with this id, which must be this tenant's.
+def take_waiting(connection: Connection, seq: int) -> Record | None:
+    """The record with this number, to be changed; None when another process has it, or it does not wait any more."""
+    row = connection.execute(_WAITING_BY_SEQ, {"seq": seq}).fetchone()
+    return None if row is None else Record(*row)
+
+
+def load_owned(connection: Connection, tenant: str, evaluation_id: str, *, to_change: bool = False) -> Record:
+    """The record with this id, which must be this tenant's. `to_change` as in `load`.
 
     Raises:
         NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's.
     """
-    record = load(connection, evaluation_id)
+    record = load(connection, evaluation_id, to_change=to_change)
     if record is None or record.tenant != tenant:
         raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
     return record
@@ -97,24 +112,18 @@ class Before:
 
 def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Appends the events; output's bytes go to their own table, under the event's position."""
-    chunks: list[dict[str, Any]] = []
     for event in record.changes.events:
         if event.WhichOneof("kind") == "output":
-            position = transaction.append_event(record.tenant, record.seq, record.attempt, now, b"")
-            chunks.append(_output_row(record, position, event.output))
+            transaction.append_output(record.seq, now, _output_row(record, event.output))
         else:
             body = event.SerializeToString()
             transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
-    if chunks:
-        transaction.execute(_INSERT_OUTPUT, chunks)
     record.changes = Changes()
 
 
-def _output_row(record: Record, position: int, chunk: event_pb2.OutputChunk) -> dict[str, Any]:
+def _output_row(record: Record, chunk: event_pb2.OutputChunk) -> dict[str, Any]:
     return {
-        "position": position,
         "tenant": record.tenant,
-        "evaluation_seq": record.seq,
         "attempt": record.attempt,
         "stream": int(chunk.stream),
         "offset": chunk.offset,

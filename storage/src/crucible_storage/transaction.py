@@ -2,28 +2,36 @@
 
 All operations of one group commit share a transaction of the database. Each runs in its own savepoint; when it fails,
 what it wrote, appended, counted and would have woken is undone, and the others are untouched.
+
+Events get their positions last: from the one row of `log_head`, which is locked from then to the commit. So positions
+have no gaps and are in the order of commits, also when several processes write to one database, and only the short end
+of a transaction waits for that of another. Output is kept until then, for its rows carry their events' positions.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, insert
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import insert, text
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
-from crucible_storage import models
+from crucible_storage import faults, models
+from crucible_storage.databases.base import Backend
 
 _INSERT_EVENTS = insert(models.event)
-_ADD_COUNT = upsert(models.evaluation_count).values(
-    tenant=bindparam("tenant"), state=bindparam("state"), count=bindparam("count")
+_INSERT_OUTPUT = insert(models.output)
+_ADD_COUNT = text(
+    """
+    INSERT INTO evaluation_count (tenant, state, count) VALUES (:tenant, :state, :count)
+    ON CONFLICT (tenant, state) DO UPDATE SET count = evaluation_count.count + excluded.count
+    """
 )
-_ADD_COUNT = _ADD_COUNT.on_conflict_do_update(
-    index_elements=["tenant", "state"], set_={"count": models.evaluation_count.c.count + _ADD_COUNT.excluded.count}
-)
+_ADVANCE = text("UPDATE log_head SET position = position + :count RETURNING position")
+QUEUED = text("SELECT coalesce(sum(count), 0) FROM evaluation_count WHERE state = 1")
+_WAITING = 1  # the state of an evaluation that waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,8 @@ class Notices:
         created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
         stops: runs to be ended.
-        last_position: of the event log.
+        inspections: whether an inspection changed.
+        last_position: of the event log; 0 when nothing was appended.
         appended: events of this commit.
     """
 
@@ -60,6 +69,7 @@ class Notices:
     created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
+    inspections: bool = False
     last_position: int = 0
     appended: int = 0
 
@@ -70,19 +80,25 @@ Counts = dict[tuple[str, int], int]
 class WriteTransaction:
     """The writer's transaction, as an operation sees it.
 
+    What an operation reads to decide by is locked (`with_for_update`, which SQLite has no need of), guarded by a unique
+    key, or compared when it is written: another process may write to the same database meanwhile.
+
     Args:
         connection: in a transaction.
-        last_position: of the event log, committed.
-        queued: evaluations that wait, committed.
+        backend: whose.
+        queued: evaluations that wait, committed; None: the database is to be asked.
     """
 
-    def __init__(self, connection: Connection, last_position: int, queued: int) -> None:
+    def __init__(self, connection: Connection, backend: Backend, queued: int | None) -> None:
         self.connection = connection
-        self.notices = Notices(last_position=last_position)
+        self.backend = backend
+        self.notices = Notices()
         self.counts: Counts = {}
         self._committed_queued = queued
-        self._first_position = last_position + 1
         self._events: list[dict[str, Any]] = []
+        self._outputs: list[tuple[int, dict[str, Any]]] = []
+        self._with_output: set[int] = set()
+        self._written = _Written(0, 0, 0)
         self._session: Session | None = None
         self._depth = 0
 
@@ -105,22 +121,32 @@ class WriteTransaction:
     @property
     def queued(self) -> int:
         """Evaluations that wait, over all tenants, with what this transaction changed."""
-        return self._committed_queued + sum(change for (_, state), change in self.counts.items() if state == 1)
+        if self._committed_queued is None:
+            self._committed_queued = int(self.execute(QUEUED).scalar_one())
+        return self._committed_queued + self.queued_change
 
-    def append_event(self, tenant: str, evaluation_seq: int, attempt: int, time: int, body: bytes) -> int:
-        """Appends to the event log; answers the event's position."""
-        position = self._first_position + len(self._events)
+    @property
+    def queued_change(self) -> int:
+        """How many more evaluations wait after this transaction than before."""
+        return sum(change for (_, state), change in self.counts.items() if state == _WAITING)
+
+    def append_event(self, tenant: str, evaluation_seq: int, attempt: int, time: int, body: bytes) -> None:
+        """Appends to the event log."""
         self._events.append(
-            {
-                "position": position,
-                "tenant": tenant,
-                "evaluation_seq": evaluation_seq,
-                "time": time,
-                "attempt": attempt,
-                "body": body,
-            }
+            {"tenant": tenant, "evaluation_seq": evaluation_seq, "time": time, "attempt": attempt, "body": body}
         )
-        return position
+
+    def append_output(self, evaluation_seq: int, time: int, row: dict[str, Any]) -> None:
+        """Appends the event that tells of some output, and the row of `output` that has it."""
+        self.append_event(row["tenant"], evaluation_seq, row["attempt"], time, b"")
+        self._outputs.append((len(self._events) - 1, row | {"evaluation_seq": evaluation_seq}))
+        self._with_output.add(evaluation_seq)
+
+    def settled(self, evaluation_seq: int) -> Connection:
+        """The connection to read an evaluation's output by: what was appended of it so far is in its table."""
+        if evaluation_seq in self._with_output:
+            self._write_events()
+        return self.connection
 
     def count(self, tenant: str, state: int, change: int) -> None:
         """Notes that `change` more evaluations of the tenant are in `state`."""
@@ -131,7 +157,8 @@ class WriteTransaction:
     def savepoint(self) -> Iterator[None]:
         """Undoes everything done inside when it raises."""
         name = f"s{self._depth}"
-        events, counts, work = len(self._events), dict(self.counts), self.notices.work
+        events, outputs, written = len(self._events), len(self._outputs), self._written
+        counts, work, inspections = dict(self.counts), self.notices.work, self.notices.inspections
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
@@ -139,12 +166,12 @@ class WriteTransaction:
         try:
             yield
             self._end_session(commit=True)
-        except BaseException:
-            self._end_session(commit=False)
-            self._undo(name)
-            del self._events[events:], self.notices.created[created:]
+        except BaseException as error:
+            self._undo(name, error)
+            del self._events[events:], self._outputs[outputs:], self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:]
-            self.counts, self.notices.work = counts, work
+            self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
+            self._written = written
             raise
         finally:
             self._depth -= 1
@@ -152,19 +179,38 @@ class WriteTransaction:
 
     def flush(self) -> None:
         """Writes the events and counts of all operations; called once, before the commit."""
-        if self._events:
-            self.execute(_INSERT_EVENTS, self._events)
-        changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in self.counts.items() if c]
+        self._write_events()
+        changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in sorted(self.counts.items()) if c]
         if changed:
             self.execute(_ADD_COUNT, changed)
         self.notices.appended = len(self._events)
-        self.notices.last_position += len(self._events)
+        self.notices.last_position = self._written.position
 
-    def _undo(self, name: str) -> None:
-        raw: Any = self.connection.connection.dbapi_connection
-        if raw.in_transaction:  # a full disk can make SQLite itself give up the whole transaction
+    def _write_events(self) -> None:
+        """Gives positions to the events that have none, and writes them and their output."""
+        events, outputs = self._events[self._written.events :], self._outputs[self._written.outputs :]
+        if not events:
+            return
+        last: int = self.execute(_ADVANCE, {"count": len(events)}).scalar_one()
+        before = last - len(self._events)  # the first of `_events` comes after it: nobody else appends meanwhile
+        first = before + self._written.events + 1
+        self.execute(_INSERT_EVENTS, [event | {"position": at} for at, event in enumerate(events, first)])
+        if outputs:
+            self.execute(_INSERT_OUTPUT, [row | {"position": before + 1 + number} for number, row in outputs])
+        self._with_output.clear()
+        self._written = _Written(len(self._events), len(self._outputs), last)
+
+    def _undo(self, name: str, error: BaseException) -> None:
+        if faults.ends_transaction(error):  # there may be nothing left to undo, nor anybody to tell it
+            with suppress(Exception):
+                self._end_session(commit=False)
+            return
+        try:
+            self._end_session(commit=False)
             self.connection.exec_driver_sql(f"ROLLBACK TO {name}")
             self.connection.exec_driver_sql(f"RELEASE {name}")
+        except Exception as lost:
+            raise faults.TransactionLostError("an operation could not be undone") from lost
 
     def _end_session(self, *, commit: bool) -> None:
         session, self._session = self._session, None
@@ -175,3 +221,12 @@ class WriteTransaction:
                 session.commit()
         finally:
             session.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """How many events and outputs of a transaction are in their tables, and the last one's position."""
+
+    events: int
+    outputs: int
+    position: int

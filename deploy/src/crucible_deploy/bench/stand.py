@@ -34,6 +34,8 @@ class Sizes:
         bursts: how many bursts.
         at_once: programs that are submitted at the same moment.
         idle_s: how long waiting sandboxes are looked at.
+        neighbour_rounds: how often a program is measured beside each of its bad neighbours.
+        neighbour_s: for how long each time.
         compared: single runs of each peer.
         compared_wide: runs of each peer, four at once.
         traced: HumanEval programs with and without a trace.
@@ -50,6 +52,8 @@ class Sizes:
     bursts: int = 3
     at_once: int = 100
     idle_s: float = 20.0
+    neighbour_rounds: int = 3
+    neighbour_s: float = 1.5
     compared: int = 12
     compared_wide: int = 16
     traced: int = 60
@@ -59,12 +63,13 @@ class Sizes:
 
 
 FULL = Sizes(
-    singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, compared=40, compared_wide=60, traced=164,
+    singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, neighbour_rounds=5, neighbour_s=4,
+    compared=40, compared_wide=60, traced=164,
     control=1000, memory_step=2000, budget_s=float("inf"),
 )  # fmt: skip
 TINY = Sizes(
-    singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, compared=1,
-    compared_wide=4, traced=2, control=20, memory_step=40,
+    singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, neighbour_rounds=1,
+    neighbour_s=0.3, compared=1, compared_wide=4, traced=2, control=20, memory_step=40,
 )  # fmt: skip
 """Shows that everything can be measured, and nothing else."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from crucible_deploy.bench import burst, control_plane, idle, memory, throughput, trace, warm
+from crucible_deploy.bench import burst, control_plane, idle, memory, neighbour, throughput, trace, warm
 from crucible_deploy.bench.peers import compare
 from crucible_deploy.bench.report import Measured
 from crucible_deploy.bench.stand import Stand
@@ -13,6 +13,7 @@ SUBJECTS: dict[str, Callable[[Stand], Awaitable[Measured]]] = {
     "burst": burst.measure,
     "throughput": throughput.measure,
     "trace": trace.measure,
+    "neighbour": neighbour.measure,
     "peers": compare.measure,
     "control-plane": control_plane.measure,
     "memory": memory.measure,

@@ -6,6 +6,7 @@ no other manager's settings are changed except that the needed controllers are s
 
 from crucible_executor.cgroups.cgroup import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree, ProcessesLeftError
 from crucible_executor.cgroups.hierarchy import detect, of_process
+from crucible_executor.cgroups.oom import OomWatch
 from crucible_executor.cgroups.v1 import CgroupTreeV1
 from crucible_executor.cgroups.v2 import CgroupTreeV2
 
@@ -16,6 +17,7 @@ __all__ = [
     "CgroupTreeV1",
     "CgroupTreeV2",
     "CgroupsUnavailableError",
+    "OomWatch",
     "ProcessesLeftError",
     "detect",
     "of_process",

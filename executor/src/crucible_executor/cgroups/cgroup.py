@@ -5,13 +5,18 @@ from __future__ import annotations
 import abc
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from crucible_executor.cgroups.files import read, removed
+from crucible_executor.cgroups.oom import OomWatch
 
 CPU_PERIOD_US = 100_000
+
+_FIRST_LOOK_S = 0.001
+_LONGEST_PAUSE_S = 0.02
 
 
 class CgroupsUnavailableError(Exception):
@@ -36,6 +41,7 @@ class Cgroup(abc.ABC):
     def __init__(self, name: str, folders: tuple[Path, ...]) -> None:
         self.name = name
         self.folders = folders
+        self._procs = tuple(f"{folder}/cgroup.procs" for folder in folders)
 
     @property
     def exists(self) -> bool:
@@ -93,6 +99,14 @@ class Cgroup(abc.ABC):
         """How many processes the kernel killed here because the memory limit was reached."""
 
     @abc.abstractmethod
+    def watch_oom(self) -> OomWatch:
+        """Remembers `oom_kills` for when somebody else has removed it; close the watch in the end.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+
+    @abc.abstractmethod
     def refused_tasks(self) -> int:
         """How often a process or thread was refused because of `Bounds.tasks`."""
 
@@ -105,15 +119,22 @@ class Cgroup(abc.ABC):
         """User and system CPU time of everything that ever ran here."""
 
     @abc.abstractmethod
-    def _signal_all(self) -> None:
-        """Sends SIGKILL to everything here, once."""
+    def _signal_all(self, pids: Iterable[int]) -> None:
+        """Sends SIGKILL to these processes of it, or to everything here, once."""
 
     def pids(self) -> list[int]:
         """The processes in it now."""
         found: set[int] = set()
-        for folder in self.folders:
-            found.update(map(int, read(folder / "cgroup.procs").split()))
+        for file in self._procs:
+            found.update(map(int, read(file).split()))
         return sorted(found)
+
+    def _some_pids(self) -> list[int]:
+        """Those of the first of its folders that still has any; none is left only when this is empty."""
+        for file in self._procs:
+            if found := read(file):
+                return list(map(int, found.split()))
+        return []
 
     async def kill(self, limit: timedelta = timedelta(seconds=10)) -> None:
         """Ends every process in it, and returns when none is left. Its bound on CPU time ends with it.
@@ -122,16 +143,19 @@ class Cgroup(abc.ABC):
             ProcessesLeftError: some are still there after `limit`.
         """
         began = time.monotonic()
-        while self.pids():
+        left = self.pids()
+        if left:
             # Dying takes CPU time too (memory is freed): at a hundredth of a CPU a large sandbox would need minutes.
             self._free_cpus()
-            self._signal_all()
+        while left:
+            self._signal_all(left)
             self.thaw()  # after the signal, so that none of it runs again; frozen processes of v1 do not die
             passed = time.monotonic() - began
             if passed > limit.total_seconds():
                 raise ProcessesLeftError(f"Processes {self.pids()} of sandbox {self.name} survive SIGKILL.")
             # A sandbox usually needs a few milliseconds to fall apart, and every run waits for it.
-            await asyncio.sleep(0.0005 if passed < 0.02 else 0.02)
+            await asyncio.sleep(min(max(_FIRST_LOOK_S, passed / 2), _LONGEST_PAUSE_S))
+            left = self._some_pids()
 
     async def remove(self, limit: timedelta = timedelta(seconds=5)) -> None:
         """Removes it. The kernel may need a moment after the last process has gone. Idempotent.
@@ -145,7 +169,7 @@ class Cgroup(abc.ABC):
             passed = time.monotonic() - began
             if passed > limit.total_seconds():
                 raise ProcessesLeftError(f"The cgroup {remaining[0]} is still in use: {self.pids()}.")
-            await asyncio.sleep(0.0005 if passed < 0.02 else 0.02)
+            await asyncio.sleep(min(max(_FIRST_LOOK_S, passed / 2), _LONGEST_PAUSE_S))
 
 
 class CgroupTree(abc.ABC):
@@ -173,6 +197,13 @@ class CgroupTree(abc.ABC):
     @abc.abstractmethod
     def existing(self) -> list[Cgroup]:
         """All cgroups there, also those of an earlier process."""
+
+    @abc.abstractmethod
+    def prefer(self) -> None:
+        """Lets everything in the folder go first wherever the machine has too few CPUs: for measurements.
+
+        Nothing when the folder was not made.
+        """
 
     @abc.abstractmethod
     def discard(self) -> None:

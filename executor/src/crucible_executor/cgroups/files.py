@@ -6,6 +6,10 @@ import errno
 import os
 from pathlib import Path
 
+File = Path | str
+"""Text where it is read for each run: putting paths together costs as much as reading such a file."""
+
+_SURELY_ALL = 2048
 _GONE = (errno.ENOENT, errno.ENODEV)
 """ENODEV: the cgroup was removed while its file was being opened or read."""
 
@@ -29,7 +33,7 @@ def removed(folder: Path) -> bool:
     return True
 
 
-def write(file: Path, value: int | str) -> None:
+def write(file: File, value: int | str) -> None:
     """Writes a value, in one call as the kernel wants it."""
     fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -38,7 +42,7 @@ def write(file: Path, value: int | str) -> None:
         os.close(fd)
 
 
-def read(file: Path) -> str:
+def read(file: File) -> str:
     """The whole text; empty when it is not there (any more)."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -47,10 +51,11 @@ def read(file: Path) -> str:
             return ""
         raise
     try:
-        parts = []
-        while part := os.read(fd, 65536):
-            parts.append(part)
-        return b"".join(parts).decode()
+        whole = part = os.read(fd, 65536)
+        while len(part) > _SURELY_ALL:  # the kernel gives a page at a time, as many whole lines as fit
+            part = os.read(fd, 65536)
+            whole += part
+        return whole.decode()
     except OSError as error:
         if error.errno in _GONE:
             return ""
@@ -59,9 +64,14 @@ def read(file: Path) -> str:
         os.close(fd)
 
 
-def field(file: Path, key: str) -> int:
+def field(file: File, key: str) -> int:
     """A number of a file of `key value` lines; 0 when it is not there."""
-    for line in read(file).splitlines():
+    return of_lines(read(file), key)
+
+
+def of_lines(text: str, key: str) -> int:
+    """A number of a text of `key value` lines; 0 when it is not there."""
+    for line in text.splitlines():
         name, _, value = line.partition(" ")
         if name == key:
             return int(value)

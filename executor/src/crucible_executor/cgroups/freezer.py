@@ -9,15 +9,14 @@ from crucible_executor.cgroups.files import field, read, write
 
 def set_frozen(folder: Path, frozen: bool) -> None:
     """Stops or thaws what is in a folder of v2 or of v1's freezer; letting go what is gone is nothing."""
-    of_v2 = folder / "cgroup.freeze"
     try:
-        if of_v2.exists():
-            write(of_v2, int(frozen))
-        else:
-            write(folder / "freezer.state", "FROZEN" if frozen else "THAWED")
+        write(f"{folder}/cgroup.freeze", int(frozen))
     except FileNotFoundError:
-        if frozen:
-            raise
+        try:
+            write(f"{folder}/freezer.state", "FROZEN" if frozen else "THAWED")
+        except FileNotFoundError:
+            if frozen:
+                raise
 
 
 def is_frozen(folder: Path) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
 from crucible_executor.cgroups import freezer
 from crucible_executor.cgroups.cgroup import CPU_PERIOD_US, Bounds, Cgroup, CgroupTree, make, make_parent
 from crucible_executor.cgroups.files import children, field, read, removed, write
+from crucible_executor.cgroups.oom import EventfdWatch, OomWatch
 
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
 FREEZER = "freezer"
@@ -31,16 +33,16 @@ class CgroupV1(Cgroup):
 
     def bound(self, bounds: Bounds) -> None:
         """Sets memory with and without swap, and the number of tasks; see `Cgroup.bound`."""
-        limits = [self._memory / "memory.limit_in_bytes"]
-        with_swap = self._memory / "memory.memsw.limit_in_bytes"
-        if with_swap.exists():  # absent where the kernel does not account swap
+        limits = [f"{self._memory}/memory.limit_in_bytes"]
+        with_swap = f"{self._memory}/memory.memsw.limit_in_bytes"
+        if now := read(with_swap):  # absent where the kernel does not account swap
             limits.append(with_swap)
-            if int(read(with_swap) or 0) < bounds.memory_bytes:
+            if int(now) < bounds.memory_bytes:
                 limits.reverse()  # the limit with swap is never below the one without
         for limit in limits:
             write(limit, bounds.memory_bytes)
-        write(self._memory / "memory.swappiness", 0)
-        write(self._tasks / "pids.max", bounds.tasks)
+        write(f"{self._memory}/memory.swappiness", 0)
+        write(f"{self._tasks}/pids.max", bounds.tasks)
 
     @property
     def can_freeze(self) -> bool:
@@ -64,39 +66,43 @@ class CgroupV1(Cgroup):
 
     def memory_bytes(self) -> int:
         """`memory.usage_in_bytes`."""
-        return int(read(self._memory / "memory.usage_in_bytes") or 0)
+        return int(read(f"{self._memory}/memory.usage_in_bytes") or 0)
 
     def limit_cpus(self, cpus: float) -> None:
         """Sets `cpu.cfs_quota_us`, of a period of 100 ms."""
-        write(self._cpu / "cpu.cfs_quota_us", max(1000, int(cpus * CPU_PERIOD_US)))
+        write(f"{self._cpu}/cpu.cfs_quota_us", max(1000, int(cpus * CPU_PERIOD_US)))
 
     def limit_tasks(self, tasks: int) -> None:
         """Sets `pids.max`."""
-        write(self._tasks / "pids.max", tasks)
+        write(f"{self._tasks}/pids.max", tasks)
 
     def _free_cpus(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            write(self._cpu / "cpu.cfs_quota_us", -1)
+            write(f"{self._cpu}/cpu.cfs_quota_us", -1)
 
     def oom_kills(self) -> int:
         """`oom_kill` of `memory.oom_control`."""
-        return field(self._memory / "memory.oom_control", "oom_kill")
+        return field(f"{self._memory}/memory.oom_control", "oom_kill")
+
+    def watch_oom(self) -> OomWatch:
+        """See `Cgroup.watch_oom`."""
+        return EventfdWatch(self._memory)
 
     def refused_tasks(self) -> int:
         """`max` of `pids.events`."""
-        return field(self._tasks / "pids.events", "max")
+        return field(f"{self._tasks}/pids.events", "max")
 
     def peak_memory_bytes(self) -> int | None:
         """`memory.max_usage_in_bytes`."""
-        text = read(self._memory / "memory.max_usage_in_bytes")
+        text = read(f"{self._memory}/memory.max_usage_in_bytes")
         return int(text) if text else None
 
     def cpu_time(self) -> timedelta:
         """`cpuacct.usage`."""
-        return timedelta(microseconds=int(read(self._cpuacct / "cpuacct.usage") or 0) // 1000)
+        return timedelta(microseconds=int(read(f"{self._cpuacct}/cpuacct.usage") or 0) // 1000)
 
-    def _signal_all(self) -> None:
-        for pid in self.pids():
+    def _signal_all(self, pids: Iterable[int]) -> None:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -128,6 +134,11 @@ class CgroupTreeV1(CgroupTree):
         """All cgroups in any hierarchy."""
         names = {name for parent in self._parents.values() for name in children(parent)}
         return [CgroupV1(name, {key: parent / name for key, parent in self._parents.items()}) for name in sorted(names)]
+
+    def prefer(self) -> None:
+        """Sets `cpu.shares` to the most."""
+        with contextlib.suppress(FileNotFoundError):
+            write(self._parents["cpu"] / "cpu.shares", 1 << 18)
 
     def discard(self) -> None:
         """Removes our folders, where empty."""

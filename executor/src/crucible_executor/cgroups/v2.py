@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from crucible_executor.cgroups.cgroup import (
     make_parent,
 )
 from crucible_executor.cgroups.files import children, field, read, removed, write
+from crucible_executor.cgroups.oom import EventsWatch, OomWatch
 
 CONTROLLERS = ("memory", "cpu", "pids")
 
@@ -32,12 +34,12 @@ class CgroupV2(Cgroup):
 
     def bound(self, bounds: Bounds) -> None:
         """Sets memory, no swap, one fate for all, and the number of tasks; see `Cgroup.bound`."""
-        write(self._folder / "memory.max", bounds.memory_bytes)
+        write(f"{self._folder}/memory.max", bounds.memory_bytes)
         swap = self._folder / "memory.swap.max"
         if swap.exists():  # absent where the kernel does not account swap
             write(swap, 0)
-        write(self._folder / "memory.oom.group", 1)  # half a sandbox is none: the kernel ends all of it
-        write(self._folder / "pids.max", bounds.tasks)
+        write(f"{self._folder}/memory.oom.group", 1)  # half a sandbox is none: the kernel ends all of it
+        write(f"{self._folder}/pids.max", bounds.tasks)
 
     @property
     def can_freeze(self) -> bool:
@@ -58,42 +60,46 @@ class CgroupV2(Cgroup):
 
     def memory_bytes(self) -> int:
         """`memory.current`."""
-        return int(read(self._folder / "memory.current") or 0)
+        return int(read(f"{self._folder}/memory.current") or 0)
 
     def limit_cpus(self, cpus: float) -> None:
         """Sets `cpu.max`, of a period of 100 ms."""
-        write(self._folder / "cpu.max", f"{max(1000, int(cpus * CPU_PERIOD_US))} {CPU_PERIOD_US}")
+        write(f"{self._folder}/cpu.max", f"{max(1000, int(cpus * CPU_PERIOD_US))} {CPU_PERIOD_US}")
 
     def limit_tasks(self, tasks: int) -> None:
         """Sets `pids.max`."""
-        write(self._folder / "pids.max", tasks)
+        write(f"{self._folder}/pids.max", tasks)
 
     def _free_cpus(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            write(self._folder / "cpu.max", f"max {CPU_PERIOD_US}")
+            write(f"{self._folder}/cpu.max", f"max {CPU_PERIOD_US}")
 
     def oom_kills(self) -> int:
         """`oom_kill` of `memory.events`."""
-        return field(self._folder / "memory.events", "oom_kill")
+        return field(f"{self._folder}/memory.events", "oom_kill")
+
+    def watch_oom(self) -> OomWatch:
+        """See `Cgroup.watch_oom`."""
+        return EventsWatch(self._folder / "memory.events")
 
     def refused_tasks(self) -> int:
         """`max` of `pids.events`."""
-        return field(self._folder / "pids.events", "max")
+        return field(f"{self._folder}/pids.events", "max")
 
     def peak_memory_bytes(self) -> int | None:
         """`memory.peak` (Linux 5.19)."""
-        text = read(self._folder / "memory.peak")
+        text = read(f"{self._folder}/memory.peak")
         return int(text) if text else None
 
     def cpu_time(self) -> timedelta:
         """`usage_usec` of `cpu.stat`."""
-        return timedelta(microseconds=field(self._folder / "cpu.stat", "usage_usec"))
+        return timedelta(microseconds=field(f"{self._folder}/cpu.stat", "usage_usec"))
 
-    def _signal_all(self) -> None:
+    def _signal_all(self, pids: Iterable[int]) -> None:
         try:
-            write(self._folder / "cgroup.kill", 1)
+            write(f"{self._folder}/cgroup.kill", 1)
         except FileNotFoundError:  # before Linux 5.14
-            for pid in self.pids():
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -129,6 +135,11 @@ class CgroupTreeV2(CgroupTree):
     def existing(self) -> list[Cgroup]:
         """All cgroups in our folder."""
         return [CgroupV2(name, self._parent / name) for name in children(self._parent)]
+
+    def prefer(self) -> None:
+        """Sets `cpu.weight` to the most."""
+        with contextlib.suppress(FileNotFoundError):
+            write(self._parent / "cpu.weight", 10_000)
 
     def discard(self) -> None:
         """Removes our folder, when empty."""

@@ -32,6 +32,9 @@ class Sink(Protocol):
     def output(self, stream: Stream, data: bytes) -> None:
         """The program wrote `data`. Every byte that was read is passed on, in order; the caller bounds what is kept."""
 
+    def ending(self) -> None:
+        """The run ends, by itself or not: what was not passed on yet comes at once, and the `Outcome` soon."""
+
     def tried(self, update: Update) -> None:
         """The program tried something, or nobody sees any more what it tries; at most `MAX_UPDATES` times."""
 

@@ -4,8 +4,8 @@ Docker's own limits and flags carry the policy: root read-only, sized tmpfs, eve
 the init needs, no_new_privs, Docker's seccomp profile, no network, no log, memory without swap. No path of the host is
 mounted. What the daemon does not say early or exactly enough is read from the container's cgroup, beside the daemon.
 
-- memory: Docker's limit; the OOM killer's count of the container's cgroup, or Docker's OOMKilled where the cgroup went
-  with its last process. CPU time, peak memory and refused processes: the cgroup's counters.
+- memory: Docker's limit; the OOM killer's count of the container's cgroup, or the kernel's event of it where the cgroup
+  went with its last process. CPU time, peak memory and refused processes: the cgroup's counters.
 - processes: with runc the cgroup's pids limit, exactly; the program's uid is shared by all containers, so RLIMIT_NPROC
   could not do it. With runsc the sentry enforces RLIMIT_NPROC, as in the gvisor engine.
 - disk: the size of a tmpfs at `/workspace`, `/tmp` and `/dev/shm` each. Inodes: `nr_inodes`, which only runc knows. How

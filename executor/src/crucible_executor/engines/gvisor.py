@@ -80,6 +80,7 @@ T = TypeVar("T", Limits, Interpreter)
 VERSION_LIMIT_S = 20.0
 """For `runsc --version`."""
 
+_MAX_FIRST_WORDS = 1000
 _BOOT_LIMIT = timedelta(seconds=30)
 _FLAGS = ("--platform=systrap", "--network=none", "--ignore-cgroups", "--overlay2=none", "--directfs=false")
 _ENFORCED = frozenset(Limit) - {Limit.DISK_INODES}
@@ -239,7 +240,7 @@ class GvisorSandbox(HoldableSandbox):
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._run: Supervision | None = None
         self._sink: Sink | None = None
-        self._used = self._killed = self._destroyed = False
+        self._used = self._killed = self._gone = self._destroyed = False
         self._folder.mkdir(mode=0o700)
         self._tracer = tracer
         self._trace = tracer.open(self._folder)
@@ -297,7 +298,8 @@ class GvisorSandbox(HoldableSandbox):
             self._ready = asyncio.get_running_loop().create_future()
             self._control.write(init_protocol.encode_interpreter(_counted(interpreter)))
             if not await self._until_ready():
-                raise EngineUnavailableError(f"{interpreter.command[0]} does not wait for a program: {self._explain()}")
+                why = f"{self._explain()}{self._first_words()}"
+                raise EngineUnavailableError(f"{interpreter.command[0]} does not wait for a program: {why}")
         try:
             self._cgroup.freeze()
         except OSError as error:
@@ -406,13 +408,16 @@ class GvisorSandbox(HoldableSandbox):
 
     async def _end_processes(self) -> None:
         """Ends everything and reads the init's last words, which lie in the pipe by then."""
+        if self._gone:
+            return
         if self._process is not None:
             self._process.signal(signal.SIGKILL)  # it may not have joined its cgroups yet, and must not do so now
         await self._cgroup.kill()
         if self._process is not None:
             await asyncio.shield(self._process.exited)
             await self._cgroup.kill()  # what it did in between; usually nothing
-        if self._reports is not None:
+        self._gone = True  # nothing else ever joins
+        if self._reports is not None and not self._reports.finished.done():
             await asyncio.wait([self._reports.finished], timeout=5)
 
     def _outcome(self, cause: Termination | None, run: Supervision, limits: Limits, behaviour: Behaviour) -> Outcome:
@@ -458,12 +463,12 @@ class GvisorSandbox(HoldableSandbox):
 
     def _explain(self) -> str:
         """Why there is no word from the program: the init's refusal, the OOM killer, or what runsc said."""
+        oom_kills = self._cgroup.oom_kills()
+        if oom_kills:  # it may have ended one process, and the init saw no more than that it ended
+            return self._memory_evidence(oom_kills)
         refused = self._seen.get(ReportKind.REFUSED)
         if refused is not None:
             return init_protocol.describe_refusal(refused)
-        oom_kills = self._cgroup.oom_kills()
-        if oom_kills:
-            return self._memory_evidence(oom_kills)
         refused_tasks = self._cgroup.refused_tasks()
         if refused_tasks:
             return f"the host's pids limit refused the sandbox {refused_tasks} thread(s), and it ended."
@@ -472,6 +477,15 @@ class GvisorSandbox(HoldableSandbox):
             if said:
                 return f"runsc said: {said}"
         return "the sandbox died without a word."
+
+    def _first_words(self) -> str:
+        """What an interpreter wrote before there was a program, bounded; empty when it wrote nothing."""
+        try:
+            os.set_blocking(self._output_fds[Stream.STDERR], False)
+            said = os.read(self._output_fds[Stream.STDERR], _MAX_FIRST_WORDS).decode(errors="replace").strip()
+        except OSError:
+            return ""
+        return f" It wrote {said!r}." if said else ""
 
     async def kill(self) -> None:
         """Ends every process of the sandbox; see `Sandbox.kill`."""
@@ -494,7 +508,7 @@ class GvisorSandbox(HoldableSandbox):
             self._reports.close()
         self._trace.close()
         await self._cgroup.remove()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
         self._alive.pop(self._id, None)
 
 
@@ -506,6 +520,16 @@ def _bounds(sandbox_class: SandboxClass) -> Bounds:
 def _counted(limits: T) -> T:
     """This sentry does not count the program's first process, which changed its uid after it was made."""
     return dataclasses.replace(limits, processes=limits.processes - 1)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a sandbox's folder, in which runsc and we left a few files."""
+    try:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _opened(given: contextlib.ExitStack, path: Path, flags: int) -> int:

@@ -176,6 +176,9 @@ class _Sink:
         if b"\n" in self.kept:
             self.line.set()
 
+    def ending(self) -> None:
+        """Ignored."""
+
     def tried(self, update: Update) -> None:
         """Ignored."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import posixpath
 import re
 import socket
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from crucible_executor.behaviour import MAX_EXAMPLE_CHARACTERS, Action
 from crucible_executor.tracing import wire
@@ -21,6 +23,9 @@ _ACCESS_MODE, _CREATE, _TRUNCATE, _PATH_ONLY = 0o3, 0o100, 0o1000, 0o10000000
 _SOCKET_TYPE = 0xF
 _SHOWN_BYTES = 512
 _SHOWN_ARGUMENTS = 8
+_REMEMBERED = 4096
+_REMEMBERED_BYTES = 1024
+_CONTEXT_TAG, _NUMBER_TAG = 1 << 3 | 2, 4 << 3
 _BYTECODE = re.compile(r"/usr/lib/python3[^/]*/(.*/)?__pycache__/[^/]*")
 """What an interpreter tries to write by itself; the root file system is read-only."""
 
@@ -50,6 +55,14 @@ Found = tuple[Action, str]
 """An action, and in a few words which; at most `MAX_EXAMPLE_CHARACTERS` of printable ASCII."""
 
 
+class _Read(NamedTuple):
+    """What one message says, whichever run it belongs to; nothing when the init is who does it."""
+
+    found: tuple[Found, ...] = ()
+    by_init: bool = False
+    is_named: bool = False
+
+
 class Actions:
     """Reads one run's messages in their order.
 
@@ -66,25 +79,65 @@ class Actions:
         """How many calls there were, at the run's end, of which the kernel told the number but not the names."""
         return max(0, self._calls - self._described)
 
-    def of(self, message: wire.Message) -> Iterator[Found]:
+    def of(self, message: wire.Message) -> tuple[Found, ...]:
         """The actions in one message; none in one that is not known.
 
         Raises:
             MalformedError: the message is not what its header says.
         """
-        read = _READERS.get(message.kind)
-        if read is None:
-            return
-        values = _values(message.payload)
-        context = _values(_bytes(values, 1))
-        if _number(context, 4) == INIT:
-            return
+        kind = message.kind
+        if kind not in _READERS:
+            return ()
+        said = _said(kind, message.payload)
+        if said.by_init:
+            return ()
         if self._program_runs:
-            self._calls += message.kind == Kind.RAW and _number(values, 4) in NAMED
-            self._described += message.kind in (Kind.OPEN, Kind.EXECVE_CALL)
-            yield from read(values, context)
-        elif message.kind == Kind.EXECVE:
-            self._program_runs = True
+            self._calls += said.is_named
+            self._described += kind in _DESCRIBED
+            return said.found
+        self._program_runs = kind == _EXECVE
+        return ()
+
+
+def _said(kind: int, payload: memoryview) -> _Read:
+    """What a message says. Of most it is known already, for an interpreter's start says the same in every run."""
+    if kind == _BARE:  # with addresses, which differ
+        return _NAMED_CALL if _is_named_call(payload) else _read(kind, payload)
+    if len(payload) <= _REMEMBERED_BYTES:
+        return _remembered(kind, bytes(payload))
+    return _read(kind, payload)
+
+
+def _is_named_call(payload: memoryview) -> bool:
+    """Whether it is a program's call whose names come in another message: every second message is one.
+
+    Only the usual form is looked for, a short context and then the number; what has any other is read as a whole.
+    """
+    if len(payload) < 2 or payload[0] != _CONTEXT_TAG or payload[1] >= 0x80:
+        return False
+    at = 2 + payload[1]
+    if at >= len(payload) or payload[at] != _NUMBER_TAG or _is_by_init(bytes(payload[2:at])):
+        return False
+    return wire.varint(payload, at + 1, len(payload))[0] in NAMED
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _is_by_init(context: bytes) -> bool:
+    return _number(_values(memoryview(context)), 4) == INIT
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _remembered(kind: int, payload: bytes) -> _Read:
+    return _read(kind, memoryview(payload))
+
+
+def _read(kind: int, payload: memoryview) -> _Read:
+    values = _values(payload)
+    context = _values(_bytes(values, 1))
+    if _number(context, 4) == INIT:
+        return _Read(by_init=True)
+    is_named = kind == _BARE and _number(values, 4) in NAMED
+    return _Read(tuple(_READERS[kind](values, context)), is_named=is_named)
 
 
 def _execve(values: dict[int, list[Value]], context: dict[int, list[Value]]) -> Iterator[Found]:  # noqa: ARG001
@@ -155,6 +208,9 @@ _READERS = {
     int(Kind.CONNECT): _connect,
     int(Kind.SOCKET): _socket,
 }
+_BARE, _EXECVE = int(Kind.RAW), int(Kind.EXECVE)
+_NAMED_CALL = _Read(is_named=True)
+_DESCRIBED = frozenset({int(Kind.OPEN), int(Kind.EXECVE_CALL)})
 
 
 def _target(address: bytes) -> bytes:

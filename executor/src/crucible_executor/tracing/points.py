@@ -7,6 +7,7 @@ that make a process also where they return, for only there it is known that the 
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from pathlib import Path
@@ -43,6 +44,21 @@ def supported() -> bool:
 
 def session(endpoint: Path) -> bytes:
     """The configuration that sends the trace to the socket at `endpoint`."""
+    sink = {
+        "name": "remote",
+        "config": {
+            "endpoint": str(endpoint), "retries": _RETRIES, "backoff": _BACKOFF, "backoff_max": _MAX_BACKOFF
+        },
+        "ignore_setup_error": True,  # a run without a trace says so; it is not refused
+    }  # fmt: skip
+    return b'{"trace_session": {"name": "Default", "points": %s, "sinks": [%s]}}' % (
+        _points(),
+        json.dumps(sink).encode(),
+    )
+
+
+@functools.cache
+def _points() -> bytes:
     points = [
         {"name": "sentry/execve", "context_fields": ["group_id"]},
         {"name": "sentry/clone", "context_fields": ["group_id"]},  # no name, which the program could choose
@@ -53,14 +69,7 @@ def session(endpoint: Path) -> bytes:
         *(_syscall(f"sysno/{number}") for number in PRIVILEGED),
         *({"name": f"syscall/{name}/exit"} for name in refusals.CALLS),
     ]
-    sink = {
-        "name": "remote",
-        "config": {
-            "endpoint": str(endpoint), "retries": _RETRIES, "backoff": _BACKOFF, "backoff_max": _MAX_BACKOFF
-        },
-        "ignore_setup_error": True,  # a run without a trace says so; it is not refused
-    }  # fmt: skip
-    return json.dumps({"trace_session": {"name": "Default", "points": points, "sinks": [sink]}}).encode()
+    return json.dumps(points).encode()
 
 
 def _syscall(name: str, *context: str, fd_path: bool = False) -> dict[str, object]:

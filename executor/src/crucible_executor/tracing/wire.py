@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_MESSAGE = 256 << 10
 """Bytes; a Unix socket's default buffer is smaller than that, so nothing larger can come from an unaltered kernel."""
@@ -44,8 +44,7 @@ class Kind(enum.IntEnum):
     FORK_CALL = 29
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One message of the stream; `kind` is a `Kind` or something unknown, `dropped` wraps around at 2^32."""
 
     kind: int
@@ -92,16 +91,16 @@ def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
     for _ in range(MAX_FIELDS):
         if at >= end:
             return
-        tag, at = _varint(data, at, end)
+        tag, at = varint(data, at, end)
         number, wire_type = tag >> 3, tag & 7
         if not 1 <= number < 1 << 29:
             raise MalformedError("a field's number is impossible")
         if wire_type == _VARINT:
-            value, at = _varint(data, at, end)
+            value, at = varint(data, at, end)
             yield number, value
             continue
         if wire_type == _BYTES:
-            length, at = _varint(data, at, end)
+            length, at = varint(data, at, end)
         elif wire_type in (_FIXED64, _FIXED32):
             length = 8 if wire_type == _FIXED64 else 4
         else:
@@ -112,7 +111,12 @@ def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
         at += length
 
 
-def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+def varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    """The number at `at`, and where what follows it begins.
+
+    Raises:
+        MalformedError: it has no end before `end`.
+    """
     if at < end and data[at] < 0x80:  # nearly all are
         return data[at], at + 1
     value = shift = 0

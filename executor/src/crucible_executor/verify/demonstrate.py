@@ -268,6 +268,9 @@ class _Said:
             if b"\n" in self._kept:
                 self.line.set()
 
+    def ending(self) -> None:
+        """Of no interest."""
+
     def tried(self, update: Update) -> None:
         """Of no interest."""
 

@@ -104,6 +104,9 @@ class _Taken:
         kept = self.kept[stream]
         kept += data[: _KEPT_BYTES - len(kept)]
 
+    def ending(self) -> None:
+        """Of no interest."""
+
     def tried(self, update: Update) -> None:
         """What a trace says proves nothing here."""
 

@@ -32,6 +32,9 @@ PERMANENT_REASONS = frozenset({"ABOVE_CEILING", "LIMIT_NOT_ENFORCEABLE", "MESSAG
 NO_ROOM_REASONS = frozenset({"NO_FREE_SLOT", "STORAGE_FULL"})
 """The executor may take the very same run later: such a refusal is no attempt."""
 
+ENGINE_REASON = "ENGINE_NOT_AVAILABLE"
+"""Nor is this one: the engine failed after storage was told that it works. Once storage knows, work for it waits."""
+
 _REFUSALS = (
     FailedPreconditionError,
     PermissionDeniedError,
@@ -39,6 +42,7 @@ _REFUSALS = (
     UnauthenticatedError,
     UnimplementedError,
 )
+_LATER = timedelta(seconds=1)
 _RETRY_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
@@ -50,6 +54,10 @@ class ExecutorLink(Protocol):
         """A call to it failed; somebody finds out whether it is there."""
         ...
 
+    def outdated(self) -> None:
+        """It does not offer any more what storage knows of it; somebody asks it, and tells storage."""
+        ...
+
     async def back(self) -> None:
         """Returns when it can be reached."""
         ...
@@ -59,7 +67,9 @@ def refusal(error: CallError) -> work.Refused | None:
     """What a failed `Execute` means for storage; None when it does not say that the run was never accepted."""
     message = work.Refused(reason=f"{error.reason}: {error.message}")
     if isinstance(error, ResourceExhaustedError) and error.reason in NO_ROOM_REASONS:
-        message.retry_after.FromTimedelta(error.retry_after or timedelta(seconds=1))
+        message.retry_after.FromTimedelta(error.retry_after or _LATER)
+    elif error.reason == ENGINE_REASON:
+        message.retry_after.FromTimedelta(_LATER)
     elif isinstance(error, InvalidArgumentError) or error.reason in PERMANENT_REASONS:
         message.permanent = True
     elif isinstance(error, _REFUSALS):
@@ -102,6 +112,8 @@ class Carrier:
             if refused is not None:
                 _log.warning("the executor refused a run", extra=logs.fields(run=run.run_id, reason=str(error)))
                 self._conclude(run, refused)
+                if error.reason == ENGINE_REASON:
+                    self._link.outdated()
                 return
             self._link.lost(error)
         del assignment  # may be megabytes, and nothing is ever started from it again

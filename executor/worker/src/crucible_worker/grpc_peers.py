@@ -71,7 +71,8 @@ class GrpcExecutor:
         """See `ExecutorPeer`."""
         request = ex.ExecuteRequest(ticket=assignment.ticket, run_spec=assignment.run_spec, permit=_duration(permit))
         async for response in self._stub.Execute(request):
-            yield response.event
+            for event in response.events:
+                yield event
 
     async def attach(
         self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int
@@ -84,7 +85,8 @@ class GrpcExecutor:
             behaviour_sequence=behaviour_sequence,
         )
         async for response in self._stub.Attach(request):
-            yield response.event
+            for event in response.events:
+                yield event
 
     async def kill(self, run_id: str) -> ex.RunState.ValueType:
         """See `ExecutorPeer`."""

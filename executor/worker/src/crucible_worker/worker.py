@@ -27,6 +27,7 @@ ACKNOWLEDGE_DELAY_SECONDS = 0.1
 FIRST_REFUSAL_PAUSE_SECONDS = 0.5
 LONGEST_REFUSAL_PAUSE_SECONDS = 10.0
 
+_ANSWER_SECONDS = 0.5  # storage answers a lease call within it, unless there is no work to give
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 1.0
 _FIRST_TERMS = Terms(lease=timedelta(seconds=10), orphan_grace=timedelta(seconds=15))
@@ -71,6 +72,7 @@ class Worker:
         self._executor_time: ex.ExecutorTime | None = None
         self._refusal_pause = 0.0
         self._leases_from = clock()
+        self._stored_ends: set[tuple[str, int]] = set()  # during a registration, whose answer may still list them
         self._acknowledgments: set[str] = set()
         self._stopping: set[str] = set()
         self._acknowledge_timer: asyncio.TimerHandle | None = None
@@ -135,6 +137,11 @@ class Worker:
         self._executor_up.clear()
         self._look.set()
 
+    def outdated(self) -> None:
+        """See `ExecutorLink`: nothing is leased until storage knows."""
+        self._registered.clear()
+        self._look.set()
+
     async def back(self) -> None:
         """See `ExecutorLink`."""
         await self._executor_up.wait()
@@ -184,15 +191,20 @@ class Worker:
         """Tells storage of the executor, and brings its leases and the executor's runs together."""
         # No lease may come in between the two lists, or it would look like a run that nobody wants.
         if self._lease_call is not None:
+            if self._known is not None and self._known.boot_id == executor.boot_id:
+                # Work whose lease is on its way would be lost with the call, and cost an attempt.
+                await asyncio.wait([self._lease_call], timeout=_ANSWER_SECONDS)
             self._lease_call.cancel()
             await asyncio.wait([self._lease_call])
         present = await self._executor.list_runs()
+        self._stored_ends.clear()
         answer = await self._storage.register(executor)
         self._terms = Terms(answer.lease_duration.ToTimedelta(), answer.orphan_grace.ToTimedelta())
         self._known = executor
         leases = {lease.run_id: lease for lease in answer.leases}
         for lease in leases.values():
-            self._take_over(lease)
+            if (lease.run_id, lease.epoch) not in self._stored_ends:
+                self._take_over(lease)
         for run_id, run in list(self._runs.items()):
             if run.resync and run_id not in leases:
                 self._drop(run)
@@ -388,6 +400,8 @@ class Worker:
 
     def stored(self, run: CarriedRun) -> None:
         """See `ReportTarget`."""
+        if not self._registered.is_set():
+            self._stored_ends.add((run.run_id, run.epoch))
         if self._runs.get(run.run_id) not in (None, run):
             return  # it was refused, and came again under the same id before this answer did
         self._runs.pop(run.run_id, None)
@@ -408,8 +422,7 @@ class Worker:
             run.task = self._spawn(self._give_up(run, f"{reason}: {message}"))
             return
         run.resync = True  # registering again tells what storage has
-        self._registered.clear()
-        self._look.set()
+        self.outdated()
 
     def failed(self, error: CallError) -> None:
         """See `ReportTarget`."""

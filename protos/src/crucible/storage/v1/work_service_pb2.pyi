@@ -385,8 +385,8 @@ Global___RunReport: _TypeAlias = RunReport  # noqa: Y015
 
 @_typing.final
 class Refused(_message.Message):
-    """The executor did not take the run. Without `permanent` and `failed_attempt` it had no room: the evaluation is queued
-    again and this was no attempt.
+    """The executor did not take the run. Without `permanent` and `failed_attempt` it had no room, or its engine cannot be
+    used just now: the evaluation is queued again and this was no attempt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -400,7 +400,7 @@ class Refused(_message.Message):
     permanent: _builtins.bool
     """Whether trying again is useless: the evaluation ends as an infrastructure failure with this reason."""
     failed_attempt: _builtins.bool
-    """Whether the executor had another reason than want of room, say a ticket whose key it does not know: this was an
+    """Whether the executor had another reason than these, say a ticket whose key it does not know: this was an
     attempt that the infrastructure failed, with this reason, and after the last one the evaluation ends with it.
     """
     @_builtins.property

@@ -5,6 +5,8 @@ Revises:
 Create Date: 2026-11-22 06:54:20.089659
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,6 +16,10 @@ branch_labels = None
 depends_on = None
 
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _only(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
 
 def upgrade() -> None:
@@ -74,29 +80,25 @@ def upgrade() -> None:
         "evaluation",
         ["not_before"],
         unique=False,
-        sqlite_where=sa.text("state = 1 AND not_before IS NOT NULL"),
+        **_only("state = 1 AND not_before IS NOT NULL"),
     )
-    op.create_index(
-        "ix_evaluation_held", "evaluation", ["executor"], unique=False, sqlite_where=sa.text("state IN (2, 3)")
-    )
+    op.create_index("ix_evaluation_held", "evaluation", ["executor"], unique=False, **_only("state IN (2, 3)"))
     op.create_index("ix_evaluation_id", "evaluation", ["id"], unique=True)
     op.create_index("ix_evaluation_list", "evaluation", ["tenant", "state", "seq"], unique=False)
-    op.create_index(
-        "ix_evaluation_renewed", "evaluation", ["lease_renewed"], unique=False, sqlite_where=sa.text("state IN (2, 3)")
-    )
+    op.create_index("ix_evaluation_renewed", "evaluation", ["lease_renewed"], unique=False, **_only("state IN (2, 3)"))
     op.create_index(
         "ix_evaluation_request",
         "evaluation",
         ["tenant", "request_id"],
         unique=True,
-        sqlite_where=sa.text("request_id IS NOT NULL"),
+        **_only("request_id IS NOT NULL"),
     )
     op.create_index(
         "ix_evaluation_waiting",
         "evaluation",
         ["lane", "rank", "seq"],
         unique=False,
-        sqlite_where=sa.text("state = 1 AND not_before IS NULL"),
+        **_only("state = 1 AND not_before IS NULL"),
     )
 
     op.create_table(

@@ -5,6 +5,8 @@ Revises: 0001
 Create Date: 2026-11-22 09:45:00.000000
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,6 +16,10 @@ branch_labels = None
 depends_on = None
 
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _only(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
 
 def upgrade() -> None:
@@ -38,9 +44,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq"),
     )
     op.create_index("ix_inspection_id", "inspection", ["id"], unique=True)
-    op.create_index(
-        "ix_inspection_active", "inspection", ["executor", "kind"], unique=True, sqlite_where=sa.text("state IN (1, 2)")
-    )
+    op.create_index("ix_inspection_active", "inspection", ["executor", "kind"], unique=True, **_only("state IN (1, 2)"))
     op.create_table(
         "inspection_event",
         sa.Column("inspection_seq", _BIG, autoincrement=False, nullable=False),

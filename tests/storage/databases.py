@@ -1,0 +1,84 @@
+"""Which database a test's storage uses: the file in its state folder, or a database of a real PostgreSQL server.
+
+The server is started once per run. Each state folder of a test has a database of its own there, copied from one that
+was brought to the current schema once, so that a test that opens a folder again finds what it left.
+"""
+
+import itertools
+import os
+from pathlib import Path
+
+import psycopg
+
+from crucible_deploy.postgresql_server import PostgreSqlServer
+from crucible_storage.databases import choose
+from crucible_storage.databases.base import Backend
+from crucible_storage.state import prepare
+
+_TEMPLATE = "crucible_template"
+
+
+class SqliteFiles:
+    """The embedded default."""
+
+    name = "sqlite"
+
+    def url(self, folder, *, empty=False):
+        return ""
+
+    def backend(self, folder, clock=None) -> Backend:
+        Path(folder).mkdir(exist_ok=True, parents=True)
+        return choose("", Path(folder), clock=clock)
+
+    def environment(self, folder):
+        return {}
+
+
+class PostgreSqlDatabases:
+    """The databases of one test on a server."""
+
+    name = "postgresql"
+    _numbers = itertools.count(1)
+
+    def __init__(self, server: "TestServer"):
+        self.server = server
+        self._names: dict[str, str] = {}
+
+    def url(self, folder, *, empty=False):
+        """The database of a state folder; made at the first call, empty or with the current schema."""
+        key = os.fspath(folder)
+        if key not in self._names:
+            self._names[key] = f"test_{next(self._numbers)}"
+            self.server.create(self._names[key], "template0" if empty else _TEMPLATE)
+        return self.server.postgresql.url(self._names[key])
+
+    def backend(self, folder, clock=None) -> Backend:
+        return choose(self.url(folder), Path(folder), clock=clock)
+
+    def environment(self, folder):
+        return {"CRUCIBLE_STORAGE_DATABASE_URL": self.url(folder)}
+
+    def drop(self):
+        for name in self._names.values():
+            self.server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+class TestServer:
+    """A server with the template of all tests' databases."""
+
+    __test__ = False
+
+    def __init__(self, postgresql: PostgreSqlServer):
+        self.postgresql = postgresql
+        self.create(_TEMPLATE, "template0")
+        backend = choose(postgresql.url(_TEMPLATE), Path("/"))
+        prepare(backend)
+        backend.dispose()
+
+    def create(self, name, template):
+        # Copying files is quicker than logging every page where nothing is flushed.
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+
+    def execute(self, statement):
+        with psycopg.connect(self.postgresql.url("postgres"), autocommit=True) as connection:
+            connection.execute(statement)
