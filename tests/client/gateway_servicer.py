@@ -20,7 +20,8 @@ from pathlib import Path
 import grpc
 from google.protobuf import json_format
 
-from crucible.evaluation.v1 import behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2
+from crucible.audit.v1 import audit_pb2
+from crucible.evaluation.v1 import behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2, tenant_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
 from crucible.gateway.v1 import admin_service_pb2_grpc as admin_grpc
 from crucible.gateway.v1 import evaluation_service_pb2 as api
@@ -87,6 +88,16 @@ class Gateway:
         self.attempts: list = []
         self.self_test = self.verification = None
         self.asked: list[tuple] = []
+        self.receipt = audit_pb2.Receipt()
+        self.public_keys: tuple = ()
+        self.audit_records: list = []
+        self.audit_findings: list = []
+        self.audit_summary = audit_pb2.AuditSummary()
+        self.audit_since = self.audit_subject = None
+        self.tenants: dict[str, tenant_pb2.Tenant] = {}
+        self.pauses: dict[str, tenant_pb2.QueuePause] = {}
+        self.still_running: list[int] = []  # what GetQueueStatus says of tenant `t`, one after the other
+        self.dead: list[tenant_pb2.DeadLetter] = []
 
     async def enter(self, rpc: str, context) -> None:
         self.calls[rpc] += 1
@@ -281,6 +292,10 @@ class Evaluations(api_grpc.EvaluationServiceServicer):
             async with record.changed:
                 await record.changed.wait_for(lambda: record.events[-1].position > after)  # noqa: B023
 
+    async def GetReceipt(self, request, context):
+        await self._gateway.enter("GetReceipt", context)
+        return api.GetReceiptResponse(receipt=self._gateway.receipt)
+
     async def ReadOutput(self, request, context):
         await self._gateway.enter("ReadOutput", context)
         record = await self._gateway.find(request.name, context)
@@ -317,6 +332,15 @@ class Platform(platform_grpc.PlatformServiceServicer):
         python = platform_pb2.Runtime(name="python", command=["python3"])
         return platform.ListRuntimesResponse(runtimes=[node, python])
 
+    async def ListPublicKeys(self, request, context):
+        await self._gateway.enter("ListPublicKeys", context)
+        uses = (audit_pb2.KEY_USE_HEADS, audit_pb2.KEY_USE_RECORDS)
+        keys = [
+            audit_pb2.PublicKey(key_id=key.key_id, use=use, pem=key.public_pem.decode(), current=True)
+            for key, use in zip(self._gateway.public_keys, uses, strict=True)
+        ]
+        return platform.ListPublicKeysResponse(public_keys=keys)
+
     async def RunSelfTest(self, request, context):
         await context.send_initial_metadata(())  # as the gateway does: from here on no transport repeats the call
         await self._gateway.enter("RunSelfTest", context)
@@ -350,10 +374,89 @@ class Admin(admin_grpc.AdminServiceServicer):
         await self._gateway.enter("ListApiKeys", context)
         return admin.ListApiKeysResponse(api_keys=self._gateway.keys.values())
 
+    async def ListAuditRecords(self, request, context):
+        await self._gateway.enter("ListAuditRecords", context)
+        self._gateway.audit_subject = request.subject
+        records, first = self._gateway.audit_records[::-1], int(request.page_token or 0)
+        last = first + request.page_size
+        token = str(last) if last < len(records) else ""
+        return admin.ListAuditRecordsResponse(records=records[first:last], next_page_token=token)
+
+    async def VerifyAudit(self, request, context):
+        await self._gateway.enter("VerifyAudit", context)
+        self._gateway.audit_since = request.since
+        yield admin.VerifyAuditResponse(records=1)
+        for finding in self._gateway.audit_findings:
+            yield admin.VerifyAuditResponse(finding=finding)
+        yield admin.VerifyAuditResponse(summary=self._gateway.audit_summary)
+
     async def RevokeApiKey(self, request, context):
         await self._gateway.enter("RevokeApiKey", context)
         self._gateway.keys[request.id].revoke_time.GetCurrentTime()
         return admin.RevokeApiKeyResponse(api_key=self._gateway.keys[request.id])
+
+    async def CreateTenant(self, request, context):
+        await self._gateway.enter("CreateTenant", context)
+        made = tenant_pb2.Tenant(name=request.tenant, quota=tenant_pb2.Quota(weight=1, max_priority=100))
+        made.quota.MergeFrom(request.quota)
+        made.use.stored_bytes = 1536
+        self._gateway.tenants[made.name] = made
+        return admin.CreateTenantResponse(tenant=made)
+
+    async def ListTenants(self, request, context):
+        await self._gateway.enter("ListTenants", context)
+        return admin.ListTenantsResponse(tenants=self._gateway.tenants.values())
+
+    async def SetQuota(self, request, context):
+        await self._gateway.enter("SetQuota", context)
+        tenant = self._gateway.tenants[request.tenant]
+        tenant.quota.MergeFrom(request.quota)
+        return admin.SetQuotaResponse(tenant=tenant)
+
+    async def PauseQueue(self, request, context):
+        await self._gateway.enter("PauseQueue", context)
+        pause = tenant_pb2.QueuePause(tenant=request.tenant, by="key9", reason=request.reason)
+        pause.time.GetCurrentTime()
+        self._gateway.pauses[request.tenant] = pause
+        return admin.PauseQueueResponse(pause=pause)
+
+    async def ResumeQueue(self, request, context):
+        await self._gateway.enter("ResumeQueue", context)
+        return admin.ResumeQueueResponse(ended=self._gateway.pauses.pop(request.tenant, None))
+
+    async def GetQueueStatus(self, request, context):
+        await self._gateway.enter("GetQueueStatus", context)
+        running = self._gateway.still_running.pop(0) if self._gateway.still_running else 0
+        one = tenant_pb2.TenantQueue(tenant="t", queued=4, running=running, weight=2, max_running=3)
+        one.oldest_create_time.GetCurrentTime()
+        pauses = self._gateway.pauses.values()
+        return admin.GetQueueStatusResponse(
+            queued=4, max_queued=9, running=running, tenants=[one], pauses=pauses, dead_letters=len(self._gateway.dead)
+        )
+
+    async def ListDeadLetters(self, request, context):
+        await self._gateway.enter("ListDeadLetters", context)
+        dead = [one for one in self._gateway.dead if request.retried or not one.retried_as]
+        start = int(request.page_token or 0)
+        token = str(start + 1) if start + 1 < len(dead) else ""
+        return admin.ListDeadLettersResponse(dead_letters=dead[start : start + 1], next_page_token=token)
+
+    async def RetryDeadLetter(self, request, context):
+        await self._gateway.enter("RetryDeadLetter", context)
+        [letter] = [one for one in self._gateway.dead if one.evaluation == request.name]
+        repeated = bool(letter.retried_as)
+        letter.retried_as = letter.retried_as or f"evaluations/new-{letter.evaluation[-1]}"
+        return admin.RetryDeadLetterResponse(evaluation=letter.retried_as, repeated_call=repeated)
+
+    async def DeleteEvaluation(self, request, context):
+        await self._gateway.enter("DeleteEvaluation", context)
+        record = await self._gateway.find(request.name, context)
+        answer = admin.DeleteEvaluationResponse(tenant=record.evaluation.tenant)
+        answer.deleted.state = record.evaluation.state
+        answer.deleted.reason = request.reason
+        answer.deleted.stdout_sha256 = b"\x01\x02"
+        answer.delete_time.FromSeconds(1_800_000_000)
+        return answer
 
 
 @asynccontextmanager

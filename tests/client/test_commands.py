@@ -73,6 +73,19 @@ async def test_cancel_waits_until_it_is_gone(crucible, tmp_path, gateway):
     assert (ran.code, ran.out.decode()) == (0, f"{name}\tCANCELLED\tcancelled (asked)\n")
 
 
+async def test_delete_says_what_is_left(crucible, tmp_path, gateway):
+    path = tmp_path / "program.py"
+    path.write_text(script(hang=True))
+    name = (await crucible("submit", str(path))).lines[0]
+    await crucible("cancel", name)
+    ran = await crucible("delete", name, "--reason", "a secret was printed", "--json")
+    left = json.loads(ran.out)
+    assert (ran.code, left["name"], left["state"]) == (0, name, "CANCELLED")
+    assert (left["reason"], left["stdout_sha256"]) == ("a secret was printed", "0102")
+    ran = await crucible("delete", name)
+    assert (ran.code, ran.out.decode().split("\t")[:2]) == (0, [name, "deleted"])
+
+
 async def test_status_fails_when_a_process_does_not_serve(crucible, gateway):
     assert (await crucible("status")).code == 0
     gateway.serving = False

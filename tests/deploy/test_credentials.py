@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from crucible_deploy import credentials
 from crucible_deploy.layout import make_home
 from crucible_deploy.users import Account
+from crucible_rpc import signing
 
 pytestmark = pytest.mark.root
 
@@ -67,6 +68,8 @@ def test_each_process_reads_its_own_key_and_no_other(layout, made):
         assert try_reading(layout.pki / "public" / "tickets.pub", account)
         assert try_reading(layout.pki / process / "ca.crt", account)
     assert try_reading(layout.pki / "storage" / "tickets.key", ACCOUNTS["storage"])
+    assert try_reading(layout.pki / "storage" / "heads.key", ACCOUNTS["storage"])
+    assert not try_reading(layout.pki / "storage" / "heads.key", ACCOUNTS["gateway"])
     assert not try_reading(layout.pki / "executor" / "records.key", ACCOUNTS["storage"])
 
 
@@ -139,3 +142,21 @@ def test_public_halves_belong_to_the_private_ones(layout, made):
         private = load_pem_private_key((layout.pki / process / f"{name}.key").read_bytes(), password=None)
         public = load_pem_public_key((layout.pki / "public" / f"{name}.pub").read_bytes())
         assert private.public_key() == public
+
+
+def test_a_key_that_is_replaced_leaves_its_public_half_so_that_old_proofs_can_be_checked(layout, made):
+    public = layout.pki / "public"
+    kept = {}
+    for name in credentials.KEPT:
+        [file] = (public / name).glob("*.pub")
+        kept[name] = (file, file.read_bytes())
+        (layout.pki / credentials.SIGNERS[name] / f"{name}.key").unlink()
+    renewed = credentials.ensure(layout, ACCOUNTS).renewed
+    assert sorted(renewed) == ["key of heads", "key of records"]
+    for name, (file, pem) in kept.items():
+        assert file.read_bytes() == pem
+        assert len([*(public / name).glob("*.pub")]) == 2
+        current = (public / f"{name}.pub").read_bytes()
+        assert current != pem
+        assert (public / name / f"{signing.key_id_of(current)}.pub").read_bytes() == current
+        assert all(try_reading(one, ACCOUNTS["storage"]) for one in (public / name).iterdir())

@@ -56,6 +56,11 @@ def test_journal_may_rise_to_its_bound_and_no_further():
     assert verdict("executor: MiB of its state", 0.1, 2.0, 8.1, 8.2, 8.3).grew
 
 
+def test_reader_of_traces_may_fill_its_memory_of_messages_and_no_more():
+    assert not verdict("trace reader: RSS MiB", 14.3, 14.5, 15.0, 15.2, 15.3).grew
+    assert verdict("trace reader: RSS MiB", 14.3, 16.0, 18.0, 20.1, 22.0, 24.0).grew
+
+
 def test_one_look_shows_no_growth():
     with pytest.raises(ValueError, match="two looks"):
         verdicts(looks("executor: RSS MiB", 1))

@@ -191,22 +191,6 @@ def test_v2_enables_only_what_is_missing(v2: Path):
     assert (v2 / "mine/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
 
 
-def test_v2_is_preferred_by_its_weight(v2: Path):
-    (v2 / "mine/cpu.weight").write_text("100")
-    CgroupTreeV2(v2, "mine").prefer()
-    assert (v2 / "mine/cpu.weight").read_text() == "10000"
-
-
-@pytest.mark.root
-def test_tree_is_preferred_only_where_it_was_made(tree: CgroupTree):
-    tree.prefer()
-    group = cgroups.detect(f"crucible-test-{uuid.uuid4().hex[:12]}")
-    group.prefer()
-    assert group.existing() == []
-    if isinstance(tree, CgroupTreeV1):
-        assert (tree._parents["cpu"] / "cpu.shares").read_text() == "262144\n"
-
-
 def test_v2_bounds_and_counters(v2: Path, monkeypatch: pytest.MonkeyPatch):
     folder = v2 / "mine" / "one"
     make = Path.mkdir

@@ -356,13 +356,14 @@ async def test_a_start_removes_what_a_killed_executors_suite_left(child, tmp_pat
 
 @pytest.mark.root
 @pytest.mark.timeout(200)
-async def test_the_real_suite_says_its_verdicts_as_lines(tmp_path):
+@pytest.mark.parametrize("engine", ["gvisor", "docker"])
+async def test_the_real_suite_says_its_verdicts_as_lines(tmp_path, engine):
     settings = Settings(run_dir=tmp_path / "run", cgroup=f"crucible-test-{uuid.uuid4().hex[:12]}")
-    results = [one async for one in ChildSuite(settings, tmp_path, "x-1").run("gvisor", ["mount", "bpf"])]
+    results = [one async for one in ChildSuite(settings, tmp_path, "x-1").run(engine, ["mount", "bpf"])]
     assert {one.name: one.verdict for one in results[:-1]} == {
         "mount": pb.VERDICT_CONTAINED, "bpf": pb.VERDICT_CONTAINED,
     }  # fmt: skip
-    assert (results[-1].contained, results[-1].short_of_promise, results[-1].engine) == (2, 0, "gvisor")
+    assert (results[-1].contained, results[-1].short_of_promise, results[-1].engine) == (2, 0, engine)
 
 
 async def take(stream, into: list) -> None:

@@ -31,7 +31,7 @@ def test_every_limit_has_a_row_with_what_others_used_and_nothing_is_left(tmp_pat
         [sys.executable, "-m", "crucible_executor.neighbour", "--rounds=1", "--seconds=0.3", "--json"],
         env=others | settings, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
-    assert done.returncode in (0, 1), done.stderr  # a busy machine may not keep the promise in so short a time
+    assert done.returncode in (0, 1, 4), done.stderr  # a busy machine may not keep the promise in so short a time
     rows = [Row(**row) for row in json.loads(done.stdout)]
     assert [row.limit for row in rows] == list(neighbour.HOGS)
     assert all(row.alone > 0 and row.beside > 0 and row.ratio > 0 and row.hogs >= 1 for row in rows)
@@ -42,5 +42,16 @@ def test_every_limit_has_a_row_with_what_others_used_and_nothing_is_left(tmp_pat
 
 
 def test_the_table_says_what_was_kept():
-    text = neighbour.table([Row("CPU", 100.0, 92.5, 0.925, 3, 0.04)])
-    assert "| CPU | 100.0 | 92.5 | 0.93x | 3 | 0.04 |" in text
+    text = neighbour.table([Row.of("CPU", 100.0, 92.5, 0.925, 3, 0.04)])
+    assert "| CPU | 100.0 | 92.5 | 0.93x | yes | 3 | 0.04 |" in text
+
+
+@pytest.mark.parametrize(
+    ("cpus", "others", "ratio", "kept"),
+    [(2, 0.1, 0.85, True), (2, 0.1, 0.84, False), (2, 0.2, 1.5, None), (2, 1.0, 0.5, None), (4, 1.9, 0.9, True)],
+)
+def test_a_ratio_is_judged_only_where_both_programs_had_their_cpus(monkeypatch, cpus, others, ratio, kept):
+    monkeypatch.setattr(neighbour.os, "cpu_count", lambda: cpus)
+    row = Row.of("disk", 100.0, 100.0 * ratio, ratio, 1, others)
+    assert row.kept is kept
+    assert neighbour._exit_code([row]) == {True: 0, False: 1, None: 4}[kept]

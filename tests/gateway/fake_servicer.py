@@ -7,8 +7,9 @@ from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
 
+from crucible.audit.v1 import audit_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as ev
-from crucible.evaluation.v1 import event_pb2
+from crucible.evaluation.v1 import event_pb2, tenant_pb2
 from crucible.evaluation.v1 import platform_pb2 as platform
 from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
 from crucible.monitor.v1 import monitor_service_pb2_grpc
@@ -17,9 +18,15 @@ from crucible.storage.v1 import (
 )
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
+    audit_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
     inspection_service_pb2_grpc,
+    queue_service_pb2_grpc,
     status_service_pb2_grpc,
+    tenant_service_pb2_grpc,
+)
+from crucible.storage.v1 import (
+    audit_service_pb2 as audit_api,
 )
 from crucible.storage.v1 import (
     evaluation_store_service_pb2 as store_api,
@@ -28,11 +35,18 @@ from crucible.storage.v1 import (
     inspection_service_pb2 as inspection_api,
 )
 from crucible.storage.v1 import (
+    queue_service_pb2 as queue_api,
+)
+from crucible.storage.v1 import (
     status_service_pb2 as status_api,
+)
+from crucible.storage.v1 import (
+    tenant_service_pb2 as tenant_api,
 )
 from crucible_rpc import pki
 from crucible_rpc.errors import (
     AlreadyExistsError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     UnauthenticatedError,
@@ -108,6 +122,9 @@ class FakeStore(
     api_key_service_pb2_grpc.ApiKeyServiceServicer,
     status_service_pb2_grpc.StatusServiceServicer,
     inspection_service_pb2_grpc.InspectionStoreServiceServicer,
+    audit_service_pb2_grpc.AuditServiceServicer,
+    tenant_service_pb2_grpc.TenantServiceServicer,
+    queue_service_pb2_grpc.QueueServiceServicer,
 ):
     """What the gateway needs of storage. With `finish` set an evaluation succeeds when it is waited for."""
 
@@ -122,12 +139,20 @@ class FakeStore(
         self.listings = 0
         self.lose_answers = 0
         self.waiting = asyncio.Event()
+        self.waits = 0
         self.cancelled_waits = 0
+        self.administered = []
+        self.admin_error = None
+        self.create_error = None
         self.inspections = []
         self.found = []
         self.inspection_error = None
         self.inspection_endless = False
         self.inspection_left = asyncio.Event()
+        self.audit_requests = []
+        self.verify_endless = False
+        self.verify_left = asyncio.Event()
+        self.key_requests = []
 
     async def RunInspection(self, request, context):
         self.inspections.append(request)
@@ -140,6 +165,30 @@ class FakeStore(
                 await asyncio.Event().wait()
         finally:
             self.inspection_left.set()
+
+    async def ListAuditRecords(self, request, context):
+        self.audit_requests.append(request)
+        records = [audit_pb2.LoggedRecord(position=2), audit_pb2.LoggedRecord(position=1)]
+        return audit_api.ListAuditRecordsResponse(records=records, next_page_token="more")
+
+    async def VerifyAudit(self, request, context):
+        self.audit_requests.append(request)
+        try:
+            yield audit_api.VerifyAuditResponse(records=1000)
+            finding = audit_pb2.AuditFinding(fault=audit_pb2.AUDIT_FAULT_CHANGED, position=17, message="changed")
+            yield audit_api.VerifyAuditResponse(finding=finding)
+            if self.verify_endless:
+                await asyncio.Event().wait()
+            yield audit_api.VerifyAuditResponse(summary=audit_pb2.AuditSummary(records=1000, findings=1))
+        finally:
+            self.verify_left.set()
+
+    async def GetReceipt(self, request, context):
+        self._find(request.tenant, request.name)
+        return audit_api.GetReceiptResponse(receipt=audit_pb2.Receipt(position=7))
+
+    async def ListPublicKeys(self, request, context):
+        return audit_api.ListPublicKeysResponse(public_keys=[audit_pb2.PublicKey(key_id="k", current=True)])
 
     def add_key(self, text, tenant, *, admin=False):
         key = keys_api.StoredApiKey(id=f"key-{len(self.keys)}", tenant=tenant, admin=admin)
@@ -154,6 +203,8 @@ class FakeStore(
 
     async def CreateEvaluation(self, request, context):
         self.requests.append(request)
+        if self.create_error is not None:
+            raise self.create_error
         before = self.by_request.get((request.tenant, request.request_id)) if request.request_id else None
         if before is None:
             evaluation = ev.Evaluation(
@@ -172,24 +223,30 @@ class FakeStore(
         if self.lose_answers:
             self.lose_answers -= 1
             raise UnavailableError("LOST", "the answer got lost")
+        if request.HasField("wait"):
+            await self._wait(before, request.wait)
         return store_api.CreateEvaluationResponse(evaluation=before)
 
     async def GetEvaluation(self, request, context):
         return store_api.GetEvaluationResponse(evaluation=self._find(request.tenant, request.name))
 
     async def WaitEvaluation(self, request, context):
+        self.waits += 1
         evaluation = self._find(request.tenant, request.name)
+        await self._wait(evaluation, request.wait)
+        return store_api.WaitEvaluationResponse(evaluation=evaluation)
+
+    async def _wait(self, evaluation, wait):
         self.waiting.set()
         if self.finish:
             evaluation.state = ev.EVALUATION_STATE_SUCCEEDED
             evaluation.termination.exited.code = 0
-        else:
-            try:
-                await asyncio.sleep(request.wait.ToTimedelta().total_seconds())
-            except asyncio.CancelledError:
-                self.cancelled_waits += 1
-                raise
-        return store_api.WaitEvaluationResponse(evaluation=evaluation)
+            return
+        try:
+            await asyncio.sleep(wait.ToTimedelta().total_seconds())
+        except asyncio.CancelledError:
+            self.cancelled_waits += 1
+            raise
 
     async def ListEvaluations(self, request, context):
         if request.page_token and not request.page_token.isdecimal():
@@ -209,6 +266,17 @@ class FakeStore(
             evaluation.termination.cancelled.reason = request.reason
         return store_api.CancelEvaluationResponse(evaluation=evaluation)
 
+    async def DeleteEvaluation(self, request, context):
+        evaluation = self.evaluations.get(request.name)
+        if evaluation is None:
+            raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation {request.name}")
+        if evaluation.state not in FINISHED:
+            raise FailedPreconditionError("EVALUATION_NOT_TERMINAL", "it has not ended")
+        answer = store_api.DeleteEvaluationResponse(tenant=evaluation.tenant)
+        answer.deleted.by, answer.deleted.reason = request.by, request.reason
+        answer.delete_time.GetCurrentTime()
+        return answer
+
     async def ReadOutput(self, request, context):
         self._find(request.tenant, request.name)
         data = b"".join(b"%d " % number for number in range(50_000))
@@ -223,6 +291,7 @@ class FakeStore(
         return keys_api.AuthenticateApiKeyResponse(api_key=key)
 
     async def CreateApiKey(self, request, context):
+        self.key_requests.append(request)
         key = keys_api.StoredApiKey(
             id=f"key-{len(self.keys)}", tenant=request.tenant, admin=request.admin, description=request.description
         )
@@ -233,11 +302,52 @@ class FakeStore(
         return keys_api.ListApiKeysResponse(api_keys=self.keys.values())
 
     async def RevokeApiKey(self, request, context):
+        self.key_requests.append(request)
         for key in self.keys.values():
             if key.id == request.id:
                 key.revoke_time.GetCurrentTime()
                 return keys_api.RevokeApiKeyResponse(api_key=key)
         raise NotFoundError("API_KEY_NOT_FOUND", "there is no such API key")
+
+    async def CreateTenant(self, request, context):
+        self.administered.append(request)
+        if self.admin_error is not None:
+            raise self.admin_error
+        return tenant_api.CreateTenantResponse(tenant=tenant_pb2.Tenant(name=request.tenant, quota=request.quota))
+
+    async def ListTenants(self, request, context):
+        self.administered.append(request)
+        return tenant_api.ListTenantsResponse(tenants=[tenant_pb2.Tenant(name="acme")])
+
+    async def SetQuota(self, request, context):
+        self.administered.append(request)
+        return tenant_api.SetQuotaResponse(tenant=tenant_pb2.Tenant(name=request.tenant, quota=request.quota))
+
+    async def PauseQueue(self, request, context):
+        self.administered.append(request)
+        pause = tenant_pb2.QueuePause(tenant=request.tenant, by=request.by, reason=request.reason)
+        return queue_api.PauseQueueResponse(pause=pause)
+
+    async def ResumeQueue(self, request, context):
+        self.administered.append(request)
+        return queue_api.ResumeQueueResponse()
+
+    async def GetQueueStatus(self, request, context):
+        self.administered.append(request)
+        tenants = [tenant_pb2.TenantQueue(tenant="acme", queued=2, running=1)]
+        pauses = [tenant_pb2.QueuePause(by="key-0")]
+        return queue_api.GetQueueStatusResponse(
+            queued=2, max_queued=9, running=1, tenants=tenants, pauses=pauses, dead_letters=3
+        )
+
+    async def ListDeadLetters(self, request, context):
+        self.administered.append(request)
+        letters = [tenant_pb2.DeadLetter(tenant="acme", reason="gone")]
+        return queue_api.ListDeadLettersResponse(dead_letters=letters, next_page_token="more")
+
+    async def RetryDeadLetter(self, request, context):
+        self.administered.append(request)
+        return queue_api.RetryDeadLetterResponse(evaluation="evaluations/new", repeated_call=True)
 
     async def ListExecutors(self, request, context):
         self.listings += 1
@@ -327,6 +437,21 @@ def fake_storage(keys, store):
         (
             inspection_api.DESCRIPTOR.services_by_name["InspectionStoreService"],
             inspection_service_pb2_grpc.add_InspectionStoreServiceServicer_to_server,
+            store,
+        ),
+        (
+            audit_api.DESCRIPTOR.services_by_name["AuditService"],
+            audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+            store,
+        ),
+        (
+            tenant_api.DESCRIPTOR.services_by_name["TenantService"],
+            tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
+            store,
+        ),
+        (
+            queue_api.DESCRIPTOR.services_by_name["QueueService"],
+            queue_service_pb2_grpc.add_QueueServiceServicer_to_server,
             store,
         ),
     )

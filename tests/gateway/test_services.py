@@ -136,6 +136,7 @@ async def test_user_may_not_administer(client, store):
         client.admin.CreateApiKey(admin_api.CreateApiKeyRequest(tenant="acme")),
         client.admin.ListApiKeys(admin_api.ListApiKeysRequest()),
         client.admin.RevokeApiKey(admin_api.RevokeApiKeyRequest(id="key-0")),
+        client.admin.DeleteEvaluation(admin_api.DeleteEvaluationRequest(name=UNKNOWN)),
     ):
         with pytest.raises(PermissionDeniedError) as caught:
             await call
@@ -158,6 +159,21 @@ async def test_key_that_an_administrator_makes_works_until_it_is_revoked(gateway
     assert [key.HasField("revoke_time") for key in listed.api_keys] == [False, False, False, True]
     with pytest.raises(NotFoundError):
         await admin.RevokeApiKey(admin_api.RevokeApiKeyRequest(id="nobody"))
+
+
+async def test_an_administrator_deletes_what_has_ended_of_any_tenant(client, gateway, dial, spec):
+    admin = dial(gateway, ADMIN_KEY).admin
+    created = (await client.evaluations.CreateEvaluation(api.CreateEvaluationRequest(spec=spec))).evaluation
+    request = admin_api.DeleteEvaluationRequest(name=created.name, reason="asked to")
+    with pytest.raises(FailedPreconditionError) as caught:
+        await admin.DeleteEvaluation(request)
+    assert caught.value.reason == "EVALUATION_NOT_TERMINAL"
+    await client.evaluations.CancelEvaluation(api.CancelEvaluationRequest(name=created.name))
+    answer = await admin.DeleteEvaluation(request)
+    assert (answer.tenant, answer.deleted.reason) == (created.tenant, "asked to")
+    assert answer.deleted.by.startswith("key-")
+    with pytest.raises(NotFoundError):
+        await admin.DeleteEvaluation(admin_api.DeleteEvaluationRequest(name=UNKNOWN))
 
 
 async def test_another_tenants_evaluation_is_not_found(client, gateway, dial, spec):
@@ -245,6 +261,26 @@ async def test_too_large_a_message_is_refused_with_the_limit_in_the_text(client,
     assert caught.value.reason == "MESSAGE_TOO_LARGE"
     assert caught.value.message.endswith(f"takes at most {4 * MIB}")
     assert store.requests == []
+
+
+async def test_short_run_is_one_call_to_storage_and_a_long_one_is_waited_for(client, store, spec):
+    await client.evaluations.RunEvaluation(api.RunEvaluationRequest(spec=spec))
+    assert (len(store.requests), store.waits) == (1, 0)
+    store.finish = False
+    running = asyncio.ensure_future(_run(client, spec))
+    async with asyncio.timeout(10):
+        await store.waiting.wait()
+        while not store.waits:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert len(store.requests) == 2
+    running.cancel()
+
+
+async def test_run_whose_creation_lost_its_answer_again_and_again_is_made_once(client, store, spec):
+    store.lose_answers = 7  # more often than a channel tries again
+    answer = await asyncio.wait_for(_run(client, spec), 20)
+    assert answer.evaluation.state == ev.EVALUATION_STATE_SUCCEEDED
+    assert len(store.evaluations) == 1
 
 
 async def test_request_id_makes_the_call_repeatable(client, spec):

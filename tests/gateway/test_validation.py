@@ -194,6 +194,7 @@ def test_name_of_another_form_is_refused(name):
     for check, request in (
         (lambda r: validation.check_name(r.name), api.GetEvaluationRequest(name=name)),
         (validation.check_cancel, api.CancelEvaluationRequest(name=name)),
+        (validation.check_delete, admin.DeleteEvaluationRequest(name=name)),
         (validation.check_watch, api.WatchEvaluationRequest(name=name)),
         (validation.check_read_output, api.ReadOutputRequest(name=name, stream=1)),
     ):
@@ -211,6 +212,7 @@ def test_name_of_another_form_is_refused(name):
         (validation.check_list, api.ListEvaluationsRequest(labels={"?": ""}), "labels['?']"),
         (validation.check_list, api.ListEvaluationsRequest(page_token="x" * 5000), "page_token"),
         (validation.check_cancel, api.CancelEvaluationRequest(name=NAME, reason="x" * 257), "reason"),
+        (validation.check_delete, admin.DeleteEvaluationRequest(name=NAME, reason="a\0b"), "reason"),
         (validation.check_watch, api.WatchEvaluationRequest(name=NAME, after_position=-1), "after_position"),
         (validation.check_read_output, api.ReadOutputRequest(name=NAME), "stream"),
         (validation.check_read_output, api.ReadOutputRequest(name=NAME, stream=9), "stream"),

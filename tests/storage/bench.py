@@ -1,6 +1,6 @@
 """Evaluations per second through storage alone, with fsync on: create, lease, report twice; and CPU per evaluation.
 
-python tests/storage/bench.py [evaluations] [concurrency] [folder]
+python tests/storage/bench.py [evaluations] [concurrency] [folder] [sqlite|postgresql]
 """
 
 import asyncio
@@ -8,12 +8,15 @@ import resource
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from crucible_deploy import postgresql_server
 from crucible_storage.clock import SystemClock
 from tests.storage import world as w
+from tests.storage.databases import PostgreSqlDatabases, TestServer
 
 
 def cpu():
@@ -64,5 +67,9 @@ def signing_cost():
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     concurrency = int(sys.argv[2]) if len(sys.argv) > 2 else 16
-    with tempfile.TemporaryDirectory(dir=sys.argv[3] if len(sys.argv) > 3 else "/var/tmp") as folder:
+    where = Path(sys.argv[3] if len(sys.argv) > 3 else "/var/tmp")
+    with tempfile.TemporaryDirectory(dir=where) as folder, ExitStack() as stack:
+        if "postgresql" in sys.argv[4:]:
+            server = stack.enter_context(postgresql_server.running(durable=True, folder=where))
+            w.DATABASES = PostgreSqlDatabases(TestServer(server))
         asyncio.run(main(count, concurrency, Path(folder) / "state"))

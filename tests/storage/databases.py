@@ -52,6 +52,12 @@ class PostgreSqlDatabases:
             self.server.create(self._names[key], "template0" if empty else _TEMPLATE)
         return self.server.postgresql.url(self._names[key])
 
+    def share(self, *folders):
+        """One database for several state folders."""
+        self.url(folders[0])
+        for folder in folders[1:]:
+            self._names[os.fspath(folder)] = self._names[os.fspath(folders[0])]
+
     def backend(self, folder, clock=None) -> Backend:
         return choose(self.url(folder), Path(folder), clock=clock)
 
@@ -59,7 +65,7 @@ class PostgreSqlDatabases:
         return {"CRUCIBLE_STORAGE_DATABASE_URL": self.url(folder)}
 
     def drop(self):
-        for name in self._names.values():
+        for name in set(self._names.values()):
             self.server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 

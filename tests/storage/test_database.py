@@ -48,6 +48,7 @@ def put(name, fail=None):
 
 async def names(database):
     rows = await database.read(lambda connection: connection.execute(text("SELECT name FROM setting")).fetchall())
+    rows = [row for row in rows if len(row[0]) == 1]  # not what storage keeps there itself
     return sorted(row[0] for row in rows)
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible_rpc.errors import InvalidArgumentError, UnavailableError
+from crucible_storage.evaluations import Wanted
 from crucible_storage.lists import Filter
 from tests.storage import world as w
-from tests.storage.world import finished, output, report, storage
+from tests.storage.world import finished, output, report, spec, storage
 
 S = pb.EvaluationState
 
@@ -161,6 +162,23 @@ async def test_tail_begins_with_the_last_position_and_goes_on_live(world):
     world.service.hub.close()
     with pytest.raises(UnavailableError):
         await asyncio.wait_for(ending, 5)
+
+
+async def test_creation_can_wait_for_the_end_and_be_asked_again(world):
+    def wanted():
+        return Wanted.of("t", "key-1", "r-1", spec())
+
+    soon = await world.service.evaluations.create_and_wait(wanted(), 0.02)
+    assert soon.state == S.EVALUATION_STATE_QUEUED
+    waiting = asyncio.create_task(world.service.evaluations.create_and_wait(wanted(), 30))
+    await world.register()
+    assignment = await world.lease_one()
+    await world.report(report(assignment, output(b"1\n"), finished(assignment, stdout=b"1\n")))
+    ended = await asyncio.wait_for(waiting, 5)
+    assert (ended.name, ended.state) == (soon.name, S.EVALUATION_STATE_SUCCEEDED)
+    assert ended.stdout.preview == b"1\n"
+    assert ended.spec.program.files[0].content == spec().program.files[0].content
+    assert await world.service.evaluations.create_and_wait(wanted(), 30) == ended
 
 
 async def test_wait_answers_as_soon_as_it_ends(world):

@@ -14,7 +14,7 @@ async def test_metrics_tell_the_queue_by_state_and_the_commits_also_after_a_rest
 
     first = CollectorRegistry()
     async with running(
-        tmp_path, w.POLICY, clock, signer, verifier, Metrics(first), databases.backend(tmp_path)
+        tmp_path, w.POLICY, clock, signer, verifier, w.head_keys(), Metrics(first), databases.backend(tmp_path)
     ) as service:
         world = w.World(service, clock)
         await world.create()
@@ -28,7 +28,9 @@ async def test_metrics_tell_the_queue_by_state_and_the_commits_also_after_a_rest
         assert value(first, "commit_seconds_count") >= 4
         assert value(first, "batch_operations_sum") >= 4
     second = CollectorRegistry()
-    async with running(tmp_path, w.POLICY, clock, signer, verifier, Metrics(second), databases.backend(tmp_path)):
+    async with running(
+        tmp_path, w.POLICY, clock, signer, verifier, w.head_keys(), Metrics(second), databases.backend(tmp_path)
+    ):
         assert value(second, "evaluations", state="queued") == 1
         assert value(second, "evaluations", state="succeeded") == 0
         assert value(second, "log_position") == 3

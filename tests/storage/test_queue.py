@@ -212,7 +212,7 @@ async def test_ten_thousand_queued_evaluations_do_not_slow_a_lease(world):
         raw.set_progress_handler(step, 1000)
         try:
             known = world.service.executors.registered_now(transaction, "ex-1", "boot-1")
-            return next(queue.Queue().pick(transaction.connection, known, world.clock.now()))
+            return next(queue.Queue().pick(transaction, known, world.clock.now()))
         finally:
             raw.set_progress_handler(None, 0)
 
@@ -235,3 +235,30 @@ async def test_work_whose_worker_left_before_it_was_told_is_given_out_again_at_o
     assert assignment.epoch > 1
     evaluation = await world.get(created)
     assert (evaluation.attempt, len(evaluation.failed_attempts)) == (1, 0)
+
+
+def test_the_wait_after_a_failed_attempt_doubles_to_its_limit_and_jitter_adds_up_to_a_quarter():
+    policy = Policy(backoff=timedelta(seconds=1), backoff_limit=timedelta(seconds=60))
+    plain = [policy.backoff_after(attempt, 0.0).total_seconds() for attempt in (1, 2, 3, 6, 7, 40)]
+    assert plain == [1, 2, 4, 32, 60, 60]
+    assert policy.backoff_after(3, 1.0) == timedelta(seconds=5)
+    assert policy.backoff_after(40, 1.0) == timedelta(seconds=75)
+
+
+async def test_evaluations_whose_attempts_fail_together_come_back_apart(world):
+    await world.register()
+    for _ in range(20):
+        await world.create()
+    lost = w.work.RunLost(reason="the machine is gone", confirmed_gone=True)
+    await world.report(*(report(one, lost=lost) for one in await world.lease(20)))
+
+    def times(connection):
+        return [row[0] for row in connection.execute(text("SELECT not_before FROM evaluation"))]
+
+    waits = [time - world.clock.now() for time in await world.service.database.read(times)]
+    assert all(1_000_000 <= wait <= 1_250_000 for wait in waits)
+    assert len(set(waits)) > 10
+    world.clock.advance(timedelta(seconds=0.999))
+    assert await world.lease(20) == []
+    world.clock.advance(timedelta(seconds=0.251))
+    assert len(await world.lease(20)) == 20

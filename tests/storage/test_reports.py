@@ -1,9 +1,13 @@
 """Output and final records: nothing twice, nothing missing, nothing forged."""
 
+import asyncio
+import uuid
+
 import pytest
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import signing
 from crucible_storage import final_records
 from tests.storage import world as w
@@ -210,3 +214,85 @@ async def test_a_report_that_storage_itself_fails_at_does_not_hold_up_the_others
     assert (await world.get(good)).state == S.EVALUATION_STATE_SUCCEEDED
     assert (await world.get(bad)).state == S.EVALUATION_STATE_STARTING
     assert await read(world, bad) == b""
+
+
+async def test_output_in_many_small_chunks_is_read_from_anywhere(world):
+    assignment = await world.running()
+    data = bytes(range(200))
+    chunks = [output(data[start : start + 3], start) for start in range(0, 200, 3)]
+    assert await world.report(report(assignment, *chunks)) == []
+    evaluation_id = assignment.evaluation.removeprefix("evaluations/")
+    for offset in (0, 1, 2, 3, 100, 197, 199, 200, 500):
+        parts = world.service.evaluations.read_output("t", evaluation_id, w.STDOUT, offset, 0)
+        assert b"".join([part async for _, part in parts]) == data[offset:]
+    assert await world.report(report(assignment, finished(assignment, stdout=data))) == []
+    assert (await world.get(assignment)).stdout.preview == data
+
+
+async def test_a_reason_with_nul_is_stored_without_it(world):
+    assignment = await world.running()
+    lost = work.RunLost(reason="gone\0for good", confirmed_gone=True)
+    assert await world.report(report(assignment, lost=lost)) == []
+    assert [one.reason for one in (await world.get(assignment)).failed_attempts] == ["gone\ufffdfor good"]
+
+
+async def test_report_can_lease_the_next_work_in_the_same_transaction(world):
+    first = await world.running()
+    second, third = await world.create(), await world.create()
+    before = world.service.database.last_position
+    rejected, given = await report_and_lease(world, report(first, finished(first)), count=1)
+    assert world.service.database.last_position == before + 2
+    assert (rejected, [one.evaluation for one in given]) == ([], [second.name])
+    assert (await world.get(second)).state == S.EVALUATION_STATE_STARTING
+    assert (await world.get(first)).state == S.EVALUATION_STATE_SUCCEEDED
+    [next_one] = given
+    rejected, given = await report_and_lease(world, report(next_one, finished(next_one)), count=5)
+    assert (rejected, [one.evaluation for one in given]) == ([], [third.name])
+    assert (await report_and_lease(world, report(next_one, finished(next_one)), count=5)) == ([], [])
+
+
+async def test_report_is_stored_whatever_becomes_of_its_lease(world):
+    running = await world.running()
+    waiting = await world.create()
+    for boot_id in ("boot-0", ""):  # an earlier start of the executor
+        rejected, given = await report_and_lease(world, report(running, started()), count=1, boot_id=boot_id)
+        assert (rejected, given) == ([], [])
+    stale = report(running, finished(running))
+    stale.lease.epoch += 1
+    rejected, given = await report_and_lease(world, stale, count=1)
+    assert [one.reason for one in rejected] == ["STALE_LEASE"]
+    assert [one.evaluation for one in given] == [waiting.name]
+    assert (await world.get(running)).state == S.EVALUATION_STATE_RUNNING
+
+
+async def test_work_leased_with_a_report_whose_worker_left_goes_back_at_once(world):
+    running = await world.running()
+    created = await world.create()
+    leaving = asyncio.create_task(report_and_lease(world, report(running, finished(running)), count=1))
+    await asyncio.sleep(0)  # its write waits now
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    [assignment] = await world.lease(wait=10.0)
+    assert assignment.evaluation == created.name
+    evaluation = await world.get(created)
+    assert (evaluation.attempt, len(evaluation.failed_attempts)) == (1, 0)
+    assert (await world.get(running)).state == S.EVALUATION_STATE_SUCCEEDED
+
+
+async def test_wish_for_work_whose_answer_got_lost_is_answered_again_with_the_same(world):
+    running = await world.running()
+    for _ in range(3):
+        await world.create()
+    _, given = await report_and_lease(world, report(running, finished(running)), count=2, wish="a")
+    assert len(given) == 2
+    again = report(given[0], started())
+    assert await report_and_lease(world, again, count=2, wish="a") == ([], given[1:])  # the other one is under way
+    _, [third] = await report_and_lease(world, again, count=2, wish="b")
+    assert third.run_id not in {one.run_id for one in given}
+
+
+async def report_and_lease(world, *reports, count, boot_id="boot-1", wish=None):
+    storing = world.service.reports.storing("ex-1", reports)
+    more = work.LeaseMore(boot_id=boot_id, max_runs=count, request_id=wish or str(uuid.uuid4()))
+    return await world.service.leases.after(storing, "ex-1", more)

@@ -10,23 +10,32 @@ from datetime import timedelta
 import pytest
 from prometheus_client import CollectorRegistry
 
+from crucible.audit.v1 import audit_pb2 as audit_v1
 from crucible.evaluation.v1 import error_reason_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1.tenant_pb2 import Quota
 from crucible.storage.v1 import api_key_service_pb2 as key_pb
+from crucible.storage.v1 import audit_service_pb2 as audit_pb
 from crucible.storage.v1 import evaluation_store_service_pb2 as store_pb
 from crucible.storage.v1 import event_log_service_pb2 as log_pb
+from crucible.storage.v1 import queue_service_pb2 as queue_pb
 from crucible.storage.v1 import status_service_pb2 as status_pb
+from crucible.storage.v1 import tenant_service_pb2 as tenant_pb
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible.storage.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
+from crucible.storage.v1.audit_service_pb2_grpc import AuditServiceStub
 from crucible.storage.v1.evaluation_store_service_pb2_grpc import EvaluationStoreServiceStub
 from crucible.storage.v1.event_log_service_pb2_grpc import EventLogServiceStub
+from crucible.storage.v1.queue_service_pb2_grpc import QueueServiceStub
 from crucible.storage.v1.status_service_pb2_grpc import StatusServiceStub
+from crucible.storage.v1.tenant_service_pb2_grpc import TenantServiceStub
 from crucible.storage.v1.work_service_pb2_grpc import WorkServiceStub
-from crucible_rpc import errors, pki
+from crucible_rpc import errors, pki, signing
 from crucible_rpc.channel import connect
 from crucible_rpc.interceptors import PeerPermissions
 from crucible_rpc.server import Server
 from crucible_rpc.tls import ClientTls, ServerTls
+from crucible_storage import keys
 from crucible_storage.clock import SystemClock
 from crucible_storage.permissions import PERMISSIONS
 from crucible_storage.serving import add_services
@@ -47,6 +56,10 @@ def certificates(tmp_path_factory):
         (folder / f"{process}.key").write_bytes(made.key_pem)
     (folder / "tickets.key").write_bytes(w.TICKETS.private_pem)
     (folder / "records.pub").write_bytes(w.RECORDS.public_pem)
+    (folder / "heads.key").write_bytes(w.HEADS.private_pem)
+    for use, key in {"heads": w.OLD_HEADS, "records": w.OLD_RECORDS}.items():
+        (folder / "public" / use).mkdir(parents=True)
+        (folder / "public" / use / f"{key.key_id}.pub").write_bytes(key.public_pem)
     return folder
 
 
@@ -79,8 +92,20 @@ class Peers:
         return ApiKeyServiceStub(self.channel("gateway"))
 
     @property
+    def audit(self):
+        return AuditServiceStub(self.channel("gateway"))
+
+    @property
     def status(self):
         return StatusServiceStub(self.channel("gateway"))
+
+    @property
+    def tenants(self):
+        return TenantServiceStub(self.channel("gateway"))
+
+    @property
+    def queue(self):
+        return QueueServiceStub(self.channel("gateway"))
 
     @property
     def work(self):
@@ -141,8 +166,10 @@ async def test_the_life_of_an_evaluation_over_the_wire(peers):
         w.report(assignment, w.started(), w.output(b"hi")),
         w.report(assignment, w.finished(assignment, stdout=b"hi")),
     ]
-    answer = await peers.work.ReportRuns(work.ReportRunsRequest(executor_id="ex-1", reports=reports))
+    wish = work.LeaseMore(boot_id="boot-1", max_runs=1, request_id="w1")
+    answer = await peers.work.ReportRuns(work.ReportRunsRequest(executor_id="ex-1", reports=reports, lease=wish))
     assert not answer.rejected
+    assert not answer.assignments
     done = (await asyncio.wait_for(waiting, 10)).evaluation
     assert done.state == pb.EVALUATION_STATE_SUCCEEDED
     read = store_pb.ReadOutputRequest(tenant="t", name=created.name, stream=w.STDOUT)
@@ -173,8 +200,62 @@ async def test_a_stop_is_pushed_to_its_worker(peers):
     stops.cancel()
 
 
+async def test_quotas_pauses_and_dead_letters_over_the_wire(peers):
+    quota = Quota(evaluations_per_day=1, weight=2)
+    made = await peers.tenants.CreateTenant(tenant_pb.CreateTenantRequest(tenant="t", quota=quota))
+    assert (made.tenant.name, made.tenant.quota.weight, made.tenant.quota.max_priority) == ("t", 2, 100)
+    created = (await peers.store.CreateEvaluation(create())).evaluation
+    with pytest.raises(errors.ResourceExhaustedError) as caught:
+        await peers.store.CreateEvaluation(create())
+    assert caught.value.reason == "QUOTA_EXCEEDED"
+    assert caught.value.metadata == {"quota": "evaluations_per_day", "limit": "1", "use": "1"}
+    assert timedelta(0) < caught.value.retry_after <= timedelta(days=1)
+    raised = Quota(evaluations_per_day=9, max_priority=5)
+    await peers.tenants.SetQuota(tenant_pb.SetQuotaRequest(tenant="t", quota=raised))
+    with pytest.raises(errors.InvalidArgumentError) as above:
+        await peers.store.CreateEvaluation(create(priority=6))
+    assert [violation.field for violation in above.value.violations] == ["spec.priority"]
+    await peers.work.RegisterExecutor(work.RegisterExecutorRequest(executor=w.executor()))
+    await peers.queue.PauseQueue(queue_pb.PauseQueueRequest(by="key-1", reason="x"))
+    assert not await lease(peers)
+    status = await peers.queue.GetQueueStatus(queue_pb.GetQueueStatusRequest())
+    assert (status.queued, status.max_queued, status.running) == (1, 200_000, 0)
+    assert [(pause.tenant, pause.by, pause.reason) for pause in status.pauses] == [("", "key-1", "x")]
+    assert (await peers.queue.ResumeQueue(queue_pb.ResumeQueueRequest())).ended.reason == "x"
+    assert not (await peers.queue.ResumeQueue(queue_pb.ResumeQueueRequest())).HasField("ended")
+    [assignment] = await lease(peers)
+    refused = work.Refused(reason="no such image", permanent=True)
+    reports = work.ReportRunsRequest(executor_id="ex-1", reports=[w.report(assignment, refused=refused)])
+    assert not (await peers.work.ReportRuns(reports)).rejected
+    page = await peers.queue.ListDeadLetters(queue_pb.ListDeadLettersRequest(page_size=5))
+    assert [letter.evaluation for letter in page.dead_letters] == [created.name]
+    retry = queue_pb.RetryDeadLetterRequest(name=created.name, by="key-1")
+    first, second = await peers.queue.RetryDeadLetter(retry), await peers.queue.RetryDeadLetter(retry)
+    assert first.evaluation == second.evaluation != created.name
+    assert (first.repeated_call, second.repeated_call) == (False, True)
+    [tenant] = (await peers.tenants.ListTenants(tenant_pb.ListTenantsRequest())).tenants
+    assert (tenant.use.queued, tenant.use.evaluations_today) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "quota",
+    [
+        Quota(weight=0),
+        Quota(weight=1001),
+        Quota(max_priority=101),
+        Quota(max_queued=-1),
+        Quota(max_stored_bytes=1 << 60),
+    ],
+)
+async def test_quotas_out_of_bounds_are_refused(peers, quota):
+    with pytest.raises(errors.InvalidArgumentError) as caught:
+        await peers.tenants.CreateTenant(tenant_pb.CreateTenantRequest(tenant="t", quota=quota))
+    assert caught.value.violations[0].field.startswith("quota.")
+    assert not (await peers.tenants.ListTenants(tenant_pb.ListTenantsRequest())).tenants
+
+
 async def test_only_the_named_process_may_call_an_rpc(peers):
-    allowed = {"gateway": 0, "worker": 0, "monitor": 0}
+    allowed = {"gateway": 0, "worker": 0, "monitor": 0, "storage": 0}
     for method, processes in PERMISSIONS.items():
         for process in PROCESSES:
             call = peers.channel(process).unary_unary(method)
@@ -185,7 +266,7 @@ async def test_only_the_named_process_may_call_an_rpc(peers):
             except errors.CallError:
                 assert process in processes
                 allowed[process] += 1
-    assert allowed == {"gateway": 13, "worker": 7, "monitor": 2}
+    assert allowed == {"gateway": 26, "worker": 7, "monitor": 2, "storage": 2}
 
 
 @pytest.mark.parametrize(
@@ -261,6 +342,48 @@ async def test_api_keys_over_the_wire(peers):
         await peers.keys.AuthenticateApiKey(key_pb.AuthenticateApiKeyRequest(key_sha256=b"short"))
 
 
+async def test_the_audit_log_and_a_receipt_over_the_wire(peers):
+    created = (await peers.store.CreateEvaluation(create())).evaluation
+    receipt = audit_pb.GetReceiptRequest(tenant="t", name=created.name)
+    with pytest.raises(errors.FailedPreconditionError) as caught:
+        await peers.audit.GetReceipt(receipt)
+    assert caught.value.reason == "EVALUATION_NOT_FINISHED"
+    await peers.store.CancelEvaluation(store_pb.CancelEvaluationRequest(tenant="t", name=created.name, by="key-1"))
+    assert (await peers.audit.GetReceipt(receipt)).receipt.position == 3
+    page = await peers.audit.ListAuditRecords(audit_pb.ListAuditRecordsRequest(page_size=2))
+    assert [one.position for one in page.records] == [3, 2]
+    more = audit_pb.ListAuditRecordsRequest(page_size=2, page_token=page.next_page_token)
+    assert [one.position for one in (await peers.audit.ListAuditRecords(more)).records] == [1]
+    other = audit_pb.ListAuditRecordsRequest(page_size=2, page_token=page.next_page_token, subject=created.name)
+    with pytest.raises(errors.InvalidArgumentError) as caught:
+        await peers.audit.ListAuditRecords(other)
+    assert caught.value.reason == "INVALID_PAGE_TOKEN"
+    answers = [one async for one in peers.audit.VerifyAudit(audit_pb.VerifyAuditRequest())]
+    assert (answers[-1].summary.records, answers[-1].summary.findings) == (3, 0)
+    since = audit_pb.VerifyAuditRequest(since=answers[-1].summary.head)
+    since.since.signature = bytes(64)
+    with pytest.raises(errors.InvalidArgumentError):
+        [one async for one in peers.audit.VerifyAudit(since)]
+
+
+def test_public_keys_that_were_replaced_stay_known(certificates):
+    records = [certificates / "records.pub"]
+    made = keys.head_keys(certificates / "heads.key", certificates / "public", records)
+    known = {(one.key_id, one.use): one.current for one in made.public}
+    assert known == {
+        (w.HEADS.key_id, audit_v1.KEY_USE_HEADS): True,
+        (w.OLD_HEADS.key_id, audit_v1.KEY_USE_HEADS): False,
+        (w.RECORDS.key_id, audit_v1.KEY_USE_RECORDS): True,
+        (w.OLD_RECORDS.key_id, audit_v1.KEY_USE_RECORDS): False,
+    }
+    assert made.public[0].key_id == made.signer.key_id == w.HEADS.key_id
+    old = signing.Signer(w.OLD_HEADS.private_pem).sign("c", b"x")
+    made.verifier.verify("c", b"x", old.key_id, old.signature)
+    record = signing.Signer(w.RECORDS.private_pem).sign("c", b"x")
+    with pytest.raises(signing.BadSignatureError):  # an executor's key signs no heads
+        made.verifier.verify("c", b"x", record.key_id, record.signature)
+
+
 async def test_streams_and_long_polls_end_when_the_server_drains(peers, served):
     await peers.work.RegisterExecutor(work.RegisterExecutorRequest(executor=w.executor()))
     polling = asyncio.create_task(lease(peers, wait=30))
@@ -289,6 +412,8 @@ class Process:
             "CRUCIBLE_STORAGE_TLS_KEY": str(certificates / "storage.key"),
             "CRUCIBLE_STORAGE_TLS_CA": str(certificates / "ca.crt"),
             "CRUCIBLE_STORAGE_TICKETS_KEY": str(certificates / "tickets.key"),
+            "CRUCIBLE_STORAGE_HEADS_KEY": str(certificates / "heads.key"),
+            "CRUCIBLE_STORAGE_PUBLIC_KEYS": str(certificates / "public"),
             "CRUCIBLE_STORAGE_RECORDS_PUB": str(certificates / "records.pub"),
             "CRUCIBLE_STORAGE_LISTEN": "127.0.0.1:0",
             "CRUCIBLE_STORAGE_ADMIN": "127.0.0.1:0",
@@ -335,6 +460,8 @@ async def test_the_process_starts_serves_and_ends_on_sigterm(certificates, tmp_p
     [
         ({"CRUCIBLE_STORAGE_STATE": "/proc/state"}, "the state folder /proc/state cannot be written"),
         ({"CRUCIBLE_STORAGE_TICKETS_KEY": "/nowhere"}, "cannot read the key /nowhere"),
+        ({"CRUCIBLE_STORAGE_HEADS_KEY": "/nowhere"}, "cannot read the key /nowhere"),
+        ({"CRUCIBLE_STORAGE_HEADS_KEY": "/etc/hostname"}, "/etc/hostname holds no unencrypted Ed25519 private key"),
         ({"CRUCIBLE_STORAGE_ORPHAN_GRACE": "1s"}, "orphan_grace must be longer than lease"),
         ({"CRUCIBLE_STORAGE_BOOTSTRAP_KEY_SHA256": "ab"}, "64 hex digits"),
         ({"CRUCIBLE_STORAGE_NONSENSE": "1"}, "CRUCIBLE_STORAGE_NONSENSE is not a known setting"),

@@ -14,6 +14,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import signing
 from crucible_storage.clock import timestamp
 from crucible_storage.evaluations import Wanted
+from crucible_storage.keys import HeadKeys
 from crucible_storage.leases import held_leases
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
@@ -21,7 +22,8 @@ from crucible_storage.service import running
 from tests.storage.databases import SqliteFiles
 
 STDOUT, STDERR = pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR
-TICKETS, RECORDS = signing.generate(), signing.generate()
+TICKETS, RECORDS, HEADS = signing.generate(), signing.generate(), signing.generate()
+OLD_HEADS, OLD_RECORDS = signing.generate(), signing.generate()
 START = 1_800_000_000_000_000
 POLICY = Policy()
 FENCE = POLICY.fence
@@ -195,11 +197,20 @@ class World:
         return events
 
 
+def head_keys(current=HEADS, *others):
+    """The keys of heads, as `keys.head_keys` reads them from files; `others` were used before."""
+    signer = signing.Signer(current.private_pem)
+    return HeadKeys(signer, signing.Verifier.of(signer.public_pem(), *(one.public_pem for one in others)))
+
+
 @asynccontextmanager
-async def storage(folder, policy=POLICY, clock=None):
+async def storage(folder, policy=POLICY, clock=None, heads=None):
     """A storage service over a folder, on the database of the test that runs."""
     clock = clock or FakeClock()
+    heads = heads or head_keys()
     backend = DATABASES.backend(folder, clock)
     signer, verifier = signing.Signer(TICKETS.private_pem), signing.Verifier.of(RECORDS.public_pem)
-    async with running(folder, policy, clock, signer, verifier, Metrics(CollectorRegistry()), backend) as service:
+    async with running(
+        folder, policy, clock, signer, verifier, heads, Metrics(CollectorRegistry()), backend
+    ) as service:
         yield World(service, clock)

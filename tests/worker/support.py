@@ -65,6 +65,8 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
         self.queue: deque[str] = deque()
         self.changed = asyncio.Condition()
         self.registrations = self.renewals = self.calls = 0
+        self.lease_calls = self.leased_with_reports = 0  # calls that brought work, and work that came with reports
+        self.wishes: dict[str, list[work.Assignment]] = {}
         self.down = False
         self.answer_lost = 0  # so many reports are stored, but their answer does not arrive
         self.answering = asyncio.Event()  # cleared: reports are stored, and answered when it is set again
@@ -135,11 +137,16 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
         try:
             async with asyncio.timeout(request.wait.ToTimedelta().total_seconds()), self.changed:
                 await self.changed.wait_for(lambda: bool(self.queue))
-                names = [self.queue.popleft() for _ in range(min(request.max_runs, len(self.queue)))]
+                given = self._give(request.max_runs)
         except TimeoutError:
             return work.LeaseWorkResponse()
+        self.lease_calls += 1
         self._check_up()
-        return work.LeaseWorkResponse(assignments=[self._assign(self.runs[name]) for name in names])
+        return work.LeaseWorkResponse(assignments=given)
+
+    def _give(self, most: int) -> list[work.Assignment]:
+        names = [self.queue.popleft() for _ in range(min(most, len(self.queue)))]
+        return [self._assign(self.runs[name]) for name in names]
 
     def _assign(self, run: Stored) -> work.Assignment:
         run.leased, run.boot_id = True, self.executor.boot_id
@@ -174,12 +181,19 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
             reason = reason or self._store(self.runs[report.lease.run_id], report)
             if reason:
                 rejected.append(work.RejectedReport(run_id=report.lease.run_id, reason=reason, message="no"))
+        given = []
+        if request.HasField("lease") and request.lease.boot_id == self.executor.boot_id:
+            assert 1 <= request.lease.max_runs <= 1000
+            if request.lease.request_id not in self.wishes:
+                self.wishes[request.lease.request_id] = self._give(request.lease.max_runs)
+                self.leased_with_reports += len(self.wishes[request.lease.request_id])
+            given = self.wishes[request.lease.request_id]
         await self._tell()
         await self.answering.wait()
         if self.answer_lost:
             self.answer_lost -= 1
             raise UnavailableError("PEER_UNAVAILABLE", "the answer got lost")
-        return work.ReportRunsResponse(rejected=rejected)
+        return work.ReportRunsResponse(rejected=rejected, assignments=given)
 
     def _store(self, run: Stored, report: work.RunReport) -> str:
         for event in report.events:

@@ -18,7 +18,7 @@ from crucible_storage.clock import SystemClock
 from crucible_storage.permissions import PERMISSIONS
 from crucible_storage.policy import Policy
 from crucible_storage.serving import add_services
-from crucible_worker import worker as worker_module
+from crucible_worker import slots
 from crucible_worker.carrier import refusal
 from tests.executor.support import running
 from tests.executor.test_engine_breaker import Fragile, fail
@@ -61,7 +61,7 @@ async def test_evaluation_whose_ticket_no_executor_takes_ends_with_that_reason(k
 async def test_executor_that_refuses_everything_does_not_use_up_the_attempts_of_the_whole_queue(
     executor, storage, worker, monkeypatch
 ):
-    monkeypatch.setattr(worker_module, "FIRST_REFUSAL_PAUSE_SECONDS", 30.0)
+    monkeypatch.setattr(slots, "FIRST_REFUSAL_PAUSE_SECONDS", 30.0)
     storage.ticket_changes = {"executor_id": "another"}
     runs = [await storage.add({}) for _ in range(40)]
     await storage.until(lambda: any(run.over for run in runs))

@@ -60,6 +60,35 @@ async def test_no_more_work_is_leased_than_there_are_slots(executor, storage, wo
     assert all(run.refused is None for run in runs)
 
 
+async def test_report_of_an_end_brings_the_next_work(keys, executor, storage):
+    runs = [await storage.add({"out": "x"}) for _ in range(40)]
+    async with working(keys, storage.port, executor.service.port):
+        await storage.until(lambda: all(run.over for run in runs))
+        assert all(run.refused is None and run.lost is None for run in runs)
+        assert storage.leased_with_reports >= 30
+        await all_acknowledged(executor)
+
+
+async def test_work_that_comes_while_the_worker_stops_goes_back_untouched(executor, storage, worker):
+    running = [await storage.add(BLOCKS) for _ in range(4)]
+    await storage.until(lambda: all(run.started for run in running))
+    waiting = await storage.add({"name": "waiting"})
+    storage.answering.clear()
+    await storage.stop(running[0])
+    await storage.until(lambda: waiting.leased)  # with the report of the end, which is not answered yet
+    stopping = asyncio.create_task(worker.stop())
+
+    async def stops():
+        return worker.worker._stopped
+
+    await until(stops)
+    storage.answering.set()
+    await stopping
+    assert waiting.refused is not None
+    assert not waiting.refused.failed_attempt
+    assert "waiting" not in executor.engine.started()
+
+
 async def test_output_larger_than_a_report_arrives_whole(executor, storage, worker):
     storage.ticket_changes = {"asked": limits(output_bytes=8 << 20)}
     run = await storage.add({"out": "0123456789abcdef" * 4096, "times": 100})

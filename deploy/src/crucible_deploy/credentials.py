@@ -4,8 +4,10 @@
 pki/ca.crt                     the development authority, for everybody
 pki/ca.key                     its key, root's alone
 pki/public/{tickets,records}.pub   what tickets and final records are checked with, for everybody
+pki/public/{heads,records}/<key id>.pub   what heads of the audit log and final records were ever checked with
 pki/<process>/                 0700, the process's user's own: tls.key, tls.crt, ca.crt
 pki/storage/tickets.key        signs tickets
+pki/storage/heads.key          signs heads of the audit log
 pki/executor/records.key       signs final records
 client.toml                    address and first admin key, root's alone
 ```
@@ -33,8 +35,11 @@ from crucible_rpc import pki, signing
 RENEW_BEFORE = timedelta(days=30)
 """A certificate with less than this left is replaced at the next start."""
 
-SIGNERS = {"tickets": "storage", "records": "executor"}
+SIGNERS = {"tickets": "storage", "records": "executor", "heads": "storage"}
 """Which process holds which signing key."""
+
+KEPT = ("heads", "records")
+"""What these sign is shown to others years later: their public halves stay when they are replaced."""
 
 
 class CredentialsError(Exception):
@@ -75,6 +80,8 @@ def ensure(layout: Layout, accounts: Mapping[str, Account], now: datetime | None
         folder(own, 0o700, account.uid, account.gid)
         _certificate(own, process, account, authority, now, renewed)
     folder(layout.pki / "public", 0o755)
+    for name in KEPT:
+        folder(layout.pki / "public" / name, 0o755)
     for name, process in SIGNERS.items():
         _signing_key(layout, name, process, accounts.get(process, ROOT), renewed)
     return Credentials(_admin_key(layout, renewed), tuple(renewed))
@@ -121,12 +128,12 @@ def _gateway_names() -> tuple[str, ...]:
 
 def _signing_key(layout: Layout, name: str, process: str, account: Account, renewed: list[str]) -> None:
     private_file = layout.pki / process / f"{name}.key"
-    public_file = layout.pki / "public" / f"{name}.pub"
     private = read_file(private_file)
     if private is None:
         made = signing.generate()
+        # The public half first: what was signed with a key whose public half was lost could never be checked.
+        _publish(layout, name, made.public_pem)
         write_file(private_file, made.private_pem, mode=0o400, uid=account.uid, gid=account.gid)
-        write_file(public_file, made.public_pem, mode=0o444)
         renewed.append(f"key of {name}")
         return
     try:
@@ -134,8 +141,16 @@ def _signing_key(layout: Layout, name: str, process: str, account: Account, rene
     except (ValueError, TypeError):
         raise CredentialsError(f"{private_file} holds no private key; remove it to have a new one made") from None
     pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if read_file(public_file) != pem:
-        write_file(public_file, pem, mode=0o444)
+    _publish(layout, name, pem)
+
+
+def _publish(layout: Layout, name: str, pem: bytes) -> None:
+    files = [layout.pki / "public" / f"{name}.pub"]
+    if name in KEPT:
+        files.append(layout.pki / "public" / name / f"{signing.key_id_of(pem)}.pub")
+    for file in files:
+        if read_file(file) != pem:
+            write_file(file, pem, mode=0o444)
 
 
 def _admin_key(layout: Layout, renewed: list[str]) -> str:

@@ -59,6 +59,8 @@ def arguments(layout: Layout, options: Options, *, lock: int, ready: int) -> lis
         command += ["--slots", str(options.slots)]
     if options.pool is not None:
         command += ["--pool", str(options.pool)]
+    if options.keep is not None:
+        command += ["--keep", options.keep]
     return command
 
 
@@ -72,6 +74,7 @@ def main() -> int:
     parser.add_argument("--offset", required=True)
     parser.add_argument("--slots", type=int)
     parser.add_argument("--pool", type=int)
+    parser.add_argument("--keep")
     parser.add_argument("--unsafe", action="store_true")
     given = parser.parse_args()
     os.set_inheritable(given.lock, False)
@@ -89,7 +92,8 @@ def main() -> int:
 
     layout = Layout.of(environment)
     try:
-        specs = prepare(layout, Options(unsafe=given.unsafe, slots=given.slots, pool=given.pool), say=lambda _: None)
+        options = Options(unsafe=given.unsafe, slots=given.slots, pool=given.pool, keep=given.keep)
+        specs = prepare(layout, options, say=lambda _: None)
         asyncio.run(serve(layout, specs, say=lambda _name, _line: None, ready=lambda: tell(READY)))
     except (*EXPECTED_ERRORS, OSError) as error:
         tell(str(error))

@@ -56,6 +56,11 @@ class Layout:
         return self.paths.home
 
     @property
+    def database_file(self) -> Path:
+        """Names storage's database, `postgresql://…`, where the operator wants one; 0600 root."""
+        return self.home / "database.url"
+
+    @property
     def pki(self) -> Path:
         """The authority, the processes' certificates and the public halves of the signing keys."""
         return self.home / "pki"

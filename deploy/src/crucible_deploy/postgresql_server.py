@@ -66,6 +66,8 @@ class PostgreSqlServer:
     def start(self) -> None:
         """Starts it and waits until it answers. After `stop` or `kill` it goes on with what it had.
 
+        It ends with the thread that calls this: let it be the main one.
+
         Raises:
             PostgreSqlServerError: it does not start.
         """

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from crucible_deploy.users import Account
 
-_BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+BASE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+"""What every process is given; nothing is inherited."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ProcessSpec:
 
     def full_environment(self) -> dict[str, str]:
         """The whole environment of the process."""
-        return _BASE_ENVIRONMENT | dict(self.environment)
+        return BASE_ENVIRONMENT | dict(self.environment)
 
     def wrapped_command(self, setpriv: str) -> list[str]:
         """The command behind `setpriv`, which gives up what the process must not have.

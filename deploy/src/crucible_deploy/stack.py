@@ -1,11 +1,12 @@
 """The processes of the stack and their settings, in one place: who runs as whom, with what, and who needs whom."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crucible_deploy import environments
 from crucible_deploy.credentials import Credentials
-from crucible_deploy.layout import PROCESSES, Layout
+from crucible_deploy.layout import PROCESSES, Layout, LayoutError
 from crucible_deploy.spec import ProcessSpec, module_command
 from crucible_deploy.users import ROOT, Account
 
@@ -23,6 +24,7 @@ class Options:
         pool: sandboxes that wait for a program; None: the executor's default.
         trace: whether what programs try is watched, where an engine can be.
         docker_host: the Docker daemon to use; None: the executor's default.
+        keep: how long evaluations are kept after their end, as `720h`; None: for ever.
     """
 
     unsafe: bool = False
@@ -30,6 +32,7 @@ class Options:
     pool: int | None = None
     trace: bool = True
     docker_host: str | None = None
+    keep: str | None = None
 
 
 def specs(
@@ -44,7 +47,8 @@ def specs(
         options: the operator's choice.
     """
     settings = {
-        "storage": _storage(layout, credentials),
+        "storage": _storage(layout)
+        | {"bootstrap_key_sha256": credentials.admin_key_sha256, "keep": options.keep or ""},
         "monitor": _monitor(layout),
         "executor": _executor(layout, options),
         "worker": _worker(layout),
@@ -55,14 +59,21 @@ def specs(
             name=process,
             account=accounts.get(process, ROOT),
             command=_command(layout, process, options),
-            environment={
-                f"CRUCIBLE_{process.upper()}_{name.upper()}": str(value) for name, value in settings[process].items()
-            },
+            environment=_variables(process, settings[process]),
             admin=layout.admin_address(process),
             stop_seconds=_STOP_SECONDS.get(process, 15.0),
         )
         for process in PROCESSES
     ]
+
+
+def storage_environment(layout: Layout) -> dict[str, str]:
+    """The settings of storage, for commands that work on its database."""
+    return _variables("storage", _storage(layout))
+
+
+def _variables(process: str, settings: Mapping[str, object]) -> dict[str, str]:
+    return {f"CRUCIBLE_{process.upper()}_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def _command(layout: Layout, process: str, options: Options) -> tuple[str, ...]:
@@ -75,16 +86,37 @@ def _tls(layout: Layout, process: str) -> dict[str, object]:
     return {"tls_cert": own / "tls.crt", "tls_key": own / "tls.key", "tls_ca": own / "ca.crt"}
 
 
-def _storage(layout: Layout, credentials: Credentials) -> dict[str, object]:
+def _storage(layout: Layout) -> dict[str, object]:
     return {
         "listen": layout.address("storage"),
         "admin": layout.admin_address("storage"),
         "state": layout.state("storage"),
         "tickets_key": layout.pki / "storage" / "tickets.key",
+        "heads_key": layout.pki / "storage" / "heads.key",
+        "public_keys": layout.pki / "public",
         "records_pub": layout.pki / "public" / "records.pub",
-        "bootstrap_key_sha256": credentials.admin_key_sha256,
+        **_database(layout),
         **_tls(layout, "storage"),
     }
+
+
+def _database(layout: Layout) -> dict[str, object]:
+    """The database that the operator named in a file, which may hold a password; without it, storage's own file.
+
+    Raises:
+        LayoutError: others can read the file, or it is empty.
+    """
+    file = layout.database_file
+    try:
+        with file.open() as stream:
+            mode, url = os.fstat(stream.fileno()).st_mode, stream.readline().strip()
+    except FileNotFoundError:
+        return {}
+    if mode & 0o077:
+        raise LayoutError(f"{file} may hold a password and others can read it: chmod 600 {file}")
+    if not url:
+        raise LayoutError(f"{file} is empty; write postgresql://… into it, or remove it")
+    return {"database_url": url}
 
 
 def _monitor(layout: Layout) -> dict[str, object]:

@@ -27,13 +27,16 @@ class StartFailedError(click.ClickException):
 @click.option("--unsafe", is_flag=True, help="Also offer the engine `subprocess`, which isolates nothing.")
 @click.option("--slots", type=click.IntRange(1, 1024), help="Programs that run at once. Default: one per CPU.")
 @click.option("--pool", type=click.IntRange(0, 1000), help="Sandboxes booted ahead; 0: none. Default: 4.")
-def up(detach: bool, unsafe: bool, slots: int | None, pool: int | None) -> None:
+@click.option(
+    "--keep", metavar="DURATION", help="Delete evaluations this long after their end, as 720h. Default: never."
+)
+def up(detach: bool, unsafe: bool, slots: int | None, pool: int | None, keep: str | None) -> None:
     """Start all of Crucible on this machine, as root.
 
     Makes users, keys and environments at the first start. The address and the admin key are in client.toml in
     $CRUCIBLE_HOME (default /var/lib/crucible), where the other commands find them.
     """
-    options = stack.Options(unsafe=unsafe, slots=slots, pool=pool)
+    options = stack.Options(unsafe=unsafe, slots=slots, pool=pool, keep=keep)
     try:
         layout = Layout.of(os.environ)
         lock = prepare.take_lock(layout)

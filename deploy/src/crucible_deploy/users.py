@@ -85,6 +85,20 @@ def ensure(home: Path, processes: Iterable[str]) -> dict[str, Account]:
     return accounts
 
 
+def existing(process: str) -> Account:
+    """The user `crucible-<process>` of this machine.
+
+    Raises:
+        UsersError: there is none, or it is root.
+    """
+    account = _lookup(PREFIX + process)
+    if account is None:
+        raise UsersError(f"there is no user {PREFIX + process}; `crucible up` makes it")
+    if account.uid == 0 or account.gid == 0:
+        raise UsersError(f"the user {account.name} has root's user or group id; remove it and try again")
+    return account
+
+
 def made_by(home: Path) -> list[str]:
     """Names of the users that the stack of this home made, also those that exist no more."""
     try:

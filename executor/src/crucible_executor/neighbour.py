@@ -1,13 +1,13 @@
 """`python -m crucible_executor.neighbour`: how much of its throughput a program keeps beside one that hits its limits.
 
-Needs root. A well-behaved program does small pieces of work for some seconds (computes, writes a file, starts a process
-now and then) and says so for each; what comes out is counted here, on the host, by the host's clock. Each of its runs
-beside a hog stands between two runs alone, so that a machine that changes its speed changes both; the ratio is to their
-mean. Both programs have precedence over everything else on the machine, for what is measured is what they do to each
-other; Docker's containers cannot be given it. Still an idle machine is wanted: alone, the program leaves room to others,
-which a hog keeps out.
+Needs root and an otherwise idle machine. A well-behaved program does small pieces of work for some seconds (computes,
+writes a file, starts a process now and then) and says so for each; what comes out is counted here, on the host, by the
+host's clock. Each of its runs beside a hog stands between two runs alone, so that a machine that changes its speed
+changes both; the ratio is to their mean. Where others want the CPUs too, the hog takes its fair share of what the
+program had, and the ratio tells of them: such a row is shown and not judged.
 
-Exit code: 0 when every ratio is at least `PROMISED`; 1 when one is not; 3 when it could not be measured.
+Exit code: 0 when every ratio is at least `PROMISED`; 1 when one is not; 3 when it could not be measured; 4 when the
+machine was too busy to tell.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ PROMISED = 0.85
 """The part of its throughput that a neighbour keeps at least."""
 
 _CANNOT = 3
+_TOO_BUSY = 4
+_MOST_OTHERS_CPUS = 1 - PROMISED
 _LIMITS = Limits(
     wall_time=timedelta(seconds=60),
     cpu_time=None,
@@ -57,7 +59,7 @@ import hashlib, os, sys, time
 end = time.monotonic() + float(sys.argv[1])
 data, number = os.urandom(1 << 16), 0
 os.write(1, b'.')
-while time.monotonic() < end:
+while time.monotonic() < end or number < 5:
     for _ in range(40):
         data = hashlib.sha256(data).digest() * 2048
     with open('/tmp/scratch', 'wb') as file:
@@ -97,6 +99,7 @@ class Row:
         ratio: median over the rounds of `beside` to the mean of the two runs alone around it.
         hogs: how many programs hit the limit meanwhile.
         others_cpus: CPUs that anything else on this machine used meanwhile, median.
+        kept: whether that is what is promised; None: the machine was too busy to tell.
     """
 
     limit: str
@@ -105,6 +108,14 @@ class Row:
     ratio: float
     hogs: int
     others_cpus: float
+    kept: bool | None
+
+    @classmethod
+    def of(cls, limit: str, alone: float, beside: float, ratio: float, hogs: int, others_cpus: float) -> Row:
+        """A row, judged. What others use beside both programs may all be missing to one of them."""
+        spare = (os.cpu_count() or 1) - 2 * _LIMITS.cpus
+        busy = others_cpus > max(0.0, spare) + _MOST_OTHERS_CPUS
+        return cls(limit, alone, beside, ratio, hogs, others_cpus, None if busy else ratio >= PROMISED)
 
 
 class _Count:
@@ -162,7 +173,7 @@ async def rows(engine: Engine, *, rounds: int = 3, seconds: float = 4.0) -> list
             alone.append((await _work(engine, seconds))[0])
             ratios.append(beside[-1] / statistics.mean(alone[-2:]))
         before, with_hog, kept = (statistics.median(values) for values in (alone, beside, ratios))
-        measured.append(Row(limit, before, with_hog, kept, hogs, statistics.median(others)))
+        measured.append(Row.of(limit, before, with_hog, kept, hogs, statistics.median(others)))
     return measured
 
 
@@ -181,7 +192,9 @@ async def _work(engine: Engine, seconds: float) -> tuple[float, float]:
     finally:
         await sandbox.destroy()
     if outcome.termination != Exited(0) or not sink.per_second:
-        raise EngineUnavailableError(f"The neighbour did not run to its end: {outcome.termination}.")
+        raise EngineUnavailableError(
+            f"The neighbour did not run to its end: {outcome.termination}, {sink.bytes} pieces of work seen."
+        )
     return sink.per_second, _cpu_s(outcome)
 
 
@@ -241,14 +254,18 @@ def _sandbox_class() -> SandboxClass:
     )
 
 
+_WORDS = {True: "yes", False: "NO", None: "too busy to tell"}
+
+
 def table(measured: list[Row]) -> str:
     """For people, and as Markdown."""
     lines = [
-        "| the other program hits | alone, per s | beside it, per s | kept | such programs | CPUs used by others |",
-        "|---|---|---|---|---|---|",
+        "| the other program hits | alone, per s | beside, per s | kept | as promised | such programs | others' CPUs |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {one.limit} | {one.alone:.1f} | {one.beside:.1f} | {one.ratio:.2f}x | {one.hogs} | {one.others_cpus:.2f} |"
+        f"| {one.limit} | {one.alone:.1f} | {one.beside:.1f} | {one.ratio:.2f}x | {_WORDS[one.kept]} | {one.hogs} "
+        f"| {one.others_cpus:.2f} |"
         for one in measured
     ]
     return "\n".join(lines)
@@ -268,9 +285,8 @@ def _own_place(given: Settings, engine: str) -> Iterator[Host]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _measure(engine: Engine, cgroup: str, rounds: int, seconds: float) -> list[Row]:
+async def _measure(engine: Engine, rounds: int, seconds: float) -> list[Row]:
     await engine.check()
-    cgroups.detect(cgroup).prefer()
     try:
         return await rows(engine, rounds=rounds, seconds=seconds)
     finally:
@@ -290,13 +306,18 @@ def main(arguments: list[str]) -> int:
         return _CANNOT
     try:
         with _own_place(settings.load(Settings, prefix="CRUCIBLE_EXECUTOR_"), options.engine) as host:
-            engine = ENGINES[options.engine](host)
-            measured = asyncio.run(_measure(engine, host.cgroup, options.rounds, options.seconds))
+            measured = asyncio.run(_measure(ENGINES[options.engine](host), options.rounds, options.seconds))
     except (EngineUnavailableError, CgroupsUnavailableError, OSError) as error:
         print(f"cannot be measured: {error}", file=sys.stderr)  # noqa: T201
         return _CANNOT
     print(json.dumps([dataclasses.asdict(one) for one in measured]) if options.json else table(measured))  # noqa: T201
-    return 0 if all(one.ratio >= PROMISED for one in measured) else 1
+    return _exit_code(measured)
+
+
+def _exit_code(measured: list[Row]) -> int:
+    if any(one.kept is False for one in measured):
+        return 1
+    return _TOO_BUSY if any(one.kept is None for one in measured) else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from crucible.gateway.v1 import admin_service_pb2_grpc, evaluation_service_pb2_grpc, platform_service_pb2_grpc
 from crucible_gateway.admin_servicer import AdminServicer
 from crucible_gateway.api_keys import ApiKeys
+from crucible_gateway.audit import Audit
 from crucible_gateway.auth import Authenticator
 from crucible_gateway.authentication import ApiKeyAuthentication
 from crucible_gateway.evaluation_servicer import EvaluationServicer
@@ -19,6 +20,7 @@ from crucible_gateway.interruption import Interruption
 from crucible_gateway.peers import Monitor, Storage
 from crucible_gateway.platform_servicer import PlatformServicer
 from crucible_gateway.platform_view import PlatformView
+from crucible_gateway.queue_control import QueueControl
 from crucible_gateway.settings import Settings
 from crucible_rpc.admin import AdminServer
 from crucible_rpc.channel import connect
@@ -71,16 +73,18 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
         max_message_bytes=own.max_message_bytes,
         stopping=server.draining.is_set,
     )
+    audit = Audit(storage)
     server.add(
         evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
-        EvaluationServicer(evaluations, interruption, own.watcher_patience),
+        EvaluationServicer(evaluations, audit, interruption, own.watcher_patience),
     )
     server.add(
         platform_service_pb2_grpc.add_PlatformServiceServicer_to_server,
-        PlatformServicer(view, Inspections(storage, view), interruption),
+        PlatformServicer(view, Inspections(storage, view), audit, interruption),
     )
     server.add(
-        admin_service_pb2_grpc.add_AdminServiceServicer_to_server, AdminServicer(ApiKeys(storage, authenticator))
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server,
+        AdminServicer(ApiKeys(storage, authenticator), evaluations, QueueControl(storage), audit, interruption),
     )
     server.reflect()
     return server

@@ -8,6 +8,7 @@ from crucible.gateway.v1 import evaluation_service_pb2 as api
 from crucible.gateway.v1 import evaluation_service_pb2_grpc
 from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
 from crucible_gateway import caller, validation
+from crucible_gateway.audit import Audit
 from crucible_gateway.evaluations import Evaluations
 from crucible_gateway.interruption import Interruption
 from crucible_rpc import readers
@@ -18,12 +19,14 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
 
     Args:
         evaluations: the rules.
+        audit: makes receipts.
         interruption: ends waits and streams when the gateway stops.
         patience: a watcher that reads nothing for this long is ended, and what it holds at monitor with it.
     """
 
-    def __init__(self, evaluations: Evaluations, interruption: Interruption, patience: timedelta) -> None:
+    def __init__(self, evaluations: Evaluations, audit: Audit, interruption: Interruption, patience: timedelta) -> None:
         self._evaluations = evaluations
+        self._audit = audit
         self._interruption = interruption
         self._patience = patience
 
@@ -60,6 +63,10 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         validation.check_cancel(request)
         evaluation = await self._evaluations.cancel(caller.current(), request.name, request.reason)
         return api.CancelEvaluationResponse(evaluation=evaluation)
+
+    async def GetReceipt(self, request: api.GetReceiptRequest, _context: Any) -> api.GetReceiptResponse:
+        """See the contract."""
+        return api.GetReceiptResponse(receipt=await self._audit.receipt(caller.current(), request.name))
 
     async def WatchEvaluation(  # type: ignore[override]  # a coroutine that writes, which grpc.aio takes too
         self, request: api.WatchEvaluationRequest, context: Any

@@ -20,6 +20,8 @@ from crucible_rpc import logs
 from crucible_rpc.errors import UnavailableError
 
 TERMINAL = frozenset({ev.EVALUATION_STATE_SUCCEEDED, ev.EVALUATION_STATE_FAILED, ev.EVALUATION_STATE_CANCELLED})
+FIRST_WAIT_SECONDS = 1
+"""What a run may take to be created, waited for and answered in one call to storage; its program is kept that long."""
 WAIT = timedelta(seconds=50)
 _PAUSE_SECONDS = 0.5
 
@@ -34,6 +36,7 @@ class EvaluationStore(Protocol):
     async def wait(self, tenant: str, name: str, wait: timedelta) -> ev.Evaluation: ...  # noqa: D102
     async def list_page(self, request: store.ListEvaluationsRequest) -> store.ListEvaluationsResponse: ...  # noqa: D102
     async def cancel(self, request: store.CancelEvaluationRequest) -> ev.Evaluation: ...  # noqa: D102
+    async def delete(self, request: store.DeleteEvaluationRequest) -> store.DeleteEvaluationResponse: ...  # noqa: D102
     def read_output(self, request: store.ReadOutputRequest) -> AsyncGenerator[store.ReadOutputResponse, None]: ...  # noqa: D102
 
 
@@ -78,11 +81,7 @@ class Evaluations:
         Raises:
             CallError: see `limits.complete`, and what storage says.
         """
-        await self._executors.complete(spec, self._defaults)
-        request = store.CreateEvaluationRequest(tenant=caller.tenant, creator=caller.key_id, spec=spec)
-        # A call whose answer got lost is sent again; without an id of its own that would make a second evaluation.
-        request.request_id = request_id or f"auto.{secrets.token_hex(16)}"
-        evaluation = await self._storage.create(request)
+        evaluation = await self._storage.create(await self._creation(caller, request_id, spec))
         logs.bind(evaluation=evaluation.name)
         return evaluation
 
@@ -90,25 +89,43 @@ class Evaluations:
         """Creates an evaluation and returns it when it is terminal, however long that takes.
 
         Raises:
-            CallError: as `create`; UnavailableError with the evaluation's name in `metadata` when storage stays away.
+            CallError: as `create`; UnavailableError when storage goes away meanwhile and stays away, with the
+                evaluation's name in `metadata` if it is known.
         """
-        evaluation = await self.create(caller, request_id, spec)
-        spec.Clear()  # stored now: a program of some megabytes is not kept while it is waited for
-        name = evaluation.name
+        creation = await self._creation(caller, request_id, spec)
+        creation.wait.seconds = FIRST_WAIT_SECONDS
+        spec.Clear()  # `creation` has a copy; a program of some megabytes is not kept while it is waited for
+        evaluation: ev.Evaluation | None = None
         away_since: float | None = None
-        while evaluation.state not in TERMINAL:
+        while evaluation is None or evaluation.state not in TERMINAL:
             try:
-                evaluation = await self._storage.wait(caller.tenant, name, WAIT)
+                if evaluation is None:
+                    evaluation = await self._storage.create(creation)  # again: the same request id makes it once
+                    logs.bind(evaluation=evaluation.name)
+                    creation.Clear()
+                else:
+                    evaluation = await self._storage.wait(caller.tenant, evaluation.name, WAIT)
                 away_since = None
             except UnavailableError as error:
                 now = self._clock()
                 away_since = now if away_since is None else away_since
                 if now - away_since >= self._outage:
-                    error.metadata["evaluation"] = name
+                    if evaluation is not None:
+                        error.metadata["evaluation"] = evaluation.name
                     raise
                 _log.warning("storage is away while a run waits")
                 await asyncio.sleep(_PAUSE_SECONDS)
         return evaluation
+
+    async def _creation(
+        self, caller: Caller, request_id: str, spec: ev.EvaluationSpec
+    ) -> store.CreateEvaluationRequest:
+        """What storage is asked for. Fails when storage has been away for longer than executors are remembered."""
+        await self._executors.complete(spec, self._defaults)
+        request = store.CreateEvaluationRequest(tenant=caller.tenant, creator=caller.key_id, spec=spec)
+        # A call whose answer got lost is sent again; without an id of its own that would make a second evaluation.
+        request.request_id = request_id or f"auto.{secrets.token_hex(16)}"
+        return request
 
     async def get(self, caller: Caller, name: str) -> ev.Evaluation:
         """One evaluation as it is now."""
@@ -132,6 +149,11 @@ class Evaluations:
         logs.bind(evaluation=name)
         request = store.CancelEvaluationRequest(tenant=caller.tenant, name=name, by=caller.key_id, reason=reason)
         return await self._storage.cancel(request)
+
+    async def delete(self, caller: Caller, name: str, reason: str) -> store.DeleteEvaluationResponse:
+        """Deletes an evaluation of any tenant that has ended; for administrators."""
+        logs.bind(evaluation=name)
+        return await self._storage.delete(store.DeleteEvaluationRequest(name=name, by=caller.key_id, reason=reason))
 
     def watch(self, caller: Caller, name: str, after_position: int) -> AsyncGenerator[monitor_api.WatchResponse, None]:
         """Events after a position, then those to come."""

@@ -9,19 +9,26 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from crucible.audit.v1 import audit_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
 from crucible.monitor.v1 import monitor_service_pb2_grpc
 from crucible.storage.v1 import api_key_service_pb2 as keys
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
+    audit_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
     inspection_service_pb2_grpc,
+    queue_service_pb2_grpc,
     status_service_pb2_grpc,
+    tenant_service_pb2_grpc,
 )
+from crucible.storage.v1 import audit_service_pb2 as audit
 from crucible.storage.v1 import evaluation_store_service_pb2 as store
 from crucible.storage.v1 import inspection_service_pb2 as inspections
+from crucible.storage.v1 import queue_service_pb2 as queues
 from crucible.storage.v1 import status_service_pb2 as status
+from crucible.storage.v1 import tenant_service_pb2 as tenants
 from crucible_gateway.caller import Caller
 from crucible_rpc.errors import (
     CallCancelledError,
@@ -96,7 +103,10 @@ class Storage:
         self._evaluations: Any = evaluation_store_service_pb2_grpc.EvaluationStoreServiceStub(channel)
         self._keys: Any = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
         self._status: Any = status_service_pb2_grpc.StatusServiceStub(channel)
+        self._tenants: Any = tenant_service_pb2_grpc.TenantServiceStub(channel)
+        self._queue: Any = queue_service_pb2_grpc.QueueServiceStub(channel)
         self._inspections: Any = inspection_service_pb2_grpc.InspectionStoreServiceStub(channel)
+        self._audit: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
         self._errors = peer_errors(self.name)
 
     async def inspect(
@@ -109,9 +119,10 @@ class Storage:
                     yield answer
 
     async def create(self, request: store.CreateEvaluationRequest) -> ev.Evaluation:
-        """Stores an evaluation."""
+        """Stores an evaluation, and waits for its end as long as the request says."""
+        timeout = WAIT_MARGIN_SECONDS + request.wait.seconds
         with self._errors:
-            answer: store.CreateEvaluationResponse = await self._evaluations.CreateEvaluation(request)
+            answer: store.CreateEvaluationResponse = await self._evaluations.CreateEvaluation(request, timeout=timeout)
             return answer.evaluation
 
     async def get(self, tenant: str, name: str) -> ev.Evaluation:
@@ -142,6 +153,12 @@ class Storage:
             answer: store.CancelEvaluationResponse = await self._evaluations.CancelEvaluation(request)
             return answer.evaluation
 
+    async def delete(self, request: store.DeleteEvaluationRequest) -> store.DeleteEvaluationResponse:
+        """Deletes an evaluation that has ended."""
+        with self._errors:
+            answer: store.DeleteEvaluationResponse = await self._evaluations.DeleteEvaluation(request)
+            return answer
+
     async def read_output(self, request: store.ReadOutputRequest) -> AsyncGenerator[store.ReadOutputResponse, None]:
         """Kept output, as far as it is stored."""
         with self._errors:
@@ -171,11 +188,87 @@ class Storage:
             answer: keys.ListApiKeysResponse = await self._keys.ListApiKeys(keys.ListApiKeysRequest())
             return list(answer.api_keys)
 
-    async def revoke_key(self, key_id: str) -> keys.StoredApiKey:
-        """Ends a key."""
+    async def revoke_key(self, key_id: str, by: str) -> keys.StoredApiKey:
+        """Ends a key; `by` is the id of the key that asks for it."""
         with self._errors:
-            answer: keys.RevokeApiKeyResponse = await self._keys.RevokeApiKey(keys.RevokeApiKeyRequest(id=key_id))
+            request = keys.RevokeApiKeyRequest(id=key_id, by=by)
+            answer: keys.RevokeApiKeyResponse = await self._keys.RevokeApiKey(request)
             return answer.api_key
+
+    async def audit_page(self, request: audit.ListAuditRecordsRequest) -> audit.ListAuditRecordsResponse:
+        """A page of the audit log."""
+        with self._errors:
+            answer: audit.ListAuditRecordsResponse = await self._audit.ListAuditRecords(request)
+            return answer
+
+    async def verify_audit(self, request: audit.VerifyAuditRequest) -> AsyncGenerator[audit.VerifyAuditResponse, None]:
+        """A check of the whole audit log; it ends when this is closed."""
+        with self._errors:
+            async with aclosing(aiter(self._audit.VerifyAudit(request))) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def receipt(self, tenant: str, name: str) -> audit_pb2.Receipt:
+        """The receipt of a finished evaluation."""
+        with self._errors:
+            request = audit.GetReceiptRequest(tenant=tenant, name=name)
+            answer: audit.GetReceiptResponse = await self._audit.GetReceipt(request)
+            return answer.receipt
+
+    async def public_keys(self) -> list[audit_pb2.PublicKey]:
+        """What heads and records can be checked with."""
+        with self._errors:
+            answer: audit.ListPublicKeysResponse = await self._audit.ListPublicKeys(audit.ListPublicKeysRequest())
+            return list(answer.public_keys)
+
+    async def create_tenant(self, request: tenants.CreateTenantRequest) -> tenants.CreateTenantResponse:
+        """Makes a tenant."""
+        with self._errors:
+            answer: tenants.CreateTenantResponse = await self._tenants.CreateTenant(request)
+            return answer
+
+    async def list_tenants(self) -> tenants.ListTenantsResponse:
+        """All tenants, by name."""
+        with self._errors:
+            answer: tenants.ListTenantsResponse = await self._tenants.ListTenants(tenants.ListTenantsRequest())
+            return answer
+
+    async def set_quota(self, request: tenants.SetQuotaRequest) -> tenants.SetQuotaResponse:
+        """Changes quotas."""
+        with self._errors:
+            answer: tenants.SetQuotaResponse = await self._tenants.SetQuota(request)
+            return answer
+
+    async def pause_queue(self, request: queues.PauseQueueRequest) -> queues.PauseQueueResponse:
+        """Pauses the queue."""
+        with self._errors:
+            answer: queues.PauseQueueResponse = await self._queue.PauseQueue(request)
+            return answer
+
+    async def resume_queue(self, request: queues.ResumeQueueRequest) -> queues.ResumeQueueResponse:
+        """Ends a pause."""
+        with self._errors:
+            answer: queues.ResumeQueueResponse = await self._queue.ResumeQueue(request)
+            return answer
+
+    async def queue_status(self) -> queues.GetQueueStatusResponse:
+        """The queue of all tenants."""
+        with self._errors:
+            request = queues.GetQueueStatusRequest()
+            answer: queues.GetQueueStatusResponse = await self._queue.GetQueueStatus(request)
+            return answer
+
+    async def dead_letters(self, request: queues.ListDeadLettersRequest) -> queues.ListDeadLettersResponse:
+        """A page of dead letters."""
+        with self._errors:
+            answer: queues.ListDeadLettersResponse = await self._queue.ListDeadLetters(request)
+            return answer
+
+    async def retry_dead_letter(self, request: queues.RetryDeadLetterRequest) -> queues.RetryDeadLetterResponse:
+        """Makes a new evaluation of a dead letter."""
+        with self._errors:
+            answer: queues.RetryDeadLetterResponse = await self._queue.RetryDeadLetter(request)
+            return answer
 
     async def executors(self) -> status.ListExecutorsResponse:
         """Every executor that ever registered."""

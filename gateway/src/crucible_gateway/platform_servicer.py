@@ -6,6 +6,7 @@ from typing import Any
 from crucible.gateway.v1 import platform_service_pb2 as api
 from crucible.gateway.v1 import platform_service_pb2_grpc
 from crucible_gateway import caller
+from crucible_gateway.audit import Audit
 from crucible_gateway.inspections import Inspections
 from crucible_gateway.interruption import Interruption
 from crucible_gateway.platform_view import PlatformView
@@ -17,12 +18,14 @@ class PlatformServicer(platform_service_pb2_grpc.PlatformServiceServicer):
     Args:
         view: answers about it as it is.
         inspections: has its executors looked at.
+        audit: knows the public keys.
         interruption: ends streams when the gateway stops.
     """
 
-    def __init__(self, view: PlatformView, inspections: Inspections, interruption: Interruption) -> None:
+    def __init__(self, view: PlatformView, inspections: Inspections, audit: Audit, interruption: Interruption) -> None:
         self._view = view
         self._inspections = inspections
+        self._audit = audit
         self._interruption = interruption
 
     async def GetCapabilities(self, _request: api.GetCapabilitiesRequest, _context: Any) -> api.GetCapabilitiesResponse:
@@ -36,6 +39,10 @@ class PlatformServicer(platform_service_pb2_grpc.PlatformServiceServicer):
     async def ListRuntimes(self, _request: api.ListRuntimesRequest, _context: Any) -> api.ListRuntimesResponse:
         """See the contract."""
         return api.ListRuntimesResponse(runtimes=await self._view.runtimes())
+
+    async def ListPublicKeys(self, _request: api.ListPublicKeysRequest, _context: Any) -> api.ListPublicKeysResponse:
+        """See the contract."""
+        return api.ListPublicKeysResponse(public_keys=await self._audit.public_keys())
 
     async def RunSelfTest(  # type: ignore[override]  # a coroutine that writes, which grpc.aio takes too
         self, request: api.RunSelfTestRequest, context: Any

@@ -12,6 +12,7 @@ from math import isfinite
 from google.protobuf.duration_pb2 import Duration
 
 from crucible.evaluation.v1 import evaluation_pb2 as ev
+from crucible.evaluation.v1 import tenant_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
 from crucible.gateway.v1 import evaluation_service_pb2 as api
 from crucible_rpc.errors import FieldViolation, InvalidArgumentError
@@ -35,6 +36,9 @@ DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_TOKEN_CHARACTERS = 1024
 MAX_REASON_CHARACTERS = 256
 MAX_DESCRIPTION_CHARACTERS = 128
+MAX_WEIGHT = 1000
+MAX_CPU_SECONDS_PER_DAY = 1 << 40
+MAX_QUOTA = 1 << 50
 MAX_DURATION = timedelta(days=365)
 MAX_VIOLATIONS = 32  # no more fit into an error; a caller who mends these is told of the rest
 
@@ -124,9 +128,7 @@ def check_list(request: api.ListEvaluationsRequest) -> None:
                 found.add(f"states[{index}]", "must be a known state")
     _check_labels("labels", request.labels, found)
     found.check()
-    if len(request.page_token) > MAX_PAGE_TOKEN_CHARACTERS:
-        violation = FieldViolation("page_token", "must be the next_page_token of the answer before")
-        raise InvalidArgumentError("INVALID_PAGE_TOKEN", f"page_token: {violation.description}", [violation])
+    _check_page_token(request.page_token)
 
 
 def check_cancel(request: api.CancelEvaluationRequest) -> None:
@@ -136,7 +138,21 @@ def check_cancel(request: api.CancelEvaluationRequest) -> None:
         InvalidArgumentError: with every field at fault.
     """
     check_name(request.name)
-    if len(request.reason) > MAX_REASON_CHARACTERS or "\0" in request.reason:
+    _check_reason(request.reason)
+
+
+def check_delete(request: admin.DeleteEvaluationRequest) -> None:
+    """Checks a request to delete an evaluation.
+
+    Raises:
+        InvalidArgumentError: with every field at fault.
+    """
+    check_name(request.name)
+    _check_reason(request.reason)
+
+
+def _check_reason(reason: str) -> None:
+    if not _is_reason(reason):
         text = f"must be at most {MAX_REASON_CHARACTERS} characters, without NUL"
         raise invalid([FieldViolation("reason", text)])
 
@@ -193,6 +209,71 @@ def check_revoke_key(request: admin.RevokeApiKeyRequest) -> None:
     """
     if not _KEY_ID.fullmatch(request.id):
         raise invalid([FieldViolation("id", "must be the id of an API key, as ListApiKeys shows it")])
+
+
+def check_tenant(tenant: str, quota: tenant_pb2.Quota, *, some: bool = False) -> None:
+    """Checks a tenant's name and the quotas that are set.
+
+    Args:
+        tenant: its name.
+        quota: those to set.
+        some: whether at least one must be.
+
+    Raises:
+        InvalidArgumentError: with every field at fault.
+    """
+    found = Violations()
+    if not _TENANT.fullmatch(tenant):
+        found.add("tenant", "must match [a-z][a-z0-9-]{0,62}")
+    bounds = {"weight": (1, MAX_WEIGHT), "max_priority": (-MAX_PRIORITY, MAX_PRIORITY)}
+    bounds["cpu_seconds_per_day"] = (0, MAX_CPU_SECONDS_PER_DAY)
+    given = quota.ListFields()
+    for field, value in given:
+        least, most = bounds.get(field.name, (0, MAX_QUOTA))
+        if not least <= value <= most:
+            found.add(f"quota.{field.name}", f"must be from {least} to {most}")
+    if some and not given:
+        found.add("quota", "must set at least one field; 0 is no quota")
+    found.check()
+
+
+def check_pause(request: admin.PauseQueueRequest | admin.ResumeQueueRequest) -> None:
+    """Checks a request to pause or to resume.
+
+    Raises:
+        InvalidArgumentError: with every field at fault.
+    """
+    found = Violations()
+    if request.tenant and not _TENANT.fullmatch(request.tenant):
+        found.add("tenant", "must match [a-z][a-z0-9-]{0,62}, or be empty for everybody")
+    if isinstance(request, admin.PauseQueueRequest) and not _is_reason(request.reason):
+        found.add("reason", f"must be at most {MAX_REASON_CHARACTERS} characters, without NUL")
+    found.check()
+
+
+def check_dead_letters(request: admin.ListDeadLettersRequest) -> None:
+    """Checks a request for dead letters.
+
+    Raises:
+        InvalidArgumentError: with every field at fault, or INVALID_PAGE_TOKEN.
+    """
+    found = Violations()
+    if request.tenant and not _TENANT.fullmatch(request.tenant):
+        found.add("tenant", "must match [a-z][a-z0-9-]{0,62}, or be empty for everybody")
+    if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+        found.add("page_size", f"must be from 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}")
+    found.check()
+    _check_page_token(request.page_token)
+
+
+def _is_reason(text: str) -> bool:
+    return len(text) <= MAX_REASON_CHARACTERS and "\0" not in text
+
+
+def _check_page_token(token: str) -> None:
+    if len(token) > MAX_PAGE_TOKEN_CHARACTERS:
+        violation = FieldViolation("page_token", "must be the next_page_token of the answer before")
+        raise InvalidArgumentError("INVALID_PAGE_TOKEN", f"page_token: {violation.description}", [violation])
 
 
 def _check_program(program: ev.Program, found: Violations) -> None:

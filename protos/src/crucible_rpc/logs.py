@@ -19,6 +19,7 @@ MAX_EXCEPTION_CHARACTERS = 16_384
 MAX_VALUE_CHARACTERS = 1024
 MAX_FIELDS = 32
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` with separators makes one for every line
 _EMPTY: Mapping[str, object] = {}
 _bound: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default=_EMPTY)
 
@@ -88,7 +89,7 @@ class JsonFormatter(logging.Formatter):
         exception = _exception(self, record)
         if exception:
             entry["exception"] = exception
-        return json.dumps(entry, allow_nan=True, separators=(",", ":"))
+        return _encode(entry)
 
 
 class PlainFormatter(logging.Formatter):

@@ -65,12 +65,15 @@ class Signer:
         self._key = key
         self.key_id = key_id or _key_id(key.public_key())
 
-    def verifier(self) -> "Verifier":
-        """Knows this key's public half."""
-        public = self._key.public_key().public_bytes(
+    def public_pem(self) -> bytes:
+        """This key's public half, SubjectPublicKeyInfo PEM."""
+        return self._key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        return Verifier({self.key_id: public})
+
+    def verifier(self) -> "Verifier":
+        """Knows this key's public half."""
+        return Verifier({self.key_id: self.public_pem()})
 
     def sign(self, context: str, payload: bytes) -> Signature:
         """Signs `context || 0x00 || payload`."""

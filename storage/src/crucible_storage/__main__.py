@@ -25,13 +25,16 @@ _LOG = logging.getLogger(__name__)
 async def main() -> None:
     """Runs the process to its end."""
     config = settings.load(Settings, PREFIX)
-    signer = keys.ticket_signer(config.tickets_key)
-    verifier = keys.record_verifier(Path(file) for file in config.records_pub)
+    signer = keys.private_signer(config.tickets_key)
+    records = [Path(file) for file in config.records_pub]
+    verifier = keys.record_verifier(records)
+    heads = keys.head_keys(config.heads_key, config.public_keys, records)
     tls = ServerTls(config.tls_cert, config.tls_key, config.tls_ca)
     metrics = Metrics(REGISTRY)
     clock: Clock = DatabaseClock() if config.database_url else SystemClock()
     backend = choose(config.database_url, config.state, config.database_password_file, clock)
-    async with running(config.state, config.policy, clock, signer, verifier, metrics, backend) as service:
+    keep = config.retention
+    async with running(config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")
         server = Server(

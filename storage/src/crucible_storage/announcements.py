@@ -4,6 +4,7 @@ Nobody relies on it: who waits looks for himself every few seconds. What does no
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crucible_storage.transaction import Notices, Stop, WriteTransaction
@@ -22,13 +23,13 @@ class Announcement:
         complete: whether `notices` names everything that ended.
     """
 
-    process: str
+    process: int
     notices: Notices = field(default_factory=Notices)
     queued_change: int = 0
     complete: bool = True
 
 
-def encoded(transaction: WriteTransaction, process: str) -> str:
+def encoded(transaction: WriteTransaction, process: int) -> str:
     """What a transaction has to tell, after its flush; empty: nothing."""
     notices = transaction.notices
     if not (notices.appended or notices.work or notices.finished or notices.stops or notices.inspections):
@@ -60,10 +61,10 @@ def decoded(text: str) -> Announcement | None:
             last_position=int(facts["position"]),
             appended=int(facts["appended"]),
         )
-        return Announcement(str(facts["process"]), notices, int(facts["queued"]), bool(facts.get("complete", True)))
+        return Announcement(int(facts["process"]), notices, int(facts["queued"]), bool(facts.get("complete", True)))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _json(facts: dict[str, object]) -> str:
+def _json(facts: Mapping[str, object]) -> str:
     return json.dumps(facts, separators=(",", ":"))

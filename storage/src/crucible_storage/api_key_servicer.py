@@ -26,7 +26,9 @@ class ApiKeyServicer(rpc.ApiKeyServiceServicer):
         tenant = checks.name(request.tenant, "tenant")
         description = checks.short(request.description, "description")
         digest = checks.sha256(request.key_sha256, "key_sha256")
-        row = await self._keys.create(tenant, description, digest, admin=request.admin)
+        row = await self._keys.create(
+            tenant, description, digest, admin=request.admin, by=checks.short(request.by, "by")
+        )
         return pb.CreateApiKeyResponse(api_key=convert.api_key(row))
 
     async def ListApiKeys(self, request: pb.ListApiKeysRequest, context: Any) -> pb.ListApiKeysResponse:
@@ -35,4 +37,5 @@ class ApiKeyServicer(rpc.ApiKeyServiceServicer):
 
     async def RevokeApiKey(self, request: pb.RevokeApiKeyRequest, context: Any) -> pb.RevokeApiKeyResponse:
         """See the contract."""
-        return pb.RevokeApiKeyResponse(api_key=convert.api_key(await self._keys.revoke(request.id)))
+        row = await self._keys.revoke(request.id, by=checks.short(request.by, "by"))
+        return pb.RevokeApiKeyResponse(api_key=convert.api_key(row))

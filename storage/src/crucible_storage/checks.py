@@ -6,6 +6,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1 import tenant_pb2
 from crucible_storage.models import PLATFORM
 from crucible_storage.names import invalid
 
@@ -14,6 +15,8 @@ MAX_TEXT = 1024
 MAX_LABELS = 32
 SHA256_BYTES = 32
 MAX_SPEC_BYTES = 4 << 20
+MAX_WEIGHT = 1000
+MAX_QUOTA = 1 << 50
 _OUTPUTS = (pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR)
 
 
@@ -25,9 +28,9 @@ def name(text: str, field: str) -> str:
 
 
 def short(text: str, field: str) -> str:
-    """A text for people."""
-    if len(text) > MAX_TEXT:
-        raise invalid(field, f"must have at most {MAX_TEXT} characters")
+    """A text for people. NUL is no character of PostgreSQL's texts."""
+    if len(text) > MAX_TEXT or "\0" in text:
+        raise invalid(field, f"must have at most {MAX_TEXT} characters, none of them NUL")
     return text
 
 
@@ -71,6 +74,8 @@ def labels(given: Mapping[str, str], field: str) -> dict[str, str]:
     """Labels, as of an evaluation or of a filter."""
     if len(given) > MAX_LABELS or any(len(key) > MAX_NAME or len(value) > MAX_TEXT for key, value in given.items()):
         raise invalid(field, f"must have at most {MAX_LABELS} entries of bounded length")
+    if any("\0" in text for pair in given.items() for text in pair):
+        raise invalid(field, "must not contain NUL")
     return dict(given)
 
 
@@ -83,4 +88,12 @@ def spec(given: pb.EvaluationSpec) -> pb.EvaluationSpec:
     labels(given.labels, "spec.labels")
     if given.ByteSize() > MAX_SPEC_BYTES:
         raise invalid("spec", f"must have at most {MAX_SPEC_BYTES} bytes")
+    return given
+
+
+def quota(given: tenant_pb2.Quota, field: str) -> tenant_pb2.Quota:
+    """Quotas; what is set lies within its bounds."""
+    bounds = {"weight": (1, MAX_WEIGHT), "max_priority": (-100, 100), "cpu_seconds_per_day": (0, 1 << 40)}
+    for one, value in given.ListFields():
+        between(value, *bounds.get(one.name, (0, MAX_QUOTA)), f"{field}.{one.name}")
     return given

@@ -37,6 +37,7 @@ MAX_PENDING = 8192
 POLL_SECONDS = 1.0
 READ_TRIES = 4
 _READ_BACKOFF = 0.1
+_LISTEN_SECONDS = 0.5  # then it looks whether the process stops
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,17 +80,18 @@ class Database:
         self._backend = backend
         self._publish = publish
         self._observer = observer
-        self._process = secrets.token_hex(8)
+        self.process = secrets.randbits(31)
+        """Names this process to the others on the same database."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._closing = False
         self._readers = ThreadPoolExecutor(backend.readers, thread_name_prefix="storage-read")
         self._threads = [threading.Thread(target=self._write_loop, name="storage-write", daemon=True)]
-        if (listener := backend.listener()) is not None:
+        if (listener := backend.listener(self.process)) is not None:
             listening = threading.Thread(target=self._listen, args=(listener,), name="storage-listen", daemon=True)
             self._threads.append(listening)
         self._begun = self._delivered = 0
-        self._group_commit = GroupCommit(backend, self._process, lambda: self._closing)
+        self._group_commit = GroupCommit(backend, self.process, lambda: self._closing)
         totals = self._group_commit.load()
         self._last_position, self._queued = totals.last_position, totals.queued
 
@@ -98,6 +100,11 @@ class Database:
         self._loop = asyncio.get_running_loop()
         for thread in self._threads:
             thread.start()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to it at the same time."""
+        return self._backend.shared
 
     @property
     def last_position(self) -> int:
@@ -251,7 +258,7 @@ class Database:
         looked, lost = 0.0, False
         while not self._closing:
             try:
-                for text in listener.wait(POLL_SECONDS / 2):
+                for text in listener.wait(_LISTEN_SECONDS):
                     self._pass_on(announcements.decoded(text))
                 if time.monotonic() - looked >= POLL_SECONDS:
                     begun = self._begun
@@ -263,11 +270,11 @@ class Database:
                 if not lost:
                     _LOG.warning("announcements of other storage processes cannot be heard", exc_info=True)
                 lost, looked = True, 0.0
-                time.sleep(POLL_SECONDS / 2)
+                time.sleep(_LISTEN_SECONDS)
         listener.close()
 
     def _pass_on(self, heard: announcements.Announcement | None) -> None:
-        if heard is not None and heard.process != self._process:
+        if heard is not None and heard.process != self.process:
             self._call(self._heard, heard)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from crucible.storage.v1 import evaluation_store_service_pb2 as pb
 from crucible.storage.v1 import evaluation_store_service_pb2_grpc as rpc
 from crucible_storage import checks
+from crucible_storage.clock import timestamp
+from crucible_storage.deletion import Deletion
 from crucible_storage.evaluations import Evaluations, Wanted
 from crucible_storage.lists import Filter, Lists
 from crucible_storage.names import parse_evaluation_name
@@ -19,17 +21,19 @@ _LAST_STATE = 6
 class EvaluationStoreServicer(rpc.EvaluationStoreServiceServicer):
     """Evaluations for the gateway."""
 
-    def __init__(self, evaluations: Evaluations, lists: Lists) -> None:
+    def __init__(self, evaluations: Evaluations, lists: Lists, deletion: Deletion) -> None:
         self._evaluations = evaluations
         self._lists = lists
+        self._deletion = deletion
 
     async def CreateEvaluation(self, request: pb.CreateEvaluationRequest, context: Any) -> pb.CreateEvaluationResponse:
         """See the contract."""
         tenant = checks.name(request.tenant, "tenant")
         request_id = checks.short(request.request_id, "request_id")
         creator = checks.short(request.creator, "creator")
+        wait = checks.seconds(request.wait, MAX_WAIT_SECONDS, "wait")
         wanted = Wanted.of(tenant, creator, request_id, checks.spec(request.spec))
-        return pb.CreateEvaluationResponse(evaluation=await self._evaluations.create(wanted))
+        return pb.CreateEvaluationResponse(evaluation=await self._evaluations.create_and_wait(wanted, wait))
 
     async def GetEvaluation(self, request: pb.GetEvaluationRequest, context: Any) -> pb.GetEvaluationResponse:
         """See the contract."""
@@ -67,3 +71,12 @@ class EvaluationStoreServicer(rpc.EvaluationStoreServiceServicer):
         parts = self._evaluations.read_output(request.tenant, evaluation_id, stream, first, attempt)
         async for offset, data in parts:
             yield pb.ReadOutputResponse(offset=offset, data=data)
+
+    async def DeleteEvaluation(self, request: pb.DeleteEvaluationRequest, context: Any) -> pb.DeleteEvaluationResponse:
+        """See the contract."""
+        evaluation_id = parse_evaluation_name(request.name)
+        by, reason = checks.short(request.by, "by"), checks.short(request.reason, "reason")
+        deleted = await self._deletion.delete(evaluation_id, by, reason)
+        return pb.DeleteEvaluationResponse(
+            tenant=deleted.tenant, deleted=deleted.left, delete_time=timestamp(deleted.time)
+        )

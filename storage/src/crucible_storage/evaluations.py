@@ -3,36 +3,37 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 
 from sqlalchemy import bindparam, insert, select
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
-from crucible_rpc.errors import AlreadyExistsError, ResourceExhaustedError
-from crucible_storage import models, outputs, store, views
+from crucible_rpc.errors import AlreadyExistsError
+from crucible_storage import admission, audit, models, outputs, store, views
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
-from crucible_storage.lifecycle import Record
-from crucible_storage.names import new_id
+from crucible_storage.lifecycle import TERMINAL, Record
+from crucible_storage.names import evaluation_name, new_id, parse_evaluation_name
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.queue import lane_of, rank_of
 from crucible_storage.transaction import WriteTransaction
 
 FALLBACK_POLL = 5.0
 READ_BYTES = 64 << 10
-_QUEUE_FULL_RETRY = timedelta(seconds=5)
 
 _ROW = models.evaluation.c
-_BY_REQUEST = select(_ROW.id, _ROW.spec_sha256).where(
-    _ROW.tenant == bindparam("tenant"), _ROW.request_id == bindparam("request_id"), _ROW.request_id.is_not(None)
+_BY_REQUEST = Prepared(
+    select(_ROW.id, _ROW.spec_sha256).where(
+        _ROW.tenant == bindparam("tenant"), _ROW.request_id == bindparam("request_id"), _ROW.request_id.is_not(None)
+    )
 )
-_INSERT_PROGRAM = insert(models.program)
-_INSERT_LABELS = insert(models.label)
+_INSERT_PROGRAM = Prepared(insert(models.program))
+_INSERT_LABELS = Prepared(insert(models.label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,14 @@ class Wanted:
     def of(cls, tenant: str, creator: str, request_id: str, spec: pb.EvaluationSpec) -> "Wanted":
         """Serializes what the executor will get, once; its digest is part of every ticket."""
         run_spec = RunSpec(program=spec.program, engine=spec.engine).SerializeToString(deterministic=True)
-        rest = pb.EvaluationSpec(limits=spec.limits, priority=spec.priority, labels=spec.labels)
-        digest = hashlib.sha256(hashlib.sha256(run_spec).digest() + rest.SerializeToString(deterministic=True))
-        return cls(tenant, creator, request_id, spec, run_spec, digest.digest())
+        digest = spec_sha256(hashlib.sha256(run_spec).digest(), spec.limits, spec.priority, spec.labels)
+        return cls(tenant, creator, request_id, spec, run_spec, digest)
+
+
+def spec_sha256(run_spec_sha256: bytes, limits: pb.Limits, priority: int, labels: Mapping[str, str]) -> bytes:
+    """The digest of all that a caller asked for."""
+    rest = pb.EvaluationSpec(limits=limits, priority=priority, labels=labels)
+    return hashlib.sha256(run_spec_sha256 + rest.SerializeToString(deterministic=True)).digest()
 
 
 class Evaluations:
@@ -80,24 +86,29 @@ class Evaluations:
 
         Raises:
             AlreadyExistsError: REQUEST_ID_REUSED, with another spec.
-            ResourceExhaustedError: QUEUE_FULL or STORAGE_FULL.
+            InvalidArgumentError: INVALID_FIELD, a priority above the tenant's ceiling.
+            ResourceExhaustedError: QUEUE_FULL, QUOTA_EXCEEDED or STORAGE_FULL.
         """
 
         def run(transaction: WriteTransaction) -> pb.Evaluation:
             if wanted.request_id and (earlier := self._earlier(transaction.connection, wanted)) is not None:
                 return views.complete(transaction.settled(earlier.seq), earlier)
-            if transaction.queued >= self._policy.max_queued:
-                text = f"{self._policy.max_queued} evaluations are queued, which is as many as may be; try again later"
-                raise ResourceExhaustedError("QUEUE_FULL", text, retry_after=_QUEUE_FULL_RETRY)
-            record = self._insert(transaction, wanted)
+            record = self.insert(transaction, wanted)
             view = views.new(record)
             view.spec.program.CopyFrom(wanted.spec.program)
             return view
 
         return await self._database.write(run)
 
+    async def create_and_wait(self, wanted: Wanted, seconds: float) -> pb.Evaluation:
+        """As `create`, then as `wait` for at most `seconds`."""
+        evaluation = await self.create(wanted)
+        if not seconds or int(evaluation.state) in TERMINAL:
+            return evaluation
+        return await self.wait(wanted.tenant, parse_evaluation_name(evaluation.name), seconds)
+
     def _earlier(self, connection: Connection, wanted: Wanted) -> Record | None:
-        row = connection.execute(_BY_REQUEST, {"tenant": wanted.tenant, "request_id": wanted.request_id}).fetchone()
+        row = _BY_REQUEST.first(connection, {"tenant": wanted.tenant, "request_id": wanted.request_id})
         if row is None:
             return None
         if row[1] != wanted.spec_sha256:
@@ -105,8 +116,11 @@ class Evaluations:
             raise AlreadyExistsError("REQUEST_ID_REUSED", text, metadata={"evaluation": f"evaluations/{row[0]}"})
         return store.load(connection, row[0])
 
-    def _insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
+    def insert(self, transaction: WriteTransaction, wanted: Wanted) -> Record:
+        """Admits and stores a new evaluation; see `admission.admit` for what is raised."""
         spec, now = wanted.spec, self._clock.now()
+        size = len(wanted.run_spec)
+        admission.admit(transaction, self._policy, wanted.tenant, now, priority=spec.priority, stored_bytes=size)
         labels = dict(sorted(spec.labels.items()))
         record = Record(
             seq=0,
@@ -130,9 +144,18 @@ class Evaluations:
         record.create()
         store.insert_record(transaction, record, now)
         owner = {"evaluation_seq": record.seq, "tenant": record.tenant}
-        transaction.execute(_INSERT_PROGRAM, owner | {"run_spec": wanted.run_spec})
+        _INSERT_PROGRAM.run(transaction.connection, owner | {"run_spec": wanted.run_spec})
         if labels:
-            transaction.execute(_INSERT_LABELS, [owner | {"key": k, "value": v} for k, v in labels.items()])
+            _INSERT_LABELS.many(transaction.connection, [owner | {"key": k, "value": v} for k, v in labels.items()])
+        audit.record(
+            transaction,
+            time=now,
+            tenant=record.tenant,
+            actor=audit.by_key(record.creator),
+            action=audit.EVALUATION_CREATE,
+            subject=evaluation_name(record.id),
+            run_spec_sha256=record.run_spec_sha256.hex(),
+        )
         return record
 
     async def get(self, tenant: str, evaluation_id: str) -> pb.Evaluation:
@@ -164,6 +187,8 @@ class Evaluations:
                 if last or not unended:
                     view = await self._database.read(lambda connection: look(connection, last))  # noqa: B023
                     if view is not None:
+                        if view.state in TERMINAL:
+                            self._hub.forget(evaluation_id)
                         return view
                 unended = False
                 await wait_for(ended, min(left, FALLBACK_POLL))
@@ -181,6 +206,15 @@ class Evaluations:
                 now = self._clock.now()
                 before = store.Before(record)
                 record.want_cancel(by, reason, now)
+                audit.record(
+                    transaction,
+                    time=now,
+                    tenant=tenant,
+                    actor=audit.by_key(by),
+                    action=audit.EVALUATION_CANCEL,
+                    subject=evaluation_name(evaluation_id),
+                    reason=reason,
+                )
                 store.save(transaction, record, before, now)
             return views.complete(transaction.settled(record.seq), record)
 
@@ -199,15 +233,20 @@ class Evaluations:
             attempt: which; 0: the latest.
 
         Raises:
-            NotFoundError: EVALUATION_NOT_FOUND.
+            NotFoundError: EVALUATION_NOT_FOUND, also when it is deleted meanwhile.
         """
-        record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
+
+        def owned(connection: Connection) -> Record:
+            return store.load_owned(connection, tenant, evaluation_id)
+
+        record = await self._database.read(owned)
         chosen = attempt or record.attempt
         while data := await self._database.read(
             lambda connection: outputs.read(connection, record.seq, chosen, stream, offset, READ_BYTES)  # noqa: B023
         ):
             yield offset, data
             offset += len(data)
+        await self._database.read(owned)  # deleted meanwhile, this was not the end of what it wrote
 
     async def counts(self, tenant: str) -> dict[int, int]:
         """How many evaluations of the tenant are in each state."""

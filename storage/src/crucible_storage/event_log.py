@@ -1,10 +1,11 @@
 """The event log: read by position, alone or for one evaluation, and followed as it grows."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
@@ -14,10 +15,13 @@ from crucible_storage.clock import timestamp
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
 from crucible_storage.names import evaluation_name
+from crucible_storage.prepared import Prepared
 
 MAX_EVENTS = 256
 MAX_BATCH_BYTES = 1 << 20
 FALLBACK_POLL = 5.0
+COLLECT_SECONDS = 0.005
+"""An event waits so long for those of further commits, which then travel in one message."""
 
 _EVENT, _OUTPUT = models.event.c, models.output.c
 _FIELDS = select(
@@ -36,8 +40,9 @@ _FIELDS = select(
     )
 )
 _RANGE = (_EVENT.position > bindparam("after"), _EVENT.position <= bindparam("upto"))
-_ALL = _FIELDS.where(*_RANGE).order_by(_EVENT.position).limit(MAX_EVENTS)
-_ONE = _FIELDS.where(_EVENT.evaluation_seq == bindparam("seq"), *_RANGE).order_by(_EVENT.position).limit(MAX_EVENTS)
+_ALL = Prepared(_FIELDS.where(*_RANGE).order_by(_EVENT.position).limit(MAX_EVENTS))
+_OF_ONE = _FIELDS.where(_EVENT.evaluation_seq == bindparam("seq"), *_RANGE)
+_ONE = Prepared(_OF_ONE.order_by(_EVENT.position).limit(MAX_EVENTS))
 _END = 1 << 62
 
 
@@ -65,24 +70,30 @@ class EventLog:
         last = await self._database.log_end()
         position = last if after < 0 else after
         yield Batch([], last)
+        missed = False
         with self._hub.appended.subscribed() as appended:
             while True:
                 appended.clear()
-                # What is not in the log yet need not be looked for: that would be a second read for every commit.
-                if position < self._database.last_position:
+                batch = None if missed else self._hub.recent.after(position, MAX_EVENTS, MAX_BATCH_BYTES)
+                # What is not in the log yet need not be looked for: that would be a read for every commit.
+                if batch is None and position < self._database.last_position:
                     batch = await self._database.read(_reader(_ALL, {"after": position, "upto": _END}))
-                    if batch:
-                        position = batch[-1].position
-                        yield Batch(batch, position)
-                        continue
+                missed = False
+                if batch:
+                    position = batch[-1].position
+                    yield Batch(batch, position)
+                    continue
                 self._hub.check_open()
                 await wait_for(appended, FALLBACK_POLL)
+                missed = not appended.is_set()
+                if not missed:
+                    await asyncio.sleep(COLLECT_SECONDS)
 
     async def read(self, tenant: str, evaluation_id: str, after: int) -> AsyncIterator[Batch]:
         """One evaluation's events after a position, as they are stored now. The last batch reaches the log's end.
 
         Raises:
-            NotFoundError: EVALUATION_NOT_FOUND.
+            NotFoundError: EVALUATION_NOT_FOUND, also when it is deleted meanwhile.
         """
         end = await self._database.log_end()
         record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
@@ -92,25 +103,26 @@ class EventLog:
             batch = await self._database.read(_reader(_ONE, parameters))
             if not batch:
                 break
+            if any(event.WhichOneof("kind") in ("removed", "deleted") for event in batch):
+                raise store.not_found(evaluation_id)  # it was deleted meanwhile
             position = batch[-1].position
             yield Batch(batch, position)
         yield Batch([], end)
 
 
-def _reader(query: Select[Any], parameters: dict[str, int]) -> Callable[[Connection], list[Event]]:
+def _reader(query: Prepared, parameters: dict[str, int]) -> Callable[[Connection], list[Event]]:
     """Reads rows one by one and stops when the batch is large: a page of output can be 16 MiB."""
 
     def run(connection: Connection) -> list[Event]:
         events: list[Event] = []
         size = 0
-        rows = connection.execute(query, parameters)
-        while (row := rows.fetchone()) is not None:
-            event = _event(*row)
-            size += event.ByteSize()
-            if events and size > MAX_BATCH_BYTES:
-                break
-            events.append(event)
-        rows.close()
+        with closing(query.each(connection, parameters)) as rows:
+            for row in rows:
+                event = _event(*row)
+                size += event.ByteSize()
+                if events and size > MAX_BATCH_BYTES:
+                    break
+                events.append(event)
         return events
 
     return run

@@ -1,5 +1,7 @@
 """The executors that registered: what each offers, which start of it is current, and when it was last heard of."""
 
+import asyncio
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from sqlalchemy.engine import Connection
 from sqlmodel import Session, col, select
 
 from crucible.evaluation.v1.platform_pb2 import Executor
-from crucible_rpc.errors import FailedPreconditionError
+from crucible_rpc.errors import CallError, FailedPreconditionError
 from crucible_storage import models
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
@@ -28,6 +30,9 @@ _ROW = models.executor.c
 _CURRENT = select(_ROW.boot_id, _ROW.registration).where(_ROW.id == bindparam("id")).with_for_update(read=True)
 _DESCRIPTION = select(_ROW.description, _ROW.registration).where(_ROW.id == bindparam("id"))
 _SEEN = text("UPDATE executor SET last_seen = :now WHERE id = :id AND last_seen < :now")
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Executors:
         self._clock = clock
         self._known: dict[str, Known] = {}
         self._heard: dict[str, int] = {}
+        self._unstored: dict[str, int] = {}
         self._calling: dict[str, int] = {}
 
     async def load(self) -> None:
@@ -146,7 +152,7 @@ class Executors:
     def heard(self, executor_id: str) -> None:
         """Notes that an executor's worker was heard of now."""
         if executor_id in self._known:
-            self._heard[executor_id] = self._clock.now()
+            self._heard[executor_id] = self._unstored[executor_id] = self._clock.now()
 
     @contextmanager
     def calling(self, executor_id: str) -> Iterator[None]:
@@ -160,6 +166,23 @@ class Executors:
             self._calling[executor_id] -= 1
             if not self._calling[executor_id]:
                 del self._calling[executor_id]
+
+    async def keep_stored(self) -> None:
+        """Writes down regularly who was heard of, for other processes on the same database; until cancelled."""
+        while True:
+            await asyncio.sleep(self._policy.lease.total_seconds() / 3)
+            try:
+                await self.store_all_heard()
+            except CallError as error:
+                _LOG.warning("it was not stored which executors were heard of: %s", error)
+
+    async def store_all_heard(self) -> None:
+        """Writes down who was heard of since it was done last."""
+        now = self._clock.now()
+        heard, self._unstored = self._unstored | dict.fromkeys(self._calling, now), {}
+        if heard:
+            rows = [{"id": executor_id, "now": at} for executor_id, at in sorted(heard.items())]
+            await self._database.write(lambda transaction: transaction.execute(_SEEN, rows) and None)
 
     def store_heard(self, transaction: WriteTransaction, executor_id: str, now: int) -> None:
         """Writes down that an executor was heard of now."""

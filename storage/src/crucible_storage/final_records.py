@@ -14,6 +14,7 @@ from crucible_storage.names import evaluation_name
 CONTEXT = "crucible.record.v1"
 MAX_RECORD = 64 << 10
 MAX_HITS = 64
+MAX_CPU_SECONDS = 366 * 86_400
 
 _KILL_CAUSES = {
     ex.KILL_CAUSE_REQUESTED: "the run was killed and nobody had asked to cancel it",
@@ -151,3 +152,10 @@ def _summary(output: ex.RunOutput) -> pb.OutputSummary:
 def invalid(message: str) -> InvalidArgumentError:
     """The error of a record that cannot be believed."""
     return InvalidArgumentError("INVALID_RECORD", message)
+
+
+def cpu_micros(final: ex.FinalRecord) -> int:
+    """The CPU time that a run is charged, in µs: the sandbox's as the host counted it, otherwise the program's."""
+    usage = final.usage
+    spent = usage.sandbox_cpu_time if usage.HasField("sandbox_cpu_time") else usage.program_cpu_time
+    return min(max(0, spent.seconds), MAX_CPU_SECONDS) * 1_000_000 + min(max(0, spent.nanos), 999_999_999) // 1000

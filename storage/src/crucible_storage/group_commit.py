@@ -68,7 +68,7 @@ class GroupCommit:
         stopping: whether there is no time left to wait.
     """
 
-    def __init__(self, backend: Backend, process: str, stopping: Callable[[], bool]) -> None:
+    def __init__(self, backend: Backend, process: int, stopping: Callable[[], bool]) -> None:
         self._backend = backend
         self._process = process
         self._stopping = stopping

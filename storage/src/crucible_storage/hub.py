@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from crucible_rpc.errors import UnavailableError
+from crucible_storage.recent import Recent
 from crucible_storage.transaction import Notices, Stop
 
 MAX_STOPS_WAITING = 4096
@@ -66,12 +67,22 @@ class StopWatch:
 
 
 class Hub:
-    """The subscribers of one process; used on its event loop alone."""
+    """The subscribers of one process; used on its event loop alone.
+
+    Attributes:
+        work: there may be work to lease.
+        appended: events were appended.
+        inspections: there may be an inspection to lease.
+        held_back: tenants who had work to lease but for their quota of running: the end of a run makes room.
+        closing: the process stops.
+    """
 
     def __init__(self) -> None:
         self.work = Signal()
+        self.held_back: frozenset[str] = frozenset()
         self.appended = Signal()
         self.inspections = Signal()
+        self.recent = Recent()
         self._finished: dict[str, Signal] = {}
         self._unended: dict[str, str] = {}
         self.closing = False
@@ -98,9 +109,11 @@ class Hub:
 
     def publish(self, notices: Notices) -> None:
         """Wakes those whom a commit concerns."""
-        if notices.work:
+        if notices.work or not self.held_back.isdisjoint(notices.freed):
             self.work.fire()
         if notices.appended:
+            told = notices.events if len(notices.events) == notices.appended else []
+            self.recent.add(told, notices.last_position)
             self.appended.fire()
         if notices.inspections:
             self.inspections.fire()
@@ -114,6 +127,10 @@ class Hub:
         for stop in notices.stops:
             for watch in self._stops.get(stop.executor, ()):
                 watch.put(stop)
+
+    def forget(self, evaluation_id: str) -> None:
+        """Notes that an evaluation was seen to have ended, in case nobody told."""
+        self._unended.pop(evaluation_id, None)
 
     def is_unended(self, tenant: str, evaluation_id: str) -> bool:
         """Whether this tenant's evaluation is known to be there and not terminal; False: it must be looked for."""

@@ -23,11 +23,12 @@ from crucible.storage.v1 import inspection_service_pb2 as api
 from crucible_rpc import logs
 from crucible_rpc.errors import CallError, FailedPreconditionError, ResourceExhaustedError
 from crucible_rpc.signing import BadSignatureError, Signer, Verifier
-from crucible_storage import tickets
+from crucible_storage import audit, tickets
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.executors import Executors
 from crucible_storage.hub import Hub, wait_for
+from crucible_storage.lifecycle import storable
 from crucible_storage.models import InspectionEventRow, InspectionRow
 from crucible_storage.names import new_id
 from crucible_storage.policy import Policy
@@ -110,20 +111,22 @@ class Inspections:
         self._verifier = verifier
         self._policy = policy
         self._clock = clock
-        self._heard: dict[str, float] = {}
+        self._heard: dict[str, tuple[float, int]] = {}
         self._ending: set[asyncio.Future[None]] = set()
 
     async def load(self) -> None:
-        """Ends what an earlier process left active: the calls that it belonged to are gone. Before anything else."""
+        """Ends what earlier processes left active: the calls that it belonged to are gone. Before anything else."""
+        await self._database.write(self._end_orphans)
 
-        def run(transaction: WriteTransaction) -> None:
-            rows = transaction.session.exec(
-                select(InspectionRow).where(col(InspectionRow.state).in_((QUEUED, RUNNING)))
-            )
-            for row in rows:
+    def _end_orphans(self, transaction: WriteTransaction) -> None:
+        """Ends what belongs to processes that are not there any more."""
+        active = select(InspectionRow).where(col(InspectionRow.state).in_((QUEUED, RUNNING)))
+        for row in transaction.session.exec(active.with_for_update()):
+            own = row.owner == self._database.process
+            if not own and transaction.backend.is_gone(transaction.connection, row.owner):
                 self._end(row, LOST, "storage was started anew")
-
-        await self._database.write(run)
+                transaction.session.add(row)
+        transaction.session.flush()
 
     async def run(self, wanted: Wanted) -> AsyncGenerator[api.RunInspectionResponse, None]:
         """Has an executor make an inspection, and follows it to its end; it ends when this is closed.
@@ -134,12 +137,11 @@ class Inspections:
         """
         inspection_id = new_id()
         candidates = await self._candidates(wanted)
-        self._heard[inspection_id] = self._clock.monotonic()
+        self._heard[inspection_id] = (self._clock.monotonic(), 0)
         try:
             await self._database.write(self._creation(inspection_id, wanted, candidates))
             sent = 0
             with self._hub.inspections.subscribed() as changed:
-                self._hub.inspections.fire()
                 while True:
                     changed.clear()
                     row, events = await self._database.read(_reader(inspection_id, sent))
@@ -151,6 +153,7 @@ class Inspections:
                             yield _outcome(row)
                         return
                     self._hub.check_open()
+                    self._note_heard(row)
                     await self._give_up_silent(row)
                     await wait_for(changed, _POLL_SECONDS)
         finally:
@@ -187,8 +190,11 @@ class Inspections:
 
         def run(transaction: WriteTransaction) -> bool:
             row = _find(transaction.session, inspection_id)
+            transaction.notices.inspections = True
             if row is None or row.executor != executor_id or row.state != RUNNING:
                 return True
+            row.heard += 1
+            self._note_heard(row)
             try:
                 for signed in events:
                     self._store(transaction.session, row, signed)
@@ -202,11 +208,7 @@ class Inspections:
             transaction.session.add(row)
             return row.state != RUNNING
 
-        if inspection_id in self._heard:
-            self._heard[inspection_id] = self._clock.monotonic()
-        stop = await self._database.write(run)
-        self._hub.inspections.fire()
-        return stop
+        return await self._database.write(run)
 
     async def _candidates(self, wanted: Wanted) -> list[str]:
         """The live executors that can make it."""
@@ -226,6 +228,8 @@ class Inspections:
     ) -> Callable[[WriteTransaction], None]:
         def run(transaction: WriteTransaction) -> None:
             session = transaction.session
+            self._end_orphans(transaction)
+            transaction.notices.inspections = True
             active = select(InspectionRow.executor).where(
                 InspectionRow.kind == wanted.kind, col(InspectionRow.state).in_((QUEUED, RUNNING))
             )
@@ -249,8 +253,20 @@ class Inspections:
                 reason="",
                 message="",
                 create_time=self._clock.now(),
+                owner=self._database.process,
             )
             session.add(row)
+            audit.record(
+                transaction,
+                time=row.create_time,
+                tenant=wanted.tenant,
+                actor=audit.by_key(wanted.creator),
+                action=audit.INSPECTION_START,
+                subject=f"inspections/{inspection_id}",
+                kind=pb.InspectionKind.Name(pb.InspectionKind.ValueType(wanted.kind)).removeprefix("INSPECTION_KIND_"),
+                engine=wanted.engine,
+                executor=executor,
+            )
 
         return run
 
@@ -260,11 +276,12 @@ class Inspections:
             given = []
             for row in transaction.session.exec(_queued(executor_id).with_for_update()).all():
                 row.state, row.boot_id = RUNNING, boot_id
+                row.heard += 1
+                self._note_heard(row)
+                transaction.notices.inspections = True
                 transaction.session.add(row)
                 ticket = tickets.issue_inspection(row, self._clock.now(), self._signer, self._policy)
                 given.append(api.InspectionAssignment(inspection_id=row.id, ticket=ticket))
-                if row.id in self._heard:
-                    self._heard[row.id] = self._clock.monotonic()
             return given
 
         return run
@@ -306,10 +323,16 @@ class Inspections:
             raise _UnsignedError(f"an event has the number {event.sequence}")
         return event
 
+    def _note_heard(self, row: InspectionRow) -> None:
+        """Notes that the worker of an inspection that is followed here was heard of, by this process or another."""
+        followed = self._heard.get(row.id)
+        if followed is not None and followed[1] < row.heard:
+            self._heard[row.id] = (self._clock.monotonic(), row.heard)
+
     async def _give_up_silent(self, row: InspectionRow) -> None:
         """Ends an inspection whose worker was not heard of for a lease."""
         limit = self._policy.lease.total_seconds()
-        if self._clock.monotonic() - self._heard[row.id] <= limit:
+        if self._clock.monotonic() - self._heard[row.id][0] <= limit:
             return
         text = f"its executor's worker {'did not take it' if row.state == QUEUED else 'was not heard of'}"
         reason = f"{text} for {limit:g} s"
@@ -326,12 +349,12 @@ class Inspections:
     async def _abandoned(self, inspection_id: str) -> None:
         with contextlib.suppress(CallError):  # storage stops or cannot write: its next start ends it
             await self._database.write(self._ender(inspection_id, CANCELLED, "its caller left"))
-        self._hub.inspections.fire()
 
     def _ender(self, inspection_id: str, state: int, reason: str) -> Callable[[WriteTransaction], None]:
         def run(transaction: WriteTransaction) -> None:
             row = _find(transaction.session, inspection_id)
             if row is not None and row.state in (QUEUED, RUNNING):
+                transaction.notices.inspections = True
                 self._end(row, state, reason)
                 transaction.session.add(row)
 
@@ -339,7 +362,7 @@ class Inspections:
 
     def _end(self, row: InspectionRow, state: int, reason: str = "", message: str = "") -> None:
         row.state, row.end_time = state, self._clock.now()
-        row.reason, row.message = reason[:MAX_REASON_CHARACTERS], message[:MAX_REASON_CHARACTERS]
+        row.reason, row.message = storable(reason)[:MAX_REASON_CHARACTERS], storable(message)[:MAX_REASON_CHARACTERS]
 
 
 def _outcome(row: InspectionRow) -> api.RunInspectionResponse:
@@ -362,7 +385,8 @@ def _reader(inspection_id: str, after: int) -> Callable[[Connection], tuple[Insp
 
 
 def _find(session: Session, inspection_id: str) -> InspectionRow | None:
-    return session.exec(select(InspectionRow).where(InspectionRow.id == inspection_id)).first()
+    """To be changed: no other process changes it until the transaction ends."""
+    return session.exec(select(InspectionRow).where(InspectionRow.id == inspection_id).with_for_update()).first()
 
 
 def _queued(executor_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  # sqlmodel's type has no name

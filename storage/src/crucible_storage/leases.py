@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import bindparam, or_, select, text, update
 from sqlalchemy.engine import Connection
@@ -15,7 +16,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
 from crucible_rpc.errors import CallError
 from crucible_rpc.signing import Signer
-from crucible_storage import models, queue, store, tickets
+from crucible_storage import models, outputs, queue, store, tickets
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.executors import Executors
@@ -23,17 +24,20 @@ from crucible_storage.hub import Hub, wait_for
 from crucible_storage.lifecycle import STARTING, Record
 from crucible_storage.names import evaluation_name, parse_run_id, run_id
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
+
+T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 3 << 20
 FALLBACK_POLL = 5.0
+_CONTENDED_POLL = 0.05
 _SWEEP_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
-_PROGRAM = select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq"))
 _ROW = models.evaluation.c
 _STATE_HELD = text("state IN (2, 3)")  # as the conditions of the indexes say it
-_HELD = (
+_SELECT_HELD = (
     select(
         _ROW.seq,
         _ROW.id,
@@ -48,8 +52,9 @@ _HELD = (
     .where(_ROW.executor == bindparam("executor"), _STATE_HELD, _ROW.lost_reason.is_(None))
     .order_by(_ROW.seq)
 )
-_HELD_TO_CHANGE = _HELD.with_for_update(key_share=True)
-_RENEW = (
+_HELD = Prepared(_SELECT_HELD)
+_HELD_TO_CHANGE = Prepared(_SELECT_HELD.with_for_update(key_share=True))
+_RENEW = Prepared(
     update(models.evaluation)
     .where(_ROW.seq == bindparam("key"))
     .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
@@ -87,6 +92,21 @@ class Held:
         return run_id(self.evaluation_id, self.attempt)
 
 
+@dataclass(slots=True)
+class _Look:
+    """What a look for work met: `met_another`, work that another process was just giving out, or giving back."""
+
+    met_another: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The last wish of an executor's worker, and what it was given."""
+
+    request_id: str
+    assignments: list[work.Assignment]
+
+
 class Leases:
     """Gives work to executors and takes it back.
 
@@ -119,6 +139,7 @@ class Leases:
         self._jitter = jitter
         self._queue = queue.Queue()
         self._returning: set[asyncio.Future[None]] = set()
+        self._answered: dict[str, _Answered] = {}
 
     async def register(self, executor: Executor) -> list[Held]:
         """Makes this start of the executor the current one; answers the leases that any start of it holds."""
@@ -144,59 +165,99 @@ class Leases:
                 await self._executors.check_registered(executor_id, boot_id)
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
-                given = await self._given(executor_id, boot_id, max_runs) if waiting else []
+                look = _Look()
+                given = await self._given(executor_id, boot_id, max_runs, look) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
-                await wait_for(changed, min(left, await self._until_delayed() if waiting else FALLBACK_POLL))
+                patience = await self._until_delayed() if waiting else FALLBACK_POLL
+                await wait_for(changed, min(left, _CONTENDED_POLL if look.met_another else patience))
 
-    async def _given(self, executor_id: str, boot_id: str, max_runs: int) -> list[work.Assignment]:
-        """Leases what there is. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
-        giving = asyncio.ensure_future(self._database.write(self._giver(executor_id, boot_id, max_runs)))
+    async def after(
+        self, first: Callable[[WriteTransaction], T], executor_id: str, wish: work.LeaseMore
+    ) -> tuple[T, list[work.Assignment]]:
+        """Does `first`, then leases what there is, in the same transaction.
+
+        Who cannot be given any (is not registered, say) gets nothing: what `first` did must not be undone for that.
+        The same wish of the same executor once more is answered as before, with what of it is still to be started.
+        """
+        give = self._giver(executor_id, wish.boot_id, wish.max_runs, _Look())
+        earlier = self._answered.get(executor_id)
+        repeated = earlier.assignments if earlier is not None and earlier.request_id == wish.request_id else None
+
+        def run(transaction: WriteTransaction) -> tuple[T, list[work.Assignment]]:
+            done = first(transaction)
+            if repeated is not None:
+                return done, [one for one in repeated if _unstarted(transaction, one) is not None]
+            if not transaction.queued:
+                return done, []
+            try:
+                with transaction.savepoint():
+                    return done, give(transaction)
+            except CallError:
+                return done, []
+
+        self._executors.heard(executor_id)
+        done, given = await self._kept(self._database.write(run), lambda answer: answer[1])
+        # Only now: what was given back because its caller had left is never given again under the same ticket.
+        if given:
+            self._answered[executor_id] = _Answered(wish.request_id, given)
+        else:
+            self._answered.pop(executor_id, None)
+        return done, given
+
+    async def _given(self, executor_id: str, boot_id: str, max_runs: int, look: _Look) -> list[work.Assignment]:
+        """Leases what there is."""
+        giving = self._database.write(self._giver(executor_id, boot_id, max_runs, look))
+        return await self._kept(giving, lambda given: given)
+
+    async def _kept(self, giving: Awaitable[T], leased: Callable[[T], list[work.Assignment]]) -> T:
+        """Waits. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
+        given = asyncio.ensure_future(giving)
         try:
-            return await asyncio.shield(giving)
+            return await asyncio.shield(given)
         except asyncio.CancelledError:
-            returning = asyncio.ensure_future(self._give_back(giving))
+            returning = asyncio.ensure_future(self._give_back(given, leased))
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
             raise
 
-    async def _give_back(self, giving: "asyncio.Future[list[work.Assignment]]") -> None:
+    async def _give_back(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
         def run(transaction: WriteTransaction) -> None:
             now = self._clock.now()
             for assignment in given:
-                name = parse_run_id(assignment.run_id)
-                record = (
-                    None if name is None else store.load(transaction.connection, name.evaluation_id, to_change=True)
-                )
-                if record is not None and record.state == STARTING and record.epoch == assignment.epoch:
+                record = _unstarted(transaction, assignment)
+                if record is not None:
                     before = store.Before(record)
+                    outputs.as_of_the_attempt_before(transaction.settled(record.seq), record)
                     record.refuse("its worker left before it was told", now, now, permanent=False)
                     store.save(transaction, record, before, now)
 
         with contextlib.suppress(CallError):  # a lease that cannot be given back expires
-            given = await giving
+            given = leased(await giving)
             if given:
                 await self._database.write(run)
 
     def _giver(
-        self, executor_id: str, boot_id: str, max_runs: int
+        self, executor_id: str, boot_id: str, max_runs: int, look: _Look
     ) -> Callable[[WriteTransaction], list[work.Assignment]]:
         def run(transaction: WriteTransaction) -> list[work.Assignment]:
             known = self._executors.registered_now(transaction, executor_id, boot_id)
             now = self._clock.now()
             given: list[work.Assignment] = []
             size = 0
-            for waiting in self._queue.pick(transaction.connection, known, now):
+            for waiting in self._queue.pick(transaction, known, now):
                 if given and size + waiting.size > MAX_ANSWER_BYTES:
                     break
                 record = store.take_waiting(transaction.connection, waiting.seq)
                 if record is None:
+                    look.met_another = True
                     continue
                 given.append(self._give(transaction, record, executor_id, boot_id, now))
                 size += waiting.size
                 if len(given) >= max_runs:
                     break
+            self._hub.held_back = self._queue.held_back
             return given
 
         return run
@@ -212,7 +273,7 @@ class Leases:
             evaluation=evaluation_name(record.id),
             epoch=record.epoch,
             ticket=tickets.issue(record, now, self._signer, self._policy),
-            run_spec=transaction.execute(_PROGRAM, {"seq": record.seq}).scalar_one(),
+            run_spec=store.run_spec(transaction.connection, record.seq),
         )
 
     async def _until_delayed(self) -> float:
@@ -233,7 +294,7 @@ class Leases:
             kept = {ref.run_id: one for ref in leases if (one := held.get((ref.run_id, ref.epoch))) is not None}
             times = {"now": now, "expiry": now + micros(self._policy.lease)}
             if kept:
-                transaction.execute(_RENEW, [{"key": one.seq} | times for one in kept.values()])
+                _RENEW.many(transaction.connection, [{"key": one.seq} | times for one in kept.values()])
             self._executors.store_heard(transaction, executor_id, now)
             lost = [ref.run_id for ref in leases if (ref.run_id, ref.epoch) not in held]
             return lost, [name for name, one in kept.items() if one.cancel_time is not None]
@@ -279,7 +340,14 @@ class Leases:
         return len(expired)
 
 
+def _unstarted(transaction: WriteTransaction, assignment: work.Assignment) -> Record | None:
+    """The record of work that was given and whose worker has not been heard of since; None when it has moved on."""
+    name = parse_run_id(assignment.run_id)
+    record = None if name is None else store.load(transaction.connection, name.evaluation_id, to_change=True)
+    return record if record is not None and record.state == STARTING and record.epoch == assignment.epoch else None
+
+
 def held_leases(connection: Connection, executor_id: str, *, to_change: bool = False) -> list[Held]:
     """The leases that any start of an executor holds, oldest evaluation first. `to_change` as in `store.load`."""
     query = _HELD_TO_CHANGE if to_change else _HELD
-    return [Held(*row) for row in connection.execute(query, {"executor": executor_id})]
+    return [Held(*row) for row in query.all(connection, {"executor": executor_id})]

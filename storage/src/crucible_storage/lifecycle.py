@@ -4,6 +4,7 @@ QUEUED → STARTING → RUNNING → SUCCEEDED | FAILED | CANCELLED; an infrastru
 back to QUEUED. Methods change the record and note the events that tell of it; `store.save` writes both.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1 import event_pb2
 from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible_rpc.errors import AbortedError
-from crucible_storage.clock import micros
+from crucible_storage.clock import micros, timestamp
 from crucible_storage.names import run_id
 from crucible_storage.policy import Policy
 
@@ -23,7 +24,14 @@ FAILED = int(pb.EVALUATION_STATE_FAILED)
 CANCELLED = int(pb.EVALUATION_STATE_CANCELLED)
 HELD = frozenset({STARTING, RUNNING})
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
+DELETED = 7
+"""Only a tombstone is left: no state of the API, where such an evaluation does not exist."""
 MAX_REASON = 1024
+
+
+def storable(reason: str) -> str:
+    """A reason from elsewhere as a column holds it: bounded, and without NUL, which PostgreSQL's texts lack."""
+    return reason[:MAX_REASON].replace("\0", "\ufffd")
 
 
 @dataclass(slots=True)
@@ -107,7 +115,12 @@ class Record:
 
     def create(self) -> None:
         """Notes the first event."""
-        self._tell_state(None)
+        told = self._tell_state(None)
+        told.created.CopyFrom(
+            event_pb2.EvaluationCreated(
+                creator=self.creator, request_id=self.request_id or "", spec_sha256=self.spec_sha256
+            )
+        )
 
     def lease(self, executor: str, boot_id: str, now: int, policy: Policy) -> None:
         """Gives the next attempt to a start of an executor."""
@@ -154,7 +167,7 @@ class Record:
         self._expect(not self.terminal)
         if self.cancel_wanted:
             return
-        self.cancel_by, self.cancel_reason, self.cancel_time = by, reason[:MAX_REASON], now
+        self.cancel_by, self.cancel_reason, self.cancel_time = by, storable(reason), now
         self.version += 1
         told = event_pb2.CancelRequested(by=by, reason=self.cancel_reason)
         self.changes.events.append(event_pb2.Event(cancel_requested=told))
@@ -184,7 +197,7 @@ class Record:
     def fail_attempt(self, reason: str, now: int, policy: Policy, jitter: float) -> None:
         """The infrastructure ended the attempt, and nothing of it is alive: another one later, or the end."""
         self._expect(self.state in HELD)
-        reason = reason[:MAX_REASON]
+        reason = storable(reason)
         if self.cancel_wanted:
             self.cancel(self._seen(f"the attempt ended: {reason}"), now, confirmed=True)
             return
@@ -218,7 +231,7 @@ class Record:
     def lose(self, reason: str) -> None:
         """Nobody can say whether the run is alive: the lease is void, the attempt ends when the fence has passed."""
         self._expect(self.state in HELD)
-        self.lost_reason = reason[:MAX_REASON]
+        self.lost_reason = storable(reason)
 
     def expire(self, now: int, policy: Policy, jitter: float) -> None:
         """The fence has passed without a renewal: nothing of the attempt can be alive."""
@@ -244,22 +257,35 @@ class Record:
         self.not_before = None
         self._release()
         self.changes.result = result
-        self._enter(state, result.termination)
+        told = self._enter(state, result.termination)
+        if result.provenance.HasField("record"):
+            told.record_sha256 = hashlib.sha256(result.provenance.record.payload).digest()
 
     def _release(self) -> None:
         self.lease_renewed = self.lease_expiry = None
         self.lost_reason = None
 
-    def _enter(self, state: int, termination: pb.Termination | None = None) -> None:
+    def _enter(self, state: int, termination: pb.Termination | None = None) -> event_pb2.StateChanged:
         self.state = state
         self.version += 1
-        self._tell_state(termination)
+        return self._tell_state(termination)
 
-    def _tell_state(self, termination: pb.Termination | None) -> None:
-        changed = event_pb2.StateChanged(
-            state=pb.EvaluationState.ValueType(self.state), version=self.version, termination=termination
-        )
-        self.changes.events.append(event_pb2.Event(state_changed=changed))
+    def _tell_state(self, termination: pb.Termination | None) -> event_pb2.StateChanged:
+        """Tells all that changed with the state: `rebuild` makes the record from what is told here."""
+        event = event_pb2.Event()
+        told = event.state_changed
+        told.state, told.version = pb.EvaluationState.ValueType(self.state), self.version
+        told.lease_epoch = self.epoch
+        if termination is not None:
+            told.termination.CopyFrom(termination)
+        if self.state == STARTING:
+            told.executor, told.boot_id = self.executor or "", self.boot_id or ""
+        if self.start_time is not None:
+            told.start_time.CopyFrom(timestamp(self.start_time))
+        if self.not_before is not None:
+            told.not_before.CopyFrom(timestamp(self.not_before))
+        self.changes.events.append(event)
+        return told
 
     def _expect(self, holds: bool) -> None:
         if not holds:

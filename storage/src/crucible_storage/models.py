@@ -20,6 +20,9 @@ _DELAYED = text("state = 1 AND not_before IS NOT NULL")
 _NAMED = text("request_id IS NOT NULL")
 _HELD = text("state IN (2, 3)")
 _ACTIVE = text("state IN (1, 2)")
+_NOT_RETRIED = text("retried_as IS NULL")
+_UNDER_WAY = text("state IN (2, 3) AND count > 0")
+_NOT_PLAIN = text("weight <> 1 OR max_running > 0")
 
 
 def _only(condition: TextClause) -> dict[str, Any]:
@@ -182,14 +185,79 @@ class CountRow(SQLModel, table=True):
     """How many evaluations of a tenant are in a state; kept in the transaction that changes the state."""
 
     __tablename__ = "evaluation_count"
+    __table_args__ = (Index("ix_evaluation_count_running", "tenant", **_only(_UNDER_WAY)),)
 
     tenant: str = Field(primary_key=True)
     state: int = Field(primary_key=True)
     count: int = Field(sa_column=_number())
 
 
+class TenantRow(SQLModel, table=True):
+    """A tenant's quotas; 0: none. See `crucible.evaluation.v1.Quota`."""
+
+    __tablename__ = "tenant"
+    __table_args__ = (Index("ix_tenant_not_plain", "tenant", **_only(_NOT_PLAIN)),)
+
+    tenant: str = Field(primary_key=True)
+    weight: int = Field(default=1)
+    max_priority: int = Field(default=100)
+    max_running: int = Field(default=0, sa_column=_number())
+    max_queued: int = Field(default=0, sa_column=_number())
+    evaluations_per_day: int = Field(default=0, sa_column=_number())
+    cpu_seconds_per_day: int = Field(default=0, sa_column=_number())
+    max_stored_bytes: int = Field(default=0, sa_column=_number())
+    create_time: int = Field(sa_column=_number())
+
+
+class TenantUseRow(SQLModel, table=True):
+    """What a tenant used on a day (days since 1970 UTC) or, in the row of day 0, on all days together.
+
+    `stored_bytes` is kept in the row of day 0 alone.
+    """
+
+    __tablename__ = "tenant_use"
+
+    tenant: str = Field(primary_key=True)
+    day: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    evaluations: int = Field(sa_column=_number())
+    cpu_micros: int = Field(sa_column=_number())
+    stored_bytes: int = Field(sa_column=_number())
+
+
+class QueuePauseRow(SQLModel, table=True):
+    """That no work of a tenant is leased; of `PLATFORM`: of nobody."""
+
+    __tablename__ = "queue_pause"
+
+    tenant: str = Field(primary_key=True)
+    paused_by: str
+    reason: str
+    time: int = Field(sa_column=_number())
+
+
+class DeadLetterRow(SQLModel, table=True):
+    """An evaluation that ended as an infrastructure failure; `retried_as` is the id of the one that was made of it."""
+
+    __tablename__ = "dead_letter"
+    __table_args__ = (
+        Index("ix_dead_letter_evaluation", "evaluation_seq", unique=True),
+        Index("ix_dead_letter_tenant", "tenant", "seq"),
+        Index("ix_dead_letter_open", "seq", **_only(_NOT_RETRIED)),
+    )
+
+    seq: int | None = Field(default=None, sa_column=_key())
+    evaluation_seq: int = Field(sa_column=Column(_BIG, ForeignKey("evaluation.seq"), nullable=False))
+    tenant: str
+    reason: str
+    time: int = Field(sa_column=_number())
+    retried_as: str | None
+
+
 class InspectionRow(SQLModel, table=True):
-    """One inspection of one executor; `state` as in `inspections`. `attempts` is a list as JSON."""
+    """One inspection of one executor; `state` as in `inspections`. `attempts` is a list as JSON.
+
+    `owner` is the process whose call it belongs to (`Database.process`), `heard` how often its worker was heard of.
+    """
 
     __tablename__ = "inspection"
     __table_args__ = (
@@ -212,6 +280,8 @@ class InspectionRow(SQLModel, table=True):
     message: str
     create_time: int = Field(sa_column=_number())
     end_time: int | None = Field(default=None, sa_column=_number(nullable=True))
+    owner: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    heard: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class InspectionEventRow(SQLModel, table=True):
@@ -268,6 +338,71 @@ class SettingRow(SQLModel, table=True):
     value: bytes = Field(sa_column=_bytes())
 
 
+class AuditPendingRow(SQLModel, table=True):
+    """A record of the audit log that has no place in it yet; see `audit`. `details` is a JSON object."""
+
+    __tablename__ = "audit_pending"
+
+    seq: int | None = Field(default=None, sa_column=_key())
+    tenant: str
+    time: int = Field(sa_column=_number())
+    actor: str
+    action: str
+    subject: str
+    details: str
+
+
+class AuditRecordRow(SQLModel, table=True):
+    """A sealed record of the audit log; never changed. `leaf` and `chain` are hashes, see `LoggedRecord`."""
+
+    __tablename__ = "audit_record"
+    __table_args__ = (Index("ix_audit_record_subject", "subject", "position"),)
+
+    position: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    tenant: str
+    time: int = Field(sa_column=_number())
+    actor: str
+    action: str
+    subject: str
+    details: str
+    leaf: bytes = Field(sa_column=_bytes())
+    chain: bytes = Field(sa_column=_bytes())
+
+
+class AuditNodeRow(SQLModel, table=True):
+    """The root of a complete subtree of 2^level leaves of the audit log; only every fourth level is kept."""
+
+    __tablename__ = "audit_node"
+
+    level: int = Field(primary_key=True)
+    number: int = Field(sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    tenant: str
+    hash: bytes = Field(sa_column=_bytes())
+
+
+class AuditCheckpointRow(SQLModel, table=True):
+    """A signed head of the audit log: the parts of its `SignedBytes`, by the number of records that it covers."""
+
+    __tablename__ = "audit_checkpoint"
+
+    size: int | None = Field(default=None, sa_column=Column(_BIG, primary_key=True, autoincrement=False))
+    tenant: str
+    payload: bytes = Field(sa_column=_bytes())
+    key_id: str
+    signature: bytes = Field(sa_column=_bytes())
+
+
+class AuditHeadRow(SQLModel, table=True):
+    """Where the audit log ends: the one row that whoever seals locks. `frontier` has the right edge's hashes."""
+
+    __tablename__ = "audit_head"
+
+    id: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    tenant: str
+    size: int = Field(sa_column=_number())
+    frontier: bytes = Field(sa_column=_bytes())
+
+
 metadata = SQLModel.metadata
 
 
@@ -283,5 +418,14 @@ failed_attempt = _table("failed_attempt")
 event = _table("event")
 output = _table("output")
 evaluation_count = _table("evaluation_count")
+tenant = _table("tenant")
+tenant_use = _table("tenant_use")
+queue_pause = _table("queue_pause")
+dead_letter = _table("dead_letter")
 api_key = _table("api_key")
 executor = _table("executor")
+audit_pending = _table("audit_pending")
+audit_record = _table("audit_record")
+audit_node = _table("audit_node")
+audit_checkpoint = _table("audit_checkpoint")
+audit_head = _table("audit_head")

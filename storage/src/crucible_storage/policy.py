@@ -27,7 +27,7 @@ class Policy:
     orphan_grace: timedelta = timedelta(seconds=15)
     kill_margin: timedelta = timedelta(seconds=2)
     max_attempts: int = 3
-    max_queued: int = 100_000
+    max_queued: int = 200_000
     ticket_life: timedelta = timedelta(seconds=30)
     backoff: timedelta = timedelta(seconds=1)
     backoff_limit: timedelta = timedelta(seconds=60)

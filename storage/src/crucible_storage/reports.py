@@ -1,5 +1,6 @@
 """What workers report of runs: every report is checked against its lease and stored, or refused by itself."""
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -70,15 +71,20 @@ class Reports:
 
     async def store(self, executor: str, reports: Sequence[work.RunReport]) -> list[work.RejectedReport]:
         """Stores reports in order, in one transaction; answers those that were refused. The rest is durable."""
+        refused = await self._database.write(self.storing(executor, reports))
+        warn_of(refused)
+        return refused
+
+    def storing(
+        self, executor: str, reports: Sequence[work.RunReport]
+    ) -> Callable[[WriteTransaction], list[work.RejectedReport]]:
+        """The operation that does what `store` does; the costly checks are done here, outside the writer."""
         checked = [self._check(report) for report in reports]
 
         def run(transaction: WriteTransaction) -> list[work.RejectedReport]:
             return [refused for one in checked if (refused := self._store_one(transaction, executor, one)) is not None]
 
-        refused = await self._database.write(run)
-        for one in refused:
-            _LOG.warning("a report was refused: %s", one.message, extra=logs.fields(run=one.run_id, reason=one.reason))
-        return refused
+        return run
 
     def _check(self, report: work.RunReport) -> _Checked:
         """Does what needs no database: the signature is the costly part."""
@@ -148,6 +154,7 @@ class _OneReport:
         self._policy = policy
         self._jitter = jitter
         self._new: dict[int, list[bytes]] = {int(stream): [] for stream in _STREAMS}
+        self._had_output = bool(record.stdout_bytes or record.stderr_bytes)
 
     def apply(self, report: work.RunReport, final: ex.FinalRecord | None) -> None:
         for event in report.events:
@@ -194,6 +201,7 @@ class _OneReport:
     def _finish(self, final: ex.FinalRecord, signed: SignedBytes) -> None:
         record = self._record
         final_records.check_is_of(final, record)
+        self._transaction.usage.computed(record.tenant, self._now, final_records.cpu_micros(final))
         if final_records.ended_by_itself(final):
             self._check_outputs(final)
             self._correct_start(final)
@@ -236,9 +244,7 @@ class _OneReport:
         # What is refused again and again waits longer and longer: each time is a lease and two events of the log.
         often = min(max(0, record.epoch - record.attempt - _PATIENT_REFUSALS), 20)
         retry_at = self._now + min(max(asked, min(asked << often, _MAX_REPEATED_RETRY)), _MAX_RETRY)
-        earlier, seq = record.attempt - 1, record.seq
-        connection = self._transaction.settled(seq)
-        record.stdout_bytes, record.stderr_bytes = (outputs.stored_bytes(connection, seq, earlier, s) for s in _STREAMS)
+        outputs.as_of_the_attempt_before(self._transaction.settled(record.seq), record)
         record.refuse(refused.reason, retry_at, self._now, permanent=refused.permanent)
 
     def _lose(self, lost: work.RunLost) -> None:
@@ -252,9 +258,17 @@ class _OneReport:
         return self._record.stdout_bytes if stream == pb.OUTPUT_STREAM_STDOUT else self._record.stderr_bytes
 
     def _sha256(self, stream: int) -> bytes:
+        if not self._had_output:  # what a short run wrote came with its end: it need not be read back
+            return hashlib.sha256(b"".join(self._new[stream])).digest()
         record = self._record
         connection = self._transaction.settled(record.seq)
         return outputs.sha256(connection, record.seq, record.attempt, stream, self._new[stream])
+
+
+def warn_of(refused: Sequence[work.RejectedReport]) -> None:
+    """Logs the reports that were refused."""
+    for one in refused:
+        _LOG.warning("a report was refused: %s", one.message, extra=logs.fields(run=one.run_id, reason=one.reason))
 
 
 def _check_chunk(chunk: ex.RunOutputChunk) -> None:

@@ -11,22 +11,33 @@ from sqlalchemy import func, select
 from crucible_rpc.signing import Signer, Verifier
 from crucible_storage import cursors, models
 from crucible_storage.api_keys import ApiKeys
+from crucible_storage.audit_log import AuditLog
 from crucible_storage.clock import Clock
 from crucible_storage.cursors import Cursors
 from crucible_storage.database import Database
 from crucible_storage.databases.base import Backend
+from crucible_storage.dead_letters import DeadLetters
+from crucible_storage.deletion import Deletion, Keep
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
 from crucible_storage.hub import Hub
 from crucible_storage.inspections import Inspections
+from crucible_storage.keys import HeadKeys
 from crucible_storage.leases import Leases
 from crucible_storage.lists import Lists
+from crucible_storage.login_failures import LoginFailures
+from crucible_storage.maintenance.live import LiveDatabase
 from crucible_storage.metrics import Metrics
+from crucible_storage.pauses import Pauses
 from crucible_storage.policy import Policy
+from crucible_storage.receipts import Receipts
 from crucible_storage.reports import Reports
-from crucible_storage.state import open_state
+from crucible_storage.retention import Retention
+from crucible_storage.sealer import Sealer
+from crucible_storage.state import FILE, open_state
 from crucible_storage.sweeper import Sweeper
+from crucible_storage.tenants import Tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,16 @@ class Service:
     events: EventLog
     api_keys: ApiKeys
     inspections: Inspections
+    audit_log: AuditLog
+    receipts: Receipts
+    sealer: Sealer
+    login_failures: LoginFailures
+    heads: HeadKeys
+    tenants: Tenants
+    pauses: Pauses
+    dead_letters: DeadLetters
+    deletion: Deletion
+    live: LiveDatabase
 
 
 @asynccontextmanager
@@ -53,10 +74,12 @@ async def running(
     clock: Clock,
     signer: Signer,
     verifier: Verifier,
+    heads: HeadKeys,
     metrics: Metrics,
     backend: Backend | None = None,
+    keep: Keep | None = None,
 ) -> AsyncIterator[Service]:
-    """Opens the state folder and the database (None: the file in the folder), and sweeps leases until the block ends.
+    """Opens the state folder and the database (None: the file in the folder); sweeps, seals and deletes what is old.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -66,39 +89,71 @@ async def running(
     database = state.database
     database.start()
     try:
-        service = await _composed(database, hub, policy, clock, signer, verifier)
+        live = LiveDatabase(folder / FILE, clock)
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live)
         metrics.start(await _counts(database), database.last_position)
-        sweeping = asyncio.create_task(Sweeper(service.leases, policy, clock).run())
+        jobs = [
+            Sweeper(service.leases, policy, clock).run(),
+            Retention(service.deletion, keep or Keep(), clock).run(),
+            service.sealer.run(),
+            service.login_failures.run(),
+        ]
+        if database.shared:
+            jobs.append(service.executors.keep_stored())
+        tasks = [asyncio.create_task(job) for job in jobs]
         try:
             yield service
         finally:
-            sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeping
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with suppress(asyncio.CancelledError):
+                    await task
     finally:
         await state.close()
 
 
 async def _composed(
-    database: Database, hub: Hub, policy: Policy, clock: Clock, signer: Signer, verifier: Verifier
+    database: Database,
+    hub: Hub,
+    policy: Policy,
+    clock: Clock,
+    signer: Signer,
+    verifier: Verifier,
+    heads: HeadKeys,
+    live: LiveDatabase,
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
     key = await database.write(cursors.load_key)
     inspections = Inspections(database, hub, executors, signer, verifier, policy, clock)
     await inspections.load()
+    sealer = Sealer(database, heads.signer, clock)
+    failures = LoginFailures(database, clock)
+    pages = Cursors(key)
+    evaluations = Evaluations(database, hub, policy, clock)
     return Service(
         database=database,
         hub=hub,
         policy=policy,
-        evaluations=Evaluations(database, hub, policy, clock),
-        lists=Lists(database, Cursors(key)),
+        evaluations=evaluations,
+        lists=Lists(database, pages),
+        audit_log=AuditLog(database, sealer, heads.verifier, pages),
+        receipts=Receipts(database, sealer),
+        sealer=sealer,
+        login_failures=failures,
+        heads=heads,
         executors=executors,
         leases=Leases(database, hub, executors, signer, policy, clock),
         reports=Reports(database, verifier, policy, clock),
         events=EventLog(database, hub),
-        api_keys=ApiKeys(database, clock),
+        api_keys=ApiKeys(database, clock, failures),
         inspections=inspections,
+        tenants=Tenants(database, clock),
+        pauses=Pauses(database, clock),
+        dead_letters=DeadLetters(database, pages, evaluations),
+        deletion=Deletion(database, clock),
+        live=live,
     )
 
 

@@ -1,12 +1,17 @@
 """What an operator can set, by `CRUCIBLE_STORAGE_*`."""
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from crucible_storage.deletion import Keep
 from crucible_storage.policy import Policy
 
 PREFIX = "CRUCIBLE_STORAGE_"
+_LEAST_AGE = timedelta(minutes=1)
+_AGE = re.compile(r"(\d{1,6})([mhd])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,9 @@ class Settings:
         tls_key: its private key.
         tls_ca: the authority whose client certificates are accepted.
         tickets_key: Ed25519 private key that signs tickets, PEM.
+        heads_key: Ed25519 private key that signs heads of the audit log, PEM.
+        public_keys: folder with the public half of each key that proofs were ever signed with, `heads/*.pub` and
+            `records/*.pub`, PEM.
         records_pub: public keys of the executors, PEM files, separated by commas.
         listen: where to serve gRPC.
         admin: where to serve `/healthz`, `/readyz` and `/metrics`, plain HTTP.
@@ -26,9 +34,11 @@ class Settings:
         orphan_grace: longer than `lease`.
         kill_margin: what a kill may take.
         max_attempts: attempts before an infrastructure failure is final.
-        max_queued: evaluations that may wait at once.
+        max_queued: evaluations that may wait at once, over all tenants; more are refused with QUEUE_FULL.
         database_url: `postgresql://…`, which several processes may share; empty: a file in `state`.
         database_password_file: holds the password for `database_url` on its first line.
+        keep: how long an evaluation is kept after its end; empty: for ever.
+        keep_tenants: what differs from that, as `tenant=720h` or `tenant=forever`, separated by commas.
         bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
 
     Raises:
@@ -40,6 +50,8 @@ class Settings:
     tls_key: Path
     tls_ca: Path
     tickets_key: Path
+    heads_key: Path
+    public_keys: Path
     records_pub: tuple[str, ...]
     listen: str = "127.0.0.1:9101"
     admin: str = "127.0.0.1:9191"
@@ -47,9 +59,11 @@ class Settings:
     orphan_grace: timedelta = timedelta(seconds=15)
     kill_margin: timedelta = timedelta(seconds=2)
     max_attempts: int = 3
-    max_queued: int = 100_000
+    max_queued: int = 200_000
     database_url: str = ""
     database_password_file: Path | None = None
+    keep: timedelta | None = None
+    keep_tenants: tuple[str, ...] = ()
     bootstrap_key_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -57,12 +71,25 @@ class Settings:
             raise ValueError("records_pub must name at least one public key")
         if len(self.bootstrap_digest) not in (0, 32):
             raise ValueError("bootstrap_key_sha256 must have 64 hex digits")
-        _ = self.policy
+        _ = self.policy, self.retention
 
     @property
     def bootstrap_digest(self) -> bytes:
         """The digest of the first admin key; empty when none is to be made."""
         return bytes.fromhex(self.bootstrap_key_sha256)
+
+    @property
+    def retention(self) -> Keep:
+        """How long evaluations are kept."""
+        named = [one.partition("=") for one in self.keep_tenants]
+        if len({tenant for tenant, _, _ in named}) != len(named):
+            raise ValueError("keep_tenants names a tenant twice")
+        keep = Keep(self.keep, {tenant: _age(tenant, text) for tenant, _, text in named})
+        if any(age is not None and age < _LEAST_AGE for age in (keep.default, *keep.tenants.values())):
+            raise ValueError(
+                "keep and keep_tenants must be at least one minute, or people could not read their results"
+            )
+        return keep
 
     @property
     def policy(self) -> Policy:
@@ -74,3 +101,12 @@ class Settings:
             max_attempts=self.max_attempts,
             max_queued=self.max_queued,
         )
+
+
+def _age(tenant: str, text: str) -> timedelta | None:
+    match = _AGE.fullmatch(text)
+    if not tenant or (match is None and text != "forever"):
+        raise ValueError(
+            f"keep_tenants has entries such as acme=720h, acme=30d or acme=forever, not {tenant[:64]}={text[:64]}"
+        )
+    return None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})

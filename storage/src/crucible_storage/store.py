@@ -1,6 +1,8 @@
 """Loads and saves records: one SELECT, one compare-and-set UPDATE, and the events in the same transaction."""
 
 from dataclasses import fields
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
@@ -8,29 +10,42 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
-from crucible_storage import models
-from crucible_storage.lifecycle import HELD, QUEUED, TERMINAL, Changes, Record
-from crucible_storage.names import run_id
+from crucible_storage import audit, models
+from crucible_storage.clock import timestamp
+from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, Record
+from crucible_storage.names import evaluation_name, run_id
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
 
 _COLUMNS = [field.name for field in fields(Record) if field.name != "changes"]
 _MUTABLE = _COLUMNS[_COLUMNS.index("state") :]
+_mutable = attrgetter(*_MUTABLE)
 _ROW = models.evaluation.c
 _SELECT = select(*(_ROW[name] for name in _COLUMNS))
-_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
-_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
+_SELECT_BY_ID = _SELECT.where(_ROW.id == bindparam("id"))
+_SELECT_BY_SEQ = _SELECT.where(_ROW.seq == bindparam("seq"))
+_BY_ID, _BY_SEQ = Prepared(_SELECT_BY_ID), Prepared(_SELECT_BY_SEQ)
+_PAGE = _SELECT.where(_ROW.seq > bindparam("after")).order_by(_ROW.seq).limit(bindparam("limit"))
 # SQLAlchemy leaves these out on SQLite, whose writer is alone. Others may go on referring to the row.
-_BY_ID_TO_CHANGE = _BY_ID.with_for_update(key_share=True)
-_BY_SEQ_TO_CHANGE = _BY_SEQ.with_for_update(key_share=True)
-_WAITING_BY_SEQ = _BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True)
-_INSERT = insert(models.evaluation)
-_UPDATE = (
-    update(models.evaluation)
-    .where(_ROW.seq == bindparam("key"), _ROW.version == bindparam("expected"), _ROW.state < min(TERMINAL))
-    .values({name: bindparam(f"new_{name}") for name in _MUTABLE})
+_BY_ID_TO_CHANGE = Prepared(_SELECT_BY_ID.with_for_update(key_share=True))
+_BY_SEQ_TO_CHANGE = Prepared(_SELECT_BY_SEQ.with_for_update(key_share=True))
+_WAITING_BY_SEQ = Prepared(_SELECT_BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True))
+_INSERT = Prepared(
+    insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"}).returning(_ROW.seq)
 )
-_INSERT_RESULT = insert(models.result)
-_INSERT_FAILED = insert(models.failed_attempt)
+_PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
+_INSERT_RESULT = Prepared(insert(models.result))
+_INSERT_FAILED = Prepared(insert(models.failed_attempt))
+_INSERT_DEAD = insert(models.dead_letter)
+
+
+@cache
+def _update(names: tuple[str, ...]) -> Prepared:
+    """The UPDATE of these columns: naming others would make the database touch their indexes for nothing."""
+    statement = update(models.evaluation).where(
+        _ROW.seq == bindparam("key"), _ROW.version == bindparam("expected"), _ROW.state < min(TERMINAL)
+    )
+    return Prepared(statement.values({name: bindparam(f"new_{name}") for name in names}))
 
 
 def load(connection: Connection, evaluation_id: str, *, to_change: bool = False) -> Record | None:
@@ -41,18 +56,35 @@ def load(connection: Connection, evaluation_id: str, *, to_change: bool = False)
         evaluation_id: which.
         to_change: no other process may change it until the transaction ends.
     """
-    row = connection.execute(_BY_ID_TO_CHANGE if to_change else _BY_ID, {"id": evaluation_id}).fetchone()
+    row = (_BY_ID_TO_CHANGE if to_change else _BY_ID).first(connection, {"id": evaluation_id})
     return None if row is None else Record(*row)
 
 
 def load_by_seq(connection: Connection, seq: int, *, to_change: bool = False) -> Record:
     """The record with this number, which exists. `to_change` as in `load`."""
-    return Record(*connection.execute(_BY_SEQ_TO_CHANGE if to_change else _BY_SEQ, {"seq": seq}).one())
+    row = (_BY_SEQ_TO_CHANGE if to_change else _BY_SEQ).first(connection, {"seq": seq})
+    if row is None:
+        raise LookupError(f"there is no evaluation number {seq}")
+    return Record(*row)
+
+
+def run_spec(connection: Connection, seq: int) -> bytes:
+    """What the evaluation with this number, which exists, is to run: a serialized `RunSpec`."""
+    row = _PROGRAM.first(connection, {"seq": seq})
+    if row is None:
+        raise LookupError(f"there is no evaluation number {seq}")
+    blob: bytes = row[0]
+    return blob
+
+
+def load_page(connection: Connection, after: int, limit: int) -> list[Record]:
+    """At most `limit` records with the next numbers above `after`, in their order, deleted ones too."""
+    return [Record(*row) for row in connection.execute(_PAGE, {"after": after, "limit": limit})]
 
 
 def take_waiting(connection: Connection, seq: int) -> Record | None:
     """The record with this number, to be changed; None when another process has it, or it does not wait any more."""
-    row = connection.execute(_WAITING_BY_SEQ, {"seq": seq}).fetchone()
+    row = _WAITING_BY_SEQ.first(connection, {"seq": seq})
     return None if row is None else Record(*row)
 
 
@@ -60,19 +92,24 @@ def load_owned(connection: Connection, tenant: str, evaluation_id: str, *, to_ch
     """The record with this id, which must be this tenant's. `to_change` as in `load`.
 
     Raises:
-        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's.
+        NotFoundError: EVALUATION_NOT_FOUND, also for another tenant's, and for one that was deleted.
     """
     record = load(connection, evaluation_id, to_change=to_change)
-    if record is None or record.tenant != tenant:
-        raise NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
+    if record is None or record.tenant != tenant or record.state == DELETED:
+        raise not_found(evaluation_id)
     return record
+
+
+def not_found(evaluation_id: str) -> NotFoundError:
+    """The error that there is no such evaluation."""
+    return NotFoundError("EVALUATION_NOT_FOUND", f"there is no evaluation evaluations/{evaluation_id}")
 
 
 def insert_record(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Stores a new record, whose `seq` it fills in, with its first events."""
     values = {name: getattr(record, name) for name in _COLUMNS if name != "seq"}
-    key = transaction.execute(_INSERT, values).inserted_primary_key
-    record.seq = key[0] if key is not None else 0
+    row = _INSERT.first(transaction.connection, values)
+    record.seq = 0 if row is None else row[0]
     transaction.count(record.tenant, record.state, 1)
     transaction.notices.work = True
     transaction.notices.created.append((record.id, record.tenant))
@@ -85,16 +122,24 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     Raises:
         AbortedError: somebody else changed it, or it is terminal.
     """
-    values: dict[str, Any] = {f"new_{name}": getattr(record, name) for name in _MUTABLE}
-    values |= {"key": record.seq, "expected": before.version}
-    if transaction.execute(_UPDATE, values).rowcount != 1:
-        raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
+    connection = transaction.connection
+    values = before.changed(record)
+    if values:
+        parameters = {f"new_{name}": value for name, value in values.items()}
+        parameters |= {"key": record.seq, "expected": before.version}
+        if _update(tuple(values)).run(connection, parameters) != 1:
+            raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
         blob = record.changes.result.SerializeToString()
-        transaction.execute(_INSERT_RESULT, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        audit.evaluation_finished(transaction, record, record.changes.result, now)
+        if record.changes.result.termination.WhichOneof("kind") == "infrastructure_failure":
+            reason = record.changes.result.termination.infrastructure_failure.reason
+            dead = {"evaluation_seq": record.seq, "tenant": record.tenant, "reason": reason, "time": now}
+            transaction.execute(_INSERT_DEAD, dead)
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
-        transaction.execute(_INSERT_FAILED, row | {"reason": failed.reason, "time": now})
+        _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
     _append(transaction, record, now)
     _notify(transaction, record, before, now)
 
@@ -102,22 +147,33 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
 class Before:
     """What `save` compares with: taken before a record is changed."""
 
-    __slots__ = ("cancel_wanted", "state", "version")
+    __slots__ = ("_values", "attempt", "cancel_wanted", "state", "version")
 
     def __init__(self, record: Record) -> None:
         self.version = record.version
         self.state = record.state
+        self.attempt = record.attempt
         self.cancel_wanted = record.cancel_wanted
+        self._values = _mutable(record)
+
+    def changed(self, record: Record) -> dict[str, Any]:
+        """The columns that have other values now."""
+        now = zip(_MUTABLE, self._values, _mutable(record), strict=True)
+        return {name: new for name, old, new in now if old != new}
 
 
 def _append(transaction: WriteTransaction, record: Record, now: int) -> None:
     """Appends the events; output's bytes go to their own table, under the event's position."""
+    name, at = evaluation_name(record.id), timestamp(now)
     for event in record.changes.events:
         if event.WhichOneof("kind") == "output":
             transaction.append_output(record.seq, now, _output_row(record, event.output))
         else:
             body = event.SerializeToString()
             transaction.append_event(record.tenant, record.seq, record.attempt, now, body)
+        event.evaluation, event.tenant, event.attempt = name, record.tenant, record.attempt
+        event.time.CopyFrom(at)
+        transaction.notices.events.append(event)
     record.changes = Changes()
 
 
@@ -138,6 +194,10 @@ def _notify(transaction: WriteTransaction, record: Record, before: Before, now: 
         transaction.count(record.tenant, before.state, -1)
         transaction.count(record.tenant, record.state, 1)
         notices.work |= record.state == QUEUED
+        if before.state in HELD and record.state not in HELD:
+            notices.freed.add(record.tenant)
+            if record.attempt == before.attempt:  # not one that its executor refused: that wrote nothing
+                transaction.usage.stored(record.tenant, record.stdout_bytes + record.stderr_bytes)
         if record.terminal:
             notices.finished.append(record.id)
     if record.cancel_wanted and not before.cancel_wanted and record.state in HELD and record.executor is not None:

@@ -13,23 +13,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import insert, text
+from sqlalchemy import bindparam, insert, text
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.sql.expression import Executable
 from sqlmodel import Session
 
-from crucible_storage import faults, models
+from crucible.evaluation.v1.event_pb2 import Event
+from crucible_storage import faults, models, usage
 from crucible_storage.databases.base import Backend
+from crucible_storage.prepared import Prepared
 
-_INSERT_EVENTS = insert(models.event)
-_INSERT_OUTPUT = insert(models.output)
-_ADD_COUNT = text(
-    """
+_INSERT_EVENTS = Prepared(insert(models.event))
+_PENDING = [column.name for column in models.audit_pending.c if not column.primary_key]
+_INSERT_AUDIT = Prepared(insert(models.audit_pending).values({name: bindparam(name) for name in _PENDING}).inline())
+_INSERT_OUTPUT = Prepared(insert(models.output))
+_ADD_COUNT = Prepared(
+    text(
+        """
     INSERT INTO evaluation_count (tenant, state, count) VALUES (:tenant, :state, :count)
     ON CONFLICT (tenant, state) DO UPDATE SET count = evaluation_count.count + excluded.count
     """
+    )
 )
-_ADVANCE = text("UPDATE log_head SET position = position + :count RETURNING position")
+_ADVANCE = Prepared(text("UPDATE log_head SET position = position + :count RETURNING position"))
 QUEUED = text("SELECT coalesce(sum(count), 0) FROM evaluation_count WHERE state = 1")
 _WAITING = 1  # the state of an evaluation that waits
 
@@ -59,19 +65,23 @@ class Notices:
         work: whether an evaluation may now be leased that could not before.
         created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
+        freed: tenants of whom a run ended.
         stops: runs to be ended.
         inspections: whether an inspection changed.
         last_position: of the event log; 0 when nothing was appended.
         appended: events of this commit.
+        events: these, in order, whole but for their positions; other than `appended` when not all were given.
     """
 
     work: bool = False
     created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    freed: set[str] = field(default_factory=set)
     stops: list[Stop] = field(default_factory=list)
     inspections: bool = False
     last_position: int = 0
     appended: int = 0
+    events: list[Event] = field(default_factory=list)
 
 
 Counts = dict[tuple[str, int], int]
@@ -94,17 +104,24 @@ class WriteTransaction:
         self.backend = backend
         self.notices = Notices()
         self.counts: Counts = {}
+        self.usage = usage.Usage()
         self._committed_queued = queued
         self._events: list[dict[str, Any]] = []
         self._outputs: list[tuple[int, dict[str, Any]]] = []
         self._with_output: set[int] = set()
         self._written = _Written(0, 0, 0)
+        self._audit: list[dict[str, Any]] = []
         self._session: Session | None = None
         self._depth = 0
 
     def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Runs a statement of SQLAlchemy Core."""
         return self.connection.execute(statement, parameters)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to the database at the same time."""
+        return self.backend.shared
 
     @property
     def session(self) -> Session:
@@ -148,6 +165,10 @@ class WriteTransaction:
             self._write_events()
         return self.connection
 
+    def append_audit(self, row: dict[str, Any]) -> None:
+        """Keeps a row of `audit_pending` to be written with all others of the group; see `audit.record`."""
+        self._audit.append(row)
+
     def count(self, tenant: str, state: int, change: int) -> None:
         """Notes that `change` more evaluations of the tenant are in `state`."""
         key = (tenant, state)
@@ -159,7 +180,10 @@ class WriteTransaction:
         name = f"s{self._depth}"
         events, outputs, written = len(self._events), len(self._outputs), self._written
         counts, work, inspections = dict(self.counts), self.notices.work, self.notices.inspections
+        audit = len(self._audit)
+        used = self.usage.mark()
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
+        told = len(self.notices.events)
         raw: Any = self.connection.connection.dbapi_connection
         raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
         self._depth += 1
@@ -168,21 +192,26 @@ class WriteTransaction:
             self._end_session(commit=True)
         except BaseException as error:
             self._undo(name, error)
-            del self._events[events:], self._outputs[outputs:], self.notices.created[created:]
-            del self.notices.finished[finished:], self.notices.stops[stops:]
+            del self._events[events:], self._outputs[outputs:], self._audit[audit:], self.notices.created[created:]
+            del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]
             self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
             self._written = written
+            self.usage.back_to(used)
             raise
         finally:
             self._depth -= 1
         raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
-        """Writes the events and counts of all operations; called once, before the commit."""
+        """Writes the events, audit records, counts and usage of all operations; called once, before the commit."""
         self._write_events()
+        if self._audit:
+            _INSERT_AUDIT.many(self.connection, self._audit)
         changed = [{"tenant": t, "state": s, "count": c} for (t, s), c in sorted(self.counts.items()) if c]
         if changed:
-            self.execute(_ADD_COUNT, changed)
+            _ADD_COUNT.many(self.connection, changed)
+        if used := self.usage.rows():
+            usage.ADD.many(self.connection, used)
         self.notices.appended = len(self._events)
         self.notices.last_position = self._written.position
 
@@ -191,12 +220,15 @@ class WriteTransaction:
         events, outputs = self._events[self._written.events :], self._outputs[self._written.outputs :]
         if not events:
             return
-        last: int = self.execute(_ADVANCE, {"count": len(events)}).scalar_one()
+        row = _ADVANCE.first(self.connection, {"count": len(events)})
+        if row is None:
+            raise LookupError("the event log has no head")
+        last: int = row[0]
         before = last - len(self._events)  # the first of `_events` comes after it: nobody else appends meanwhile
         first = before + self._written.events + 1
-        self.execute(_INSERT_EVENTS, [event | {"position": at} for at, event in enumerate(events, first)])
+        _INSERT_EVENTS.many(self.connection, [event | {"position": at} for at, event in enumerate(events, first)])
         if outputs:
-            self.execute(_INSERT_OUTPUT, [row | {"position": before + 1 + number} for number, row in outputs])
+            _INSERT_OUTPUT.many(self.connection, [row | {"position": before + 1 + number} for number, row in outputs])
         self._with_output.clear()
         self._written = _Written(len(self._events), len(self._outputs), last)
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Literal
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, exists, select
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
@@ -13,12 +13,12 @@ from crucible_storage import models, outputs, store
 from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import Record
 from crucible_storage.names import evaluation_name
+from crucible_storage.prepared import Prepared
 
 MAX_PREVIEW = 4 << 10
 _REPLACED: tuple[Literal["start_time", "stdout", "stderr"], ...] = ("start_time", "stdout", "stderr")
 """What the executor's record says better than what storage noted meanwhile."""
 
-_PROGRAM = select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq"))
 _RESULTS = select(models.result.c.evaluation_seq, models.result.c.result).where(
     models.result.c.evaluation_seq.in_(bindparam("seqs", expanding=True))
 )
@@ -28,13 +28,26 @@ _FAILED = (
     .where(_ATTEMPT.evaluation_seq.in_(bindparam("seqs", expanding=True)))
     .order_by(_ATTEMPT.evaluation_seq, _ATTEMPT.attempt)
 )
+_PROGRAM, _RESULT = models.program.c, models.result.c
+_REST = Prepared(
+    select(_PROGRAM.run_spec, _RESULT.result, exists().where(_ATTEMPT.evaluation_seq == _PROGRAM.evaluation_seq))
+    .select_from(models.program.outerjoin(models.result, _RESULT.evaluation_seq == _PROGRAM.evaluation_seq))
+    .where(_PROGRAM.evaluation_seq == bindparam("seq"))
+)
 
 
 def complete(connection: Connection, record: Record) -> pb.Evaluation:
     """One evaluation with its program and the beginnings of its output."""
-    view = listed(connection, [record])[0]
-    run_spec = RunSpec.FromString(connection.execute(_PROGRAM, {"seq": record.seq}).scalar_one())
-    view.spec.program.CopyFrom(run_spec.program)
+    rest = _REST.first(connection, {"seq": record.seq})
+    if rest is None:
+        raise LookupError(f"there is no evaluation number {record.seq}")
+    run_spec, result, has_failed = rest
+    view = new(record)
+    if result is not None:
+        _add_result(view, result)
+    if has_failed:
+        _add_failed(connection, {record.seq: view})
+    view.spec.program.CopyFrom(RunSpec.FromString(run_spec).program)
     if record.stdout_bytes:
         view.stdout.preview = _preview(connection, record, pb.OUTPUT_STREAM_STDOUT)
     if record.stderr_bytes:
@@ -48,14 +61,22 @@ def listed(connection: Connection, records: Iterable[Record]) -> list[pb.Evaluat
     if not views:
         return []
     for seq, blob in connection.execute(_RESULTS, {"seqs": list(views)}):
-        end = pb.Evaluation.FromString(blob)
-        for name in _REPLACED:
-            if end.HasField(name):
-                views[seq].ClearField(name)
-        views[seq].MergeFrom(end)
+        _add_result(views[seq], blob)
+    _add_failed(connection, views)
+    return list(views.values())
+
+
+def _add_result(view: pb.Evaluation, blob: bytes) -> None:
+    end = pb.Evaluation.FromString(blob)
+    for name in _REPLACED:
+        if end.HasField(name):
+            view.ClearField(name)
+    view.MergeFrom(end)
+
+
+def _add_failed(connection: Connection, views: dict[int, pb.Evaluation]) -> None:
     for seq, attempt, reason, time in connection.execute(_FAILED, {"seqs": list(views)}):
         views[seq].failed_attempts.add(attempt=attempt, reason=reason, time=timestamp(time))
-    return list(views.values())
 
 
 def new(record: Record) -> pb.Evaluation:

@@ -10,7 +10,7 @@ from crucible_storage.clock import duration
 from crucible_storage.leases import Leases
 from crucible_storage.names import invalid
 from crucible_storage.policy import Policy
-from crucible_storage.reports import Reports
+from crucible_storage.reports import Reports, warn_of
 
 MAX_RUNS = 1000
 MAX_WAIT_SECONDS = 60.0
@@ -57,7 +57,14 @@ class WorkServicer(rpc.WorkServiceServicer):
         reports = checks.at_most(request.reports, MAX_RUNS, "reports")
         if request.ByteSize() > MAX_REPORT_BYTES:
             raise invalid("reports", "must together have at most 3 MiB")
-        return pb.ReportRunsResponse(rejected=await self._reports.store(request.executor_id, reports))
+        if not request.HasField("lease"):
+            return pb.ReportRunsResponse(rejected=await self._reports.store(request.executor_id, reports))
+        checks.between(request.lease.max_runs, 1, MAX_RUNS, "lease.max_runs")
+        checks.name(request.lease.request_id, "lease.request_id")
+        storing = self._reports.storing(request.executor_id, reports)
+        rejected, given = await self._leases.after(storing, request.executor_id, request.lease)
+        warn_of(rejected)
+        return pb.ReportRunsResponse(rejected=rejected, assignments=given)
 
     async def WatchStops(self, request: pb.WatchStopsRequest, context: Any) -> AsyncIterator[pb.WatchStopsResponse]:
         """See the contract."""

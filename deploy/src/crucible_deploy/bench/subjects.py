@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from crucible_deploy.bench import burst, control_plane, idle, memory, neighbour, throughput, trace, warm
+from crucible_deploy.bench import burst, control_plane, idle, memory, neighbour, storage_alone, throughput, trace, warm
 from crucible_deploy.bench.peers import compare
 from crucible_deploy.bench.report import Measured
 from crucible_deploy.bench.stand import Stand
@@ -16,5 +16,6 @@ SUBJECTS: dict[str, Callable[[Stand], Awaitable[Measured]]] = {
     "neighbour": neighbour.measure,
     "peers": compare.measure,
     "control-plane": control_plane.measure,
+    "storage": storage_alone.measure,
     "memory": memory.measure,
 }

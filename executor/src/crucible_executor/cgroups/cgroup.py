@@ -199,13 +199,6 @@ class CgroupTree(abc.ABC):
         """All cgroups there, also those of an earlier process."""
 
     @abc.abstractmethod
-    def prefer(self) -> None:
-        """Lets everything in the folder go first wherever the machine has too few CPUs: for measurements.
-
-        Nothing when the folder was not made.
-        """
-
-    @abc.abstractmethod
     def discard(self) -> None:
         """Removes the folder itself, when nothing is in it any more. Idempotent."""
 

@@ -135,11 +135,6 @@ class CgroupTreeV1(CgroupTree):
         names = {name for parent in self._parents.values() for name in children(parent)}
         return [CgroupV1(name, {key: parent / name for key, parent in self._parents.items()}) for name in sorted(names)]
 
-    def prefer(self) -> None:
-        """Sets `cpu.shares` to the most."""
-        with contextlib.suppress(FileNotFoundError):
-            write(self._parents["cpu"] / "cpu.shares", 1 << 18)
-
     def discard(self) -> None:
         """Removes our folders, where empty."""
         for folder in self._parents.values():

@@ -136,11 +136,6 @@ class CgroupTreeV2(CgroupTree):
         """All cgroups in our folder."""
         return [CgroupV2(name, self._parent / name) for name in children(self._parent)]
 
-    def prefer(self) -> None:
-        """Sets `cpu.weight` to the most."""
-        with contextlib.suppress(FileNotFoundError):
-            write(self._parent / "cpu.weight", 10_000)
-
     def discard(self) -> None:
         """Removes our folder, when empty."""
         removed(self._parent)

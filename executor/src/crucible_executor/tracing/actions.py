@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import posixpath
@@ -25,6 +26,7 @@ _SHOWN_BYTES = 512
 _SHOWN_ARGUMENTS = 8
 _REMEMBERED = 4096
 _REMEMBERED_BYTES = 1024
+_FIRST_BYTES = 12
 _CONTEXT_TAG, _NUMBER_TAG = 1 << 3 | 2, 4 << 3
 _BYTECODE = re.compile(r"/usr/lib/python3[^/]*/(.*/)?__pycache__/[^/]*")
 """What an interpreter tries to write by itself; the root file system is read-only."""
@@ -73,11 +75,8 @@ class Actions:
     def __init__(self) -> None:
         self._program_runs = False
         self._calls = self._described = 0
-
-    @property
-    def unsent(self) -> int:
+        self.unsent = 0
         """How many calls there were, at the run's end, of which the kernel told the number but not the names."""
-        return max(0, self._calls - self._described)
 
     def of(self, message: wire.Message) -> tuple[Found, ...]:
         """The actions in one message; none in one that is not known.
@@ -91,39 +90,41 @@ class Actions:
         said = _said(kind, message.payload)
         if said.by_init:
             return ()
-        if self._program_runs:
+        if not self._program_runs:
+            self._program_runs = kind == _EXECVE
+            return ()
+        if said.is_named or kind in _DESCRIBED:
             self._calls += said.is_named
             self._described += kind in _DESCRIBED
-            return said.found
-        self._program_runs = kind == _EXECVE
-        return ()
+            self.unsent = max(0, self._calls - self._described)
+        return said.found
 
 
 def _said(kind: int, payload: memoryview) -> _Read:
     """What a message says. Of most it is known already, for an interpreter's start says the same in every run."""
-    if kind == _BARE:  # with addresses, which differ
-        return _NAMED_CALL if _is_named_call(payload) else _read(kind, payload)
+    if kind == _BARE:  # with addresses, which differ, at its end
+        return _said_at_once(bytes(payload[:_FIRST_BYTES])) or _read(kind, payload)
     if len(payload) <= _REMEMBERED_BYTES:
         return _remembered(kind, bytes(payload))
     return _read(kind, payload)
 
 
-def _is_named_call(payload: memoryview) -> bool:
-    """Whether it is a program's call whose names come in another message: every second message is one.
-
-    Only the usual form is looked for, a short context and then the number; what has any other is read as a whole.
-    """
-    if len(payload) < 2 or payload[0] != _CONTEXT_TAG or payload[1] >= 0x80:
-        return False
-    at = 2 + payload[1]
-    if at >= len(payload) or payload[at] != _NUMBER_TAG or _is_by_init(bytes(payload[2:at])):
-        return False
-    return wire.varint(payload, at + 1, len(payload))[0] in NAMED
-
-
 @functools.lru_cache(maxsize=_REMEMBERED)
-def _is_by_init(context: bytes) -> bool:
-    return _number(_values(memoryview(context)), 4) == INIT
+def _said_at_once(first: bytes) -> _Read | None:
+    """What the first bytes of a bare number say; None when more has to be read.
+
+    Every second message is a call whose names come in another, and most of the others are the init's. Only the usual
+    form is looked for, a short context and then the number.
+    """
+    payload = memoryview(first)
+    if len(payload) < 2 or payload[0] != _CONTEXT_TAG or (at := 2 + payload[1]) >= len(payload):
+        return None
+    if _number(_values(payload[2:at]), 4) == INIT:
+        return _BY_INIT
+    with contextlib.suppress(MalformedError):  # the number has no end within these bytes
+        if payload[at] == _NUMBER_TAG and wire.varint(payload, at + 1, len(payload))[0] in NAMED:
+            return _NAMED_CALL
+    return None
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
@@ -135,7 +136,7 @@ def _read(kind: int, payload: memoryview) -> _Read:
     values = _values(payload)
     context = _values(_bytes(values, 1))
     if _number(context, 4) == INIT:
-        return _Read(by_init=True)
+        return _BY_INIT
     is_named = kind == _BARE and _number(values, 4) in NAMED
     return _Read(tuple(_READERS[kind](values, context)), is_named=is_named)
 
@@ -209,7 +210,7 @@ _READERS = {
     int(Kind.SOCKET): _socket,
 }
 _BARE, _EXECVE = int(Kind.RAW), int(Kind.EXECVE)
-_NAMED_CALL = _Read(is_named=True)
+_BY_INIT, _NAMED_CALL = _Read(by_init=True), _Read(is_named=True)
 _DESCRIBED = frozenset({int(Kind.OPEN), int(Kind.EXECVE_CALL)})
 
 

@@ -13,11 +13,12 @@ import ctypes
 import gc
 import os
 import resource
-import selectors
+import select
 import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from crucible_executor.tracing import live, wire
@@ -34,6 +35,13 @@ _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1,
 _LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
 
 
+@dataclass(frozen=True)
+class _Run:
+    number: bytes
+    connection: socket.socket
+    tally: Tally
+
+
 class Reader:
     """Serves the executor until it hangs up.
 
@@ -43,20 +51,21 @@ class Reader:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
         self._buffer = memoryview(bytearray(wire.MAX_MESSAGE))
-        self._tallies: dict[socket.socket, tuple[bytes, Tally]] = {}
-        self._due: dict[socket.socket, float] = {}
+        self._runs: dict[int, _Run] = {}
+        self._due: dict[int, float] = {}
 
     def serve(self) -> None:
         """Returns when the executor hangs up."""
+        control = self._control.fileno()
         self._control.setblocking(True)
-        self._selector.register(self._control, selectors.EVENT_READ)
+        self._poll.register(control, select.EPOLLIN)
         while True:
             first = min(self._due.values(), default=None)
-            for key, _ in self._selector.select(None if first is None else max(0.0, first - time.monotonic())):
-                if key.fileobj is not self._control:
-                    self._read(key.fileobj)  # type: ignore[arg-type]
+            for descriptor, _ in self._poll.poll(None if first is None else max(0.0, first - time.monotonic())):
+                if descriptor != control:
+                    self._read(descriptor)
                 elif not self._take():
                     return
             if self._due:
@@ -71,57 +80,60 @@ class Reader:
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
             connection.setblocking(False)
-            self._tallies[connection] = (data, Tally())
-            self._selector.register(connection, selectors.EVENT_READ)
+            self._runs[descriptor] = _Run(data, connection, Tally())
+            self._poll.register(descriptor, select.EPOLLIN)
         return True
 
-    def _read(self, connection: socket.socket) -> None:
-        number, tally = self._tallies[connection]
-        self._read_some(connection, number, tally)
-        if tally.is_due and connection not in self._due and connection in self._tallies:
-            self._tell_soon(connection, tally, time.monotonic())
+    def _read(self, descriptor: int) -> None:
+        run = self._runs[descriptor]
+        if not self._read_some(run):
+            self._end(descriptor)
+        elif run.tally.is_due and descriptor not in self._due:
+            self._tell_soon(descriptor, run.tally, time.monotonic())
 
-    def _tell_soon(self, connection: socket.socket, tally: Tally, now: float) -> None:
+    def _tell_soon(self, descriptor: int, tally: Tally, now: float) -> None:
         tally.watch()
-        self._due[connection] = now + live.INTERVAL_S
+        self._due[descriptor] = now + live.INTERVAL_S
 
-    def _read_some(self, connection: socket.socket, number: bytes, tally: Tally) -> None:
+    def _read_some(self, run: _Run) -> bool:
+        """Reads at most `BATCH` messages; False at the end of the trace."""
+        buffer, receive, add = self._buffer, run.connection.recv_into, run.tally.add
         for _ in range(BATCH):
             try:
                 # With MSG_TRUNC the kernel tells how long the message was, not how much of it fitted.
-                length = connection.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+                length = receive(buffer, 0, socket.MSG_TRUNC)
             except BlockingIOError:
-                return
+                return True
             except OSError:
-                length = 0
+                return False
             if not length:
-                self._end(connection, number, tally)
-                return
-            tally.add(self._buffer[: min(length, len(self._buffer))], whole=length <= len(self._buffer))
+                return False
+            add(buffer[:length], whole=length <= len(buffer))
+        return True
 
     def _tell(self, now: float) -> None:
         """Sends a frame of each run whose time has come. An executor that is busy is asked again, not waited for."""
-        for connection in [one for one, due in self._due.items() if due <= now]:
-            number, tally = self._tallies[connection]
+        for descriptor in [one for one, due in self._due.items() if due <= now]:
+            run = self._runs[descriptor]
+            tally = run.tally
             tally.settle()
             if tally.telling.is_due:
                 with contextlib.suppress(BlockingIOError):
-                    self._control.send(number + TELLS + tally.telling.frame(), socket.MSG_DONTWAIT)
+                    self._control.send(run.number + TELLS + tally.telling.frame(), socket.MSG_DONTWAIT)
                     tally.telling.sent()
             if tally.is_due:
-                self._tell_soon(connection, tally, now)
+                self._tell_soon(descriptor, tally, now)
             else:
-                del self._due[connection]
+                del self._due[descriptor]
 
-    def _end(self, connection: socket.socket, number: bytes, tally: Tally) -> None:
-        self._selector.unregister(connection)
-        del self._tallies[connection]
-        self._due.pop(connection, None)
-        connection.close()
-        while tally.telling.is_due:
-            self._control.send(number + TELLS + tally.telling.frame())
-            tally.telling.sent()
-        self._control.send(number + ENDS + tally.report())
+    def _end(self, descriptor: int) -> None:
+        run = self._runs.pop(descriptor)
+        self._due.pop(descriptor, None)
+        run.connection.close()  # and with it leaves the poll
+        while run.tally.telling.is_due:
+            self._control.send(run.number + TELLS + run.tally.telling.frame())
+            run.tally.telling.sent()
+        self._control.send(run.number + ENDS + run.tally.report())
 
 
 def give_up_everything(uid: int, gid: int, parent: int) -> None:

@@ -13,18 +13,16 @@ from crucible_executor.tracing import wire
 CALLS = ("clone", "fork", "vfork")
 """Traced where they return. clone3 does not exist for a program: `forbid_user_namespaces` of `executor/init/init.c`."""
 
-_KINDS = frozenset({wire.Kind.CLONE_CALL, wire.Kind.FORK_CALL})
+KINDS = frozenset({int(wire.Kind.CLONE_CALL), int(wire.Kind.FORK_CALL)})
 _EXIT, _ERROR = 2, 2
 
 
 def is_refused_process(message: wire.Message) -> bool:
-    """Whether a message says so.
+    """Whether a message of one of `KINDS` says so.
 
     Raises:
         wire.MalformedError: the message is not what its header says.
     """
-    if message.kind not in _KINDS:
-        return False
     ended = dict(wire.fields(message.payload)).get(_EXIT, 0)
     if isinstance(ended, int):
         raise wire.MalformedError("a number where a message belongs")

@@ -85,7 +85,8 @@ class Tally:
         if message.dropped > self._dropped:
             self._dropped = message.dropped
             self._tell_of_lost()
-        self._refused += refusals.is_refused_process(message)
+        if message.kind in refusals.KINDS:
+            self._refused += refusals.is_refused_process(message)
         for action, example in self._actions.of(message):
             kind = self._kinds[action]
             kind.count += 1
@@ -94,7 +95,8 @@ class Tally:
             if len(kind.examples) < MAX_EXAMPLES and example not in kind.examples:
                 kind.examples.append(example)
             self.telling.saw(action, example, kind.count, self._now)
-        self._least_unsent = min(self._least_unsent, self._actions.unsent)
+        if self._actions.unsent < self._least_unsent:
+            self._least_unsent = self._actions.unsent
 
     @property
     def is_due(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -44,11 +45,16 @@ class GrpcStorage:
         answer: work.RenewLeasesResponse = await self._stub.RenewLeases(request, timeout=_CALL_SECONDS)
         return answer
 
-    async def report(self, executor_id: str, reports: Sequence[work.RunReport]) -> Sequence[work.RejectedReport]:
+    async def report(
+        self, executor_id: str, reports: Sequence[work.RunReport], boot_id: str, max_runs: int
+    ) -> work.ReportRunsResponse:
         """See `StoragePeer`."""
         request = work.ReportRunsRequest(executor_id=executor_id, reports=reports)
-        answer = await self._stub.ReportRuns(request, timeout=_CALL_SECONDS)
-        return list(answer.rejected)
+        if max_runs:
+            wish = work.LeaseMore(boot_id=boot_id, max_runs=max_runs, request_id=secrets.token_hex(8))
+            request.lease.CopyFrom(wish)
+        answer: work.ReportRunsResponse = await self._stub.ReportRuns(request, timeout=_CALL_SECONDS)
+        return answer
 
     def stops(self, executor_id: str) -> AsyncIterator[work.WatchStopsResponse]:
         """See `StoragePeer`."""

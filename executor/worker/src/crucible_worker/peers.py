@@ -26,8 +26,10 @@ class StoragePeer(Protocol):
         """See `WorkService.RenewLeases`."""
         ...
 
-    async def report(self, executor_id: str, reports: Sequence[work.RunReport]) -> Sequence[work.RejectedReport]:
-        """See `WorkService.ReportRuns`."""
+    async def report(
+        self, executor_id: str, reports: Sequence[work.RunReport], boot_id: str, max_runs: int
+    ) -> work.ReportRunsResponse:
+        """See `WorkService.ReportRuns`; leases up to `max_runs` with it (0: none)."""
         ...
 
     def stops(self, executor_id: str) -> AsyncIterator[work.WatchStopsResponse]:

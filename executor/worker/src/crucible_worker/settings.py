@@ -33,7 +33,7 @@ class Settings:
     tls_key: Path = _PKI / "tls.key"
     tls_ca: Path = _PKI / "ca.crt"
     lease_wait: timedelta = timedelta(seconds=20)
-    report_delay: timedelta = timedelta(milliseconds=5)
+    report_delay: timedelta = timedelta(milliseconds=10)
     executor_lost_after: timedelta = timedelta(seconds=30)
     stop_grace: timedelta = timedelta(seconds=3)
 

@@ -20,12 +20,10 @@ from crucible_worker.peers import ExecutorPeer, StoragePeer
 from crucible_worker.renewals import Renewed, Terms, renew
 from crucible_worker.reporter import Reporter
 from crucible_worker.settings import Settings
+from crucible_worker.slots import Slots
 
 MAX_RESYNCS = 3
-ACKNOWLEDGE_DELAY_SECONDS = 0.1
-
-FIRST_REFUSAL_PAUSE_SECONDS = 0.5
-LONGEST_REFUSAL_PAUSE_SECONDS = 10.0
+ACKNOWLEDGE_DELAY_SECONDS = 0.25
 
 _ANSWER_SECONDS = 0.5  # storage answers a lease call within it, unless there is no work to give
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -66,17 +64,17 @@ class Worker:
         self._executor_up = asyncio.Event()
         self._registered = asyncio.Event()
         self._look = asyncio.Event()
-        self._slot_free = asyncio.Event()
+        self._slots = Slots(self._free_slots, clock)
         self._renew_soon = asyncio.Event()
         self._executor_seen = clock()
         self._executor_time: ex.ExecutorTime | None = None
-        self._refusal_pause = 0.0
-        self._leases_from = clock()
+        self._stopped = False
         self._stored_ends: set[tuple[str, int]] = set()  # during a registration, whose answer may still list them
         self._acknowledgments: set[str] = set()
         self._stopping: set[str] = set()
         self._acknowledge_timer: asyncio.TimerHandle | None = None
         self._lease_call: asyncio.Task[None] | None = None
+        self._leasing_report: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -115,6 +113,7 @@ class Worker:
 
     async def _stop(self, loops: Iterable[asyncio.Task[None]]) -> None:
         _log.info("stopping", extra=logs.fields(runs=len(self._runs)))
+        self._stopped = True
         for task in (*loops, *(run.task for run in self._runs.values())):
             if task is not None:
                 task.cancel()
@@ -196,6 +195,8 @@ class Worker:
                 await asyncio.wait([self._lease_call], timeout=_ANSWER_SECONDS)
             self._lease_call.cancel()
             await asyncio.wait([self._lease_call])
+        if self._leasing_report is not None:
+            await asyncio.wait([self._leasing_report])
         present = await self._executor.list_runs()
         self._stored_ends.clear()
         answer = await self._storage.register(executor)
@@ -242,12 +243,12 @@ class Worker:
         while True:
             await self._executor_up.wait()
             await self._registered.wait()
-            self._slot_free.clear()
-            free = self._free_slots()
-            if free <= 0:
-                await self._slot_free.wait()
+            self._slots.changed.clear()
+            free = self._slots.unannounced
+            if not free:
+                await self._slots.changed.wait()
                 continue
-            if (pause := self._leases_from - self._clock()) > 0:
+            if (pause := self._slots.pause_left) > 0:
                 await asyncio.sleep(pause)
                 continue
             self._lease_call = self._spawn(self._lease(free))
@@ -262,17 +263,24 @@ class Worker:
         executor = self._known
         if executor is None:
             raise RuntimeError("leasing before registering")
-        try:
-            assignments = await self._storage.lease(executor.id, executor.boot_id, free, self._settings.lease_wait)
-        except CallError as error:
-            self._storage_lost(error, "LeaseWork")
-            return
+        with self._slots.asking(free):
+            try:
+                assignments = await self._storage.lease(executor.id, executor.boot_id, free, self._settings.lease_wait)
+            except CallError as error:
+                self._storage_lost(error, "LeaseWork")
+                return
+            self._begin(assignments)
+
+    def _begin(self, assignments: Sequence[work.Assignment]) -> None:
         # When storage gave the leases is not known here, for the call may have waited; the executor goes by the ticket.
         permit = self._terms.orphan_grace
         for assignment in assignments:
             run = CarriedRun(assignment.run_id, assignment.epoch)
             self._add(run)
-            run.task = self._spawn(self._carrier.execute(run, assignment, permit))
+            if self._stopped:
+                self._reporter.conclude(run, work.Refused(reason="its worker is stopping"))
+            else:
+                run.task = self._spawn(self._carrier.execute(run, assignment, permit))
         self._metrics.leased.inc(len(assignments))
 
     def _free_slots(self) -> int:
@@ -280,21 +288,12 @@ class Worker:
         return slots - sum(1 for run in self._runs.values() if not run.ended)
 
     def _on_ended(self, run: CarriedRun) -> None:
+        """Its slot is free. The report of its end, which goes at once, asks for more work."""
         if isinstance(run.outcome, work.Refused):
-            self._hold_back(run.outcome)
+            self._slots.hold_back(run.outcome)
         elif run.outcome is None:
-            self._refusal_pause = 0.0
-        self._slot_free.set()
-
-    def _hold_back(self, refused: work.Refused) -> None:
-        """An executor that refuses everything must not get the whole queue to refuse, nor cost it its attempts."""
-        now = self._clock()
-        if not refused.failed_attempt:
-            self._leases_from = max(self._leases_from, now + refused.retry_after.ToTimedelta().total_seconds())
-        elif now >= self._leases_from:  # those of one lease call count once
-            longer = min(2 * self._refusal_pause, LONGEST_REFUSAL_PAUSE_SECONDS)
-            self._refusal_pause = max(longer, FIRST_REFUSAL_PAUSE_SECONDS)
-            self._leases_from = now + self._refusal_pause
+            self._slots.taken()
+        self._slots.announce()
 
     def _add(self, run: CarriedRun) -> None:
         self._runs[run.run_id] = run
@@ -308,7 +307,8 @@ class Worker:
         if self._runs.get(run.run_id) is run:
             del self._runs[run.run_id]
         self._metrics.held.set(len(self._runs))
-        self._slot_free.set()
+        self._slots.reported()
+        self._slots.changed.set()
 
     def _drop(self, run: CarriedRun) -> None:
         """The lease is gone: the run is not ours any more and must not go on."""
@@ -392,11 +392,25 @@ class Worker:
     # --- reports -----------------------------------------------------------------------------------------------------
 
     async def send(self, reports: Sequence[work.RunReport]) -> Sequence[work.RejectedReport]:
-        """See `ReportTarget`."""
+        """See `ReportTarget`. Asks for work for the slots that are free by now, so that a finished run is one call."""
         if self._known is None:
             raise RuntimeError("reporting before registering")
         self._metrics.reports.inc()
-        return await self._storage.report(self._known.id, reports)
+        may_lease = self._registered.is_set() and not self._stopped and self._slots.pause_left <= 0
+        count = self._slots.unasked if may_lease else 0
+        self._slots.reported()
+        with self._slots.asking(count):
+            answered = asyncio.get_running_loop().create_future()
+            self._leasing_report = answered if count else None
+            try:
+                answer = await self._storage.report(self._known.id, reports, self._known.boot_id, count)
+                self._begin(answer.assignments)
+            finally:
+                answered.set_result(None)
+                self._leasing_report = None
+                if not may_lease:
+                    self._slots.changed.set()
+        return answer.rejected
 
     def stored(self, run: CarriedRun) -> None:
         """See `ReportTarget`."""
@@ -436,7 +450,7 @@ class Worker:
         run.restart(run.stdout_offset, run.stderr_offset, run.behaviour_sequence)
         reason = f"storage did not accept what the executor reported ({why})"
         self._reporter.conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
-        self._slot_free.set()
+        self._slots.changed.set()
 
     def _acknowledge_later(self, run_id: str) -> None:
         self._acknowledgments.add(run_id)

@@ -9,6 +9,7 @@ with Client.from_settings() as client:
 
 import crucible_rpc  # noqa: F401  # first: it sets what grpc reads when it is loaded
 from crucible_client.async_client import AsyncClient
+from crucible_client.audit import AuditFault, AuditFinding, AuditRecord, AuditSummary
 from crucible_client.errors import CallError
 from crucible_client.inspections import (
     AttemptResult,
@@ -19,6 +20,8 @@ from crucible_client.inspections import (
     VerificationSummary,
 )
 from crucible_client.many import Outcome
+from crucible_client.public_keys import PublicKeys
+from crucible_client.receipts import ProvenReceipt, ReceiptError
 from crucible_client.results import (
     ActionKind,
     Behaviour,
@@ -41,11 +44,16 @@ from crucible_client.results import (
 from crucible_client.settings import ClientSettings, ClientSettingsError
 from crucible_client.specs import EvaluationSpec, File, Limits, Program, ProgramError, program_from_files
 from crucible_client.sync_client import Client
+from crucible_client.tenants import Quota
 
 __all__ = [
     "ActionKind",
     "AsyncClient",
     "AttemptResult",
+    "AuditFault",
+    "AuditFinding",
+    "AuditRecord",
+    "AuditSummary",
     "Behaviour",
     "BehaviourSeen",
     "CallError",
@@ -67,6 +75,10 @@ __all__ = [
     "Outcome",
     "Program",
     "ProgramError",
+    "ProvenReceipt",
+    "PublicKeys",
+    "Quota",
+    "ReceiptError",
     "Role",
     "SeenAction",
     "SelfTestSummary",

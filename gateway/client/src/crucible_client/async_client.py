@@ -7,7 +7,20 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from crucible_client import calls, errors, inspections, many, results, settings, streams
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible_client import (
+    audit,
+    calls,
+    errors,
+    inspections,
+    many,
+    public_keys,
+    receipts,
+    results,
+    settings,
+    streams,
+    tenants,
+)
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
 from crucible_rpc.channel import connect_public
@@ -269,6 +282,102 @@ class AsyncClient:
     async def revoke_api_key(self, key_id: str) -> results.ApiKey:
         """Refuses the key from now on; administrators only."""
         return await self._call(calls.revoke_api_key(key_id))
+
+    async def receipt(self, name: str) -> bytes:
+        """The receipt of a finished evaluation, as a file; see `receipts.verify`."""
+        return receipts.encode(await self._call(calls.receipt(name)))
+
+    async def public_keys(self) -> tuple[public_keys.PublicKey, ...]:
+        """What receipts and heads can be checked with, as the server says; PublicKeysError when it lies."""
+        return await self._call(calls.list_public_keys())
+
+    async def audit_records(
+        self, *, subject: str = "", page_size: int = calls.PAGE_SIZE
+    ) -> AsyncGenerator[audit.AuditRecord, None]:
+        """The audit log, newest first; administrators only.
+
+        Args:
+            subject: only records of this one, as `evaluations/{uuid}`; empty: all.
+            page_size: how many one call brings, at most 1000.
+        """
+        token = ""
+        while True:
+            page = await self._call(calls.audit_page(subject, page_size, token))
+            for record in page.records:
+                yield record
+            token = page.next_token
+            if not token:
+                return
+
+    async def create_tenant(self, name: str, quota: tenants.Quota | None = None) -> tenants.Tenant:
+        """Makes a tenant; administrators only. Not needed for one without quotas."""
+        return await self._call(tenants.create_tenant(name, quota or tenants.Quota()))
+
+    async def list_tenants(self) -> tuple[tenants.Tenant, ...]:
+        """All tenants, by name, with quotas and use; administrators only."""
+        return await self._call(tenants.list_tenants())
+
+    async def set_quota(self, name: str, quota: tenants.Quota) -> tenants.Tenant:
+        """Changes what of the quota is not None; administrators only."""
+        return await self._call(tenants.set_quota(name, quota))
+
+    async def pause_queue(self, *, tenant: str = "", reason: str = "") -> tenants.QueuePause:
+        """Gives no more work to executors, everybody's or one tenant's, until `resume_queue`; administrators only."""
+        return await self._call(tenants.pause_queue(tenant, reason))
+
+    async def resume_queue(self, *, tenant: str = "") -> tenants.QueuePause | None:
+        """Ends a pause; None when there was none; administrators only."""
+        return await self._call(tenants.resume_queue(tenant))
+
+    async def queue(self) -> tenants.Queue:
+        """How much waits and runs, by tenant, and what is paused; administrators only."""
+        return await self._call(tenants.queue())
+
+    async def dead_letters(
+        self, *, tenant: str = "", retried: bool = False
+    ) -> AsyncGenerator[tenants.DeadLetter, None]:
+        """Evaluations that ended as infrastructure failures, the newest end first; administrators only.
+
+        Args:
+            tenant: whose; empty: everybody's.
+            retried: those that were retried as well.
+        """
+        token = ""
+        while True:
+            page = await self._call(tenants.dead_letters_page(tenant, calls.PAGE_SIZE, token, retried=retried))
+            for letter in page.dead_letters:
+                yield letter
+            token = page.next_token
+            if not token:
+                return
+
+    async def verify_audit(
+        self, *, since: SignedBytes | None = None
+    ) -> AsyncGenerator[audit.AuditFinding | audit.AuditSummary, None]:
+        """Has storage check the whole audit log: what is wrong as it is found, then the summary; administrators only.
+
+        Never repeated. Whether the log begins with `since` is proved by the summary: see `audit.check_history`.
+
+        Args:
+            since: an earlier head.
+        """
+        request = audit.verify_request(since)
+        async with aclosing(_messages(self._stubs.admin.VerifyAudit(request))) as messages:
+            async for message in messages:
+                found = audit.verify_result(message)
+                if found is not None:
+                    yield found
+                if isinstance(found, audit.AuditSummary):
+                    return
+        raise audit.without_summary()
+
+    async def retry_dead_letter(self, name: str) -> tenants.Retried:
+        """Makes a new evaluation of a dead letter, once however often it is called; administrators only."""
+        return await self._call(tenants.retry_dead_letter(name))
+
+    async def delete_evaluation(self, name: str, *, reason: str = "") -> results.DeletedEvaluation:
+        """Deletes an evaluation of any tenant that has ended, for good; administrators only."""
+        return await self._call(calls.delete_evaluation(name, reason))
 
     async def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from crucible.audit.v1.audit_pb2 import Receipt
 from crucible.evaluation.v1 import evaluation_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
 from crucible.gateway.v1 import admin_service_pb2_grpc as admin_grpc
@@ -12,7 +13,7 @@ from crucible.gateway.v1 import evaluation_service_pb2 as evaluations
 from crucible.gateway.v1 import evaluation_service_pb2_grpc as evaluations_grpc
 from crucible.gateway.v1 import platform_service_pb2 as platform
 from crucible.gateway.v1 import platform_service_pb2_grpc as platform_grpc
-from crucible_client import convert, results
+from crucible_client import audit, convert, public_keys, results
 from crucible_client.specs import EvaluationSpec
 
 R = TypeVar("R")
@@ -49,6 +50,14 @@ class Call(Generic[R]):
     decode: Callable[[Any], R]
     repeatable: bool = True
     waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """One page of the audit log; `next_token` is empty on the last."""
+
+    records: tuple[audit.AuditRecord, ...]
+    next_token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,39 @@ def revoke_api_key(key_id: str) -> Call[results.ApiKey]:
         lambda stubs: stubs.admin.RevokeApiKey,
         admin.RevokeApiKeyRequest(id=key_id),
         lambda answer: convert.api_key(answer.api_key),
+    )
+
+
+def receipt(name: str) -> Call[Receipt]:
+    """`GetReceipt`."""
+    request = evaluations.GetReceiptRequest(name=full_name(name))
+    return Call(lambda stubs: stubs.evaluations.GetReceipt, request, lambda answer: answer.receipt)
+
+
+def list_public_keys() -> Call[tuple[public_keys.PublicKey, ...]]:
+    """`ListPublicKeys`."""
+    return Call(
+        lambda stubs: stubs.platform.ListPublicKeys,
+        platform.ListPublicKeysRequest(),
+        lambda answer: public_keys.decode(answer.public_keys),
+    )
+
+
+def audit_page(subject: str, page_size: int, page_token: str) -> Call[AuditPage]:
+    """`ListAuditRecords`."""
+    request = admin.ListAuditRecordsRequest(subject=subject, page_size=page_size, page_token=page_token)
+    return Call(
+        lambda stubs: stubs.admin.ListAuditRecords,
+        request,
+        lambda answer: AuditPage(tuple(audit.record(one) for one in answer.records), answer.next_page_token),
+    )
+
+
+def delete_evaluation(name: str, reason: str) -> Call[results.DeletedEvaluation]:
+    """`DeleteEvaluation`."""
+    request = admin.DeleteEvaluationRequest(name=full_name(name), reason=reason)
+    return Call(
+        lambda stubs: stubs.admin.DeleteEvaluation, request, lambda answer: convert.deleted(request.name, answer)
     )
 
 

@@ -91,15 +91,15 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         attempt=message.attempt,
         termination=termination(message.termination) if message.HasField("termination") else None,
         limit_hits=tuple(_limit_hit(hit) for hit in message.limit_hits),
-        create_time=_time(message, "create_time"),
-        start_time=_time(message, "start_time"),
-        end_time=_time(message, "end_time"),
+        create_time=time(message, "create_time"),
+        start_time=time(message, "start_time"),
+        end_time=time(message, "end_time"),
         stdout=_output(message.stdout),
         stderr=_output(message.stderr),
         usage=_usage(message.usage) if message.HasField("usage") else None,
         provenance=_provenance(message.provenance) if message.HasField("provenance") else None,
         labels=dict(message.labels),
-        failed_attempts=tuple(_failed_attempt(attempt) for attempt in message.failed_attempts),
+        failed_attempts=tuple(failed_attempt(attempt) for attempt in message.failed_attempts),
         behaviour=_behaviour(message.behaviour) if message.HasField("behaviour") else None,
         unobserved_limits=tuple(_limit(number) for number in message.unobserved_limits),
     )
@@ -125,7 +125,7 @@ def termination(message: evaluation_pb2.Termination) -> results.Termination:
 
 def event(message: event_pb2.Event) -> results.Event:
     """One entry of the event log."""
-    base = (message.position, message.evaluation, _time(message, "time"), message.attempt)
+    base = (message.position, message.evaluation, time(message, "time"), message.attempt)
     match message.WhichOneof("kind"):
         case "state_changed":
             change = message.state_changed
@@ -136,7 +136,7 @@ def event(message: event_pb2.Event) -> results.Event:
             if chunk.stream in (1, 2):
                 return results.OutputChunk(*base, results.Stream(chunk.stream), chunk.offset, chunk.data)
         case "attempt_failed":
-            return results.AttemptFailed(*base, _failed_attempt(message.attempt_failed))
+            return results.AttemptFailed(*base, failed_attempt(message.attempt_failed))
         case "cancel_requested":
             return results.CancelRequested(*base, message.cancel_requested.by, message.cancel_requested.reason)
         case "limit_hit":
@@ -163,7 +163,7 @@ def platform_status(message: platform_service_pb2.GetStatusResponse) -> results.
     queue = message.queue
     return results.PlatformStatus(
         processes=tuple(
-            results.ProcessStatus(one.process, one.serving, one.detail, _time(one, "last_seen_time"), one.slots)
+            results.ProcessStatus(one.process, one.serving, one.detail, time(one, "last_seen_time"), one.slots)
             for one in message.processes
         ),
         queue=results.QueueStatus(queue.queued, queue.running, queue.finished) if message.HasField("queue") else None,
@@ -184,8 +184,24 @@ def api_key(message: admin_service_pb2.ApiKey) -> results.ApiKey:
         tenant=message.tenant,
         role=member(results.Role, admin_service_pb2.Role, message.role, "ROLE_"),
         description=message.description,
-        create_time=_time(message, "create_time"),
-        revoke_time=_time(message, "revoke_time"),
+        create_time=time(message, "create_time"),
+        revoke_time=time(message, "revoke_time"),
+    )
+
+
+def deleted(name: str, message: admin_service_pb2.DeleteEvaluationResponse) -> results.DeletedEvaluation:
+    """What is left of a deleted evaluation."""
+    left = message.deleted
+    return results.DeletedEvaluation(
+        name=name,
+        tenant=message.tenant,
+        state=_state(left.state),
+        delete_time=time(message, "delete_time"),
+        by=left.by,
+        reason=left.reason,
+        record_sha256=left.record_sha256.hex(),
+        stdout_sha256=left.stdout_sha256.hex(),
+        stderr_sha256=left.stderr_sha256.hex(),
     )
 
 
@@ -262,7 +278,7 @@ def _behaviour(message: evaluation_pb2.Behaviour) -> results.Behaviour:
 
 
 def _actions(message: evaluation_pb2.ObservedActions) -> results.ObservedActions:
-    return results.ObservedActions(message.count, _time(message, "first_time"), tuple(message.examples))
+    return results.ObservedActions(message.count, time(message, "first_time"), tuple(message.examples))
 
 
 def _behaviour_seen(
@@ -285,8 +301,9 @@ def _action_kind(number: int) -> results.ActionKind:
     return member(results.ActionKind, behaviour_update_pb2.ActionKind, number, "ACTION_KIND_")
 
 
-def _failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:
-    return results.FailedAttempt(message.attempt, message.reason, _time(message, "time"))
+def failed_attempt(message: evaluation_pb2.FailedAttempt) -> results.FailedAttempt:
+    """An attempt that the infrastructure ended."""
+    return results.FailedAttempt(message.attempt, message.reason, time(message, "time"))
 
 
 def _state(number: int) -> results.State:
@@ -313,7 +330,8 @@ def _duration(message: Any, field: str) -> timedelta | None:
         return None  # out of what a duration may be: as good as not said
 
 
-def _time(message: Any, field: str) -> datetime | None:
+def time(message: Any, field: str) -> datetime | None:
+    """A time; None when it is not set."""
     if not message.HasField(field):
         return None
     value: Timestamp = getattr(message, field)

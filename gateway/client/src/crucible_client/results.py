@@ -531,6 +531,33 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedEvaluation:
+    """What is left of a deleted evaluation.
+
+    Attributes:
+        name: `evaluations/{uuid}`.
+        tenant: whose it was.
+        state: how it had ended.
+        delete_time: when it was deleted first.
+        by: who did it: the id of an API key, or `retention`.
+        reason: why.
+        record_sha256: of the executor's signed final record, hex; empty when there was none.
+        stdout_sha256: of the kept bytes of standard output, hex.
+        stderr_sha256: of standard error.
+    """
+
+    name: str
+    tenant: str
+    state: State
+    delete_time: datetime | None
+    by: str
+    reason: str
+    record_sha256: str
+    stdout_sha256: str
+    stderr_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewApiKey:
     """A key that was just made; its secret is never shown again."""
 

@@ -8,7 +8,19 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from crucible_client import calls, errors, inspections, results, settings, streams
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible_client import (
+    audit,
+    calls,
+    errors,
+    inspections,
+    public_keys,
+    receipts,
+    results,
+    settings,
+    streams,
+    tenants,
+)
 from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
@@ -203,6 +215,77 @@ class Client:
     def revoke_api_key(self, key_id: str) -> results.ApiKey:
         """See `AsyncClient.revoke_api_key`."""
         return self._call(calls.revoke_api_key(key_id))
+
+    def receipt(self, name: str) -> bytes:
+        """See `AsyncClient.receipt`."""
+        return receipts.encode(self._call(calls.receipt(name)))
+
+    def public_keys(self) -> tuple[public_keys.PublicKey, ...]:
+        """See `AsyncClient.public_keys`."""
+        return self._call(calls.list_public_keys())
+
+    def audit_records(self, *, subject: str = "", page_size: int = calls.PAGE_SIZE) -> Iterator[audit.AuditRecord]:
+        """See `AsyncClient.audit_records`."""
+        token = ""
+        while True:
+            page = self._call(calls.audit_page(subject, page_size, token))
+            yield from page.records
+            token = page.next_token
+            if not token:
+                return
+
+    def create_tenant(self, name: str, quota: tenants.Quota | None = None) -> tenants.Tenant:
+        """See `AsyncClient.create_tenant`."""
+        return self._call(tenants.create_tenant(name, quota or tenants.Quota()))
+
+    def list_tenants(self) -> tuple[tenants.Tenant, ...]:
+        """See `AsyncClient.list_tenants`."""
+        return self._call(tenants.list_tenants())
+
+    def set_quota(self, name: str, quota: tenants.Quota) -> tenants.Tenant:
+        """See `AsyncClient.set_quota`."""
+        return self._call(tenants.set_quota(name, quota))
+
+    def pause_queue(self, *, tenant: str = "", reason: str = "") -> tenants.QueuePause:
+        """See `AsyncClient.pause_queue`."""
+        return self._call(tenants.pause_queue(tenant, reason))
+
+    def resume_queue(self, *, tenant: str = "") -> tenants.QueuePause | None:
+        """See `AsyncClient.resume_queue`."""
+        return self._call(tenants.resume_queue(tenant))
+
+    def queue(self) -> tenants.Queue:
+        """See `AsyncClient.queue`."""
+        return self._call(tenants.queue())
+
+    def dead_letters(self, *, tenant: str = "", retried: bool = False) -> Iterator[tenants.DeadLetter]:
+        """See `AsyncClient.dead_letters`."""
+        token = ""
+        while True:
+            page = self._call(tenants.dead_letters_page(tenant, calls.PAGE_SIZE, token, retried=retried))
+            yield from page.dead_letters
+            token = page.next_token
+            if not token:
+                return
+
+    def verify_audit(self, *, since: SignedBytes | None = None) -> Iterator[audit.AuditFinding | audit.AuditSummary]:
+        """See `AsyncClient.verify_audit`."""
+        request = audit.verify_request(since)
+        for message in self._messages(self._stubs.admin.VerifyAudit, request, Patience(self._retry_for)):
+            found = audit.verify_result(message)
+            if found is not None:
+                yield found
+            if isinstance(found, audit.AuditSummary):
+                return
+        raise audit.without_summary()
+
+    def retry_dead_letter(self, name: str) -> tenants.Retried:
+        """See `AsyncClient.retry_dead_letter`."""
+        return self._call(tenants.retry_dead_letter(name))
+
+    def delete_evaluation(self, name: str, *, reason: str = "") -> results.DeletedEvaluation:
+        """See `AsyncClient.delete_evaluation`."""
+        return self._call(calls.delete_evaluation(name, reason))
 
     def _call(self, call: calls.Call[R], patience: Patience | None = None) -> R:
         patience = patience or Patience(self._retry_for)

@@ -7,7 +7,7 @@ from sqlalchemy.engine import Connection
 
 
 class Listener(Protocol):
-    """Hears what other processes announced; used by one thread."""
+    """Hears what other processes announced, and shows them that this one is there; used by one thread."""
 
     def wait(self, seconds: float) -> list[str]:
         """The announcements that came within this time; returns as soon as there are some.
@@ -43,8 +43,11 @@ class Backend(Protocol):
     def announce(self, connection: Connection, text: str) -> None:
         """Tells the other processes something when the transaction commits."""
 
-    def listener(self) -> Listener | None:
-        """What hears the announcements of others; None where there are no others."""
+    def listener(self, process: int) -> Listener | None:
+        """What hears the announcements of others, and shows them that this process is there; None without others."""
+
+    def is_gone(self, connection: Connection, process: int) -> bool:
+        """Whether the process with this number is not there any more."""
 
     def dispose(self) -> None:
         """Closes all connections."""

@@ -37,6 +37,8 @@ _DEFAULTS = {
 }
 _TIME = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _NOTIFY = text("SELECT pg_notify(:channel, :text)")
+_PRESENCE = 0x637275
+_IS_GONE = text("SELECT pg_try_advisory_xact_lock(:space, :number)")
 _LOCK = text("SELECT pg_advisory_xact_lock(:number)")
 
 
@@ -89,9 +91,13 @@ class PostgreSql:
         """See `Backend`. At most 8000 bytes."""
         connection.execute(_NOTIFY, {"channel": CHANNEL, "text": text})
 
-    def listener(self) -> "PostgreSqlListener":
+    def listener(self, process: int) -> "PostgreSqlListener":
         """See `Backend`."""
-        return PostgreSqlListener(lambda: self._connect(_READER_SETTINGS))
+        return PostgreSqlListener(lambda: self._connect(_READER_SETTINGS), process)
+
+    def is_gone(self, connection: Connection, process: int) -> bool:
+        """See `Backend`. A process holds a lock under its number for as long as its listener is connected."""
+        return bool(connection.execute(_IS_GONE, {"space": _PRESENCE, "number": process}).scalar_one())
 
     def dispose(self) -> None:
         """See `Backend`."""
@@ -123,8 +129,10 @@ class PostgreSql:
 class PostgreSqlListener:
     """See `Listener`."""
 
-    def __init__(self, connect: Callable[[], "psycopg.Connection[Any]"]) -> None:
+    def __init__(self, connect: Callable[[], "psycopg.Connection[Any]"], process: int) -> None:
         self._connect = connect
+        self._process = process
+        self._present = False
         self._connection: psycopg.Connection[Any] | None = None
 
     def wait(self, seconds: float) -> list[str]:
@@ -133,6 +141,10 @@ class PostgreSqlListener:
             if self._connection is None:
                 self._connection = self._connect()
                 self._connection.execute(f"LISTEN {CHANNEL}")
+                self._present = False
+            if not self._present:  # at once, unless the server has not noticed yet that an earlier connection is lost
+                answer = self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_PRESENCE, self._process))
+                self._present = bool((answer.fetchone() or (False,))[0])
             return [heard.payload for heard in self._connection.notifies(timeout=seconds, stop_after=1)]
         except psycopg.Error:
             self.close()

@@ -29,8 +29,12 @@ class Sqlite:
     def announce(self, connection: Connection, text: str) -> None:
         """See `Backend`: nobody else is there."""
 
-    def listener(self) -> None:
+    def listener(self, process: int) -> None:
         """See `Backend`."""
+
+    def is_gone(self, connection: Connection, process: int) -> bool:  # noqa: ARG002  # the file is one process's
+        """See `Backend`."""
+        return True
 
     def dispose(self) -> None:
         """See `Backend`."""

@@ -19,9 +19,14 @@ _COMMANDS: Mapping[str, str] = {
     "watch": "evaluations:watch",
     "logs": "evaluations:logs",
     "cancel": "evaluations:cancel",
+    "delete": "evaluations:delete",
     "status": "status:status",
     "selftest": "selftest:selftest",
     "key": "keys:key",
+    "audit": "audit:audit",
+    "receipt": "receipts:receipt",
+    "tenant": "tenants:tenant",
+    "queue": "queue:queue",
     "bench": "bench:bench",
 }
 

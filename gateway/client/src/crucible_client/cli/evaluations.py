@@ -1,4 +1,4 @@
-"""`crucible list`, `get`, `watch`, `logs`, `cancel`: work with evaluations."""
+"""`crucible list`, `get`, `watch`, `logs`, `cancel`, `delete`: work with evaluations."""
 
 import itertools
 import os
@@ -212,3 +212,21 @@ def cancel(*, name: str, reason: str, wait: bool, within: Any, as_json: bool) ->
             click.echo(f"{evaluation.name}\t{evaluation.state}\t{printable(exits.describe(evaluation.termination))}")
         if wait and not evaluation.state.terminal:
             raise Failure(f"{evaluation.name} is not terminal yet")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--reason", default="", help="For the record.")
+@_json
+def delete(*, names: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """Deletes evaluations that have ended, for good; administrators only.
+
+    Digests of the signed record and of the output stay, and who deleted it and when.
+    """
+    with failures(), Client.from_settings(retry_for=_AT_ONCE) as client:
+        for name in names:
+            deleted = client.delete_evaluation(name, reason=reason)
+            if as_json:
+                print_json(deleted)
+            else:
+                click.echo(f"{deleted.name}\tdeleted\t{show_time(deleted.delete_time)}")

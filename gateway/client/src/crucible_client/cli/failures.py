@@ -9,6 +9,8 @@ import click
 
 from crucible_client.cli.output import printable
 from crucible_client.errors import CallError, InvalidArgumentError
+from crucible_client.public_keys import PublicKeysError
+from crucible_client.receipts import ReceiptError
 from crucible_client.settings import ClientSettingsError
 from crucible_client.specs import ProgramError
 from crucible_client.suites.humaneval import SamplesError
@@ -48,5 +50,5 @@ def failures(*, call: int = 1, invalid: int | None = None) -> Iterator[None]:
         raise Failure(error.message, call) from error
     except (ClientSettingsError, StartError, ProgramError, SamplesError) as error:
         raise Failure(str(error), USAGE) from error
-    except ResultsFileError as error:
+    except (ResultsFileError, PublicKeysError, ReceiptError) as error:
         raise Failure(str(error)) from error

@@ -27,6 +27,15 @@ def parse_size(text: str) -> int:
     return int(count)
 
 
+def parse_size_or_0(text: str) -> int:
+    """As `parse_size`; 0 is taken too.
+
+    Raises:
+        ValueError: neither.
+    """
+    return 0 if text == "0" else parse_size(text)
+
+
 def parse_duration(text: str) -> timedelta:
     """A duration with its unit: `30s`, `500ms`, `1.5m`, `2h`.
 
@@ -72,6 +81,7 @@ class _Parsed(click.ParamType[Any]):
 
 
 SIZE = _Parsed("size", parse_size)
+SIZE_OR_0 = _Parsed("size", parse_size_or_0)
 DURATION = _Parsed("duration", parse_duration)
 PAIR = _Parsed("name=value", parse_pair)
 

@@ -47,7 +47,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_LIMIT_NOT_ENFORCEABLE: _ErrorReason.ValueType  # 11
     """FAILED_PRECONDITION: the engine asked for cannot enforce a limit asked for."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 12
-    """RESOURCE_EXHAUSTED: the queue holds as much as it may; `google.rpc.RetryInfo` says when to try again."""
+    """RESOURCE_EXHAUSTED: the queue holds as much as it may, over all tenants; `google.rpc.RetryInfo` says when to try
+    again.
+    """
     ERROR_REASON_NO_FREE_SLOT: _ErrorReason.ValueType  # 13
     """RESOURCE_EXHAUSTED: the executor has no free slot."""
     ERROR_REASON_PEER_UNAVAILABLE: _ErrorReason.ValueType  # 14
@@ -96,6 +98,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
     ERROR_REASON_CANNOT_VERIFY: _ErrorReason.ValueType  # 42
     """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
+    """RESOURCE_EXHAUSTED: the tenant has used up one of its quotas. Metadata: `quota` (the name of its field in `Quota`),
+    `limit` and `use`; `google.rpc.RetryInfo` says when to try again, for what is per day at midnight UTC.
+    """
+    ERROR_REASON_TENANT_NOT_FOUND: _ErrorReason.ValueType  # 51
+    """NOT_FOUND: no such tenant."""
+    ERROR_REASON_TENANT_EXISTS: _ErrorReason.ValueType  # 52
+    """ALREADY_EXISTS: there is a tenant of that name."""
+    ERROR_REASON_DEAD_LETTER_NOT_FOUND: _ErrorReason.ValueType  # 53
+    """NOT_FOUND: no evaluation of that name ended as an infrastructure failure."""
+    ERROR_REASON_EVALUATION_NOT_FINISHED: _ErrorReason.ValueType  # 65
+    """FAILED_PRECONDITION: the evaluation has not ended yet, so it has no receipt; wait for its end."""
+    ERROR_REASON_RECEIPT_NOT_FOUND: _ErrorReason.ValueType  # 66
+    """NOT_FOUND: the evaluation ended before this Crucible kept receipts."""
+    ERROR_REASON_AUDIT_CHECK_RUNNING: _ErrorReason.ValueType  # 67
+    """RESOURCE_EXHAUSTED with RetryInfo: the audit log is being checked already."""
+    ERROR_REASON_AUDIT_LOG_DAMAGED: _ErrorReason.ValueType  # 68
+    """DATA_LOSS: the stored audit log does not fit together, so nothing can be proved by it; `VerifyAudit` says what is wrong."""
+    ERROR_REASON_EVALUATION_NOT_TERMINAL: _ErrorReason.ValueType  # 70
+    """FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
+    ERROR_REASON_BACKUP_RUNNING: _ErrorReason.ValueType  # 71
+    """FAILED_PRECONDITION: another backup of storage is being made."""
+    ERROR_REASON_NO_DATABASE_FILE: _ErrorReason.ValueType  # 72
+    """FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -127,7 +153,9 @@ ERROR_REASON_RUNTIME_NOT_AVAILABLE: ErrorReason.ValueType  # 10
 ERROR_REASON_LIMIT_NOT_ENFORCEABLE: ErrorReason.ValueType  # 11
 """FAILED_PRECONDITION: the engine asked for cannot enforce a limit asked for."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 12
-"""RESOURCE_EXHAUSTED: the queue holds as much as it may; `google.rpc.RetryInfo` says when to try again."""
+"""RESOURCE_EXHAUSTED: the queue holds as much as it may, over all tenants; `google.rpc.RetryInfo` says when to try
+again.
+"""
 ERROR_REASON_NO_FREE_SLOT: ErrorReason.ValueType  # 13
 """RESOURCE_EXHAUSTED: the executor has no free slot."""
 ERROR_REASON_PEER_UNAVAILABLE: ErrorReason.ValueType  # 14
@@ -176,4 +204,28 @@ ERROR_REASON_INSPECTION_LOST: ErrorReason.ValueType  # 41
 """UNAVAILABLE: the inspection was not brought to its end: worker or executor were lost; the message says how."""
 ERROR_REASON_CANNOT_VERIFY: ErrorReason.ValueType  # 42
 """FAILED_PRECONDITION: the attack suite cannot judge this engine on that machine; the message says why."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
+"""RESOURCE_EXHAUSTED: the tenant has used up one of its quotas. Metadata: `quota` (the name of its field in `Quota`),
+`limit` and `use`; `google.rpc.RetryInfo` says when to try again, for what is per day at midnight UTC.
+"""
+ERROR_REASON_TENANT_NOT_FOUND: ErrorReason.ValueType  # 51
+"""NOT_FOUND: no such tenant."""
+ERROR_REASON_TENANT_EXISTS: ErrorReason.ValueType  # 52
+"""ALREADY_EXISTS: there is a tenant of that name."""
+ERROR_REASON_DEAD_LETTER_NOT_FOUND: ErrorReason.ValueType  # 53
+"""NOT_FOUND: no evaluation of that name ended as an infrastructure failure."""
+ERROR_REASON_EVALUATION_NOT_FINISHED: ErrorReason.ValueType  # 65
+"""FAILED_PRECONDITION: the evaluation has not ended yet, so it has no receipt; wait for its end."""
+ERROR_REASON_RECEIPT_NOT_FOUND: ErrorReason.ValueType  # 66
+"""NOT_FOUND: the evaluation ended before this Crucible kept receipts."""
+ERROR_REASON_AUDIT_CHECK_RUNNING: ErrorReason.ValueType  # 67
+"""RESOURCE_EXHAUSTED with RetryInfo: the audit log is being checked already."""
+ERROR_REASON_AUDIT_LOG_DAMAGED: ErrorReason.ValueType  # 68
+"""DATA_LOSS: the stored audit log does not fit together, so nothing can be proved by it; `VerifyAudit` says what is wrong."""
+ERROR_REASON_EVALUATION_NOT_TERMINAL: ErrorReason.ValueType  # 70
+"""FAILED_PRECONDITION: only an evaluation that has ended can be deleted; cancel it first."""
+ERROR_REASON_BACKUP_RUNNING: ErrorReason.ValueType  # 71
+"""FAILED_PRECONDITION: another backup of storage is being made."""
+ERROR_REASON_NO_DATABASE_FILE: ErrorReason.ValueType  # 72
+"""FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

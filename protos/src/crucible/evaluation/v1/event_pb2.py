@@ -27,7 +27,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"crucible/evaluation/v1/event.proto\x12\x16\x63rucible.evaluation.v1\x1a-crucible/evaluation/v1/behaviour_update.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x03\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12=\n\rstate_changed\x18\n \x01(\x0b\x32$.crucible.evaluation.v1.StateChangedH\x00\x12\x35\n\x06output\x18\x0b \x01(\x0b\x32#.crucible.evaluation.v1.OutputChunkH\x00\x12?\n\x0e\x61ttempt_failed\x18\x0c \x01(\x0b\x32%.crucible.evaluation.v1.FailedAttemptH\x00\x12\x43\n\x10\x63\x61ncel_requested\x18\r \x01(\x0b\x32\'.crucible.evaluation.v1.CancelRequestedH\x00\x12\x35\n\tlimit_hit\x18\x0e \x01(\x0b\x32 .crucible.evaluation.v1.LimitHitH\x00\x12<\n\tbehaviour\x18\x0f \x01(\x0b\x32\'.crucible.evaluation.v1.BehaviourUpdateH\x00\x42\x06\n\x04kind\"\x91\x01\n\x0cStateChanged\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x38\n\x0btermination\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\"a\n\x0bOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x0f\x43\x61ncelRequested\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"crucible/evaluation/v1/event.proto\x12\x16\x63rucible.evaluation.v1\x1a-crucible/evaluation/v1/behaviour_update.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x04\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12=\n\rstate_changed\x18\n \x01(\x0b\x32$.crucible.evaluation.v1.StateChangedH\x00\x12\x35\n\x06output\x18\x0b \x01(\x0b\x32#.crucible.evaluation.v1.OutputChunkH\x00\x12?\n\x0e\x61ttempt_failed\x18\x0c \x01(\x0b\x32%.crucible.evaluation.v1.FailedAttemptH\x00\x12\x43\n\x10\x63\x61ncel_requested\x18\r \x01(\x0b\x32\'.crucible.evaluation.v1.CancelRequestedH\x00\x12\x35\n\tlimit_hit\x18\x0e \x01(\x0b\x32 .crucible.evaluation.v1.LimitHitH\x00\x12<\n\tbehaviour\x18\x0f \x01(\x0b\x32\'.crucible.evaluation.v1.BehaviourUpdateH\x00\x12<\n\x07\x64\x65leted\x18\x10 \x01(\x0b\x32).crucible.evaluation.v1.EvaluationDeletedH\x00\x12\x37\n\x07removed\x18\x11 \x01(\x0b\x32$.crucible.evaluation.v1.EventRemovedH\x00\x42\x06\n\x04kind\"\xfc\x02\n\x0cStateChanged\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x38\n\x0btermination\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12:\n\x07\x63reated\x18\x05 \x01(\x0b\x32).crucible.evaluation.v1.EvaluationCreated\x12\x10\n\x08\x65xecutor\x18\x06 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nnot_before\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrecord_sha256\x18\n \x01(\x0c\"M\n\x11\x45valuationCreated\x12\x0f\n\x07\x63reator\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x13\n\x0bspec_sha256\x18\x03 \x01(\x0c\"\xbd\x01\n\x11\x45valuationDeleted\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x15\n\rrecord_sha256\x18\x05 \x01(\x0c\x12\x15\n\rstdout_sha256\x18\x06 \x01(\x0c\x12\x15\n\rstderr_sha256\x18\x07 \x01(\x0c\"\x0e\n\x0c\x45ventRemoved\"a\n\x0bOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x0f\x43\x61ncelRequested\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.evaluation.v1.even
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT']._serialized_start=184
-  _globals['_EVENT']._serialized_end=681
-  _globals['_STATECHANGED']._serialized_start=684
-  _globals['_STATECHANGED']._serialized_end=829
-  _globals['_OUTPUTCHUNK']._serialized_start=831
-  _globals['_OUTPUTCHUNK']._serialized_end=928
-  _globals['_CANCELREQUESTED']._serialized_start=930
-  _globals['_CANCELREQUESTED']._serialized_end=975
+  _globals['_EVENT']._serialized_end=800
+  _globals['_STATECHANGED']._serialized_start=803
+  _globals['_STATECHANGED']._serialized_end=1183
+  _globals['_EVALUATIONCREATED']._serialized_start=1185
+  _globals['_EVALUATIONCREATED']._serialized_end=1262
+  _globals['_EVALUATIONDELETED']._serialized_start=1265
+  _globals['_EVALUATIONDELETED']._serialized_end=1454
+  _globals['_EVENTREMOVED']._serialized_start=1456
+  _globals['_EVENTREMOVED']._serialized_end=1470
+  _globals['_OUTPUTCHUNK']._serialized_start=1472
+  _globals['_OUTPUTCHUNK']._serialized_end=1569
+  _globals['_CANCELREQUESTED']._serialized_start=1571
+  _globals['_CANCELREQUESTED']._serialized_end=1616
 # @@protoc_insertion_point(module_scope)

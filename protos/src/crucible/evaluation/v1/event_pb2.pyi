@@ -38,6 +38,8 @@ class Event(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     LIMIT_HIT_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """From 1, without gaps."""
     evaluation: _builtins.str
@@ -74,6 +76,14 @@ class Event(_message.Message):
     def behaviour(self) -> _behaviour_update_pb2.BehaviourUpdate:
         """The program tried something, or it cannot be seen any more what it tries."""
 
+    @_builtins.property
+    def deleted(self) -> Global___EvaluationDeleted:
+        """The evaluation was deleted. Its last event."""
+
+    @_builtins.property
+    def removed(self) -> Global___EventRemoved:
+        """What was told here is gone: its evaluation was deleted. The position stays, so that the log has no gap."""
+
     def __init__(
         self,
         *,
@@ -88,12 +98,14 @@ class Event(_message.Message):
         cancel_requested: Global___CancelRequested | None = ...,
         limit_hit: _evaluation_pb2.LimitHit | None = ...,
         behaviour: _behaviour_update_pb2.BehaviourUpdate | None = ...,
+        deleted: Global___EvaluationDeleted | None = ...,
+        removed: Global___EventRemoved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "behaviour", b"behaviour", "cancel_requested", b"cancel_requested", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "behaviour", b"behaviour", "cancel_requested", b"cancel_requested", "deleted", b"deleted", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "removed", b"removed", "state_changed", b"state_changed", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_failed", b"attempt_failed", "behaviour", b"behaviour", "cancel_requested", b"cancel_requested", "evaluation", b"evaluation", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "position", b"position", "state_changed", b"state_changed", "tenant", b"tenant", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_failed", b"attempt_failed", "behaviour", b"behaviour", "cancel_requested", b"cancel_requested", "deleted", b"deleted", "evaluation", b"evaluation", "kind", b"kind", "limit_hit", b"limit_hit", "output", b"output", "position", b"position", "removed", b"removed", "state_changed", b"state_changed", "tenant", b"tenant", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "output", "attempt_failed", "cancel_requested", "limit_hit", "behaviour"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "output", "attempt_failed", "cancel_requested", "limit_hit", "behaviour", "deleted", "removed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -108,13 +120,40 @@ class StateChanged(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TERMINATION_FIELD_NUMBER: _builtins.int
+    LEASE_EPOCH_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    RECORD_SHA256_FIELD_NUMBER: _builtins.int
     state: _evaluation_pb2.EvaluationState.ValueType
     """The new one."""
     version: _builtins.int
     """The evaluation's new version."""
+    lease_epoch: _builtins.int
+    """The epoch of the latest lease; 0 before the first."""
+    executor: _builtins.str
+    """With STARTING: who holds the lease."""
+    boot_id: _builtins.str
+    """With STARTING: which start of that executor."""
+    record_sha256: _builtins.bytes
+    """With a terminal state: the SHA-256 of the executor's signed final record. Empty when there is none."""
     @_builtins.property
     def termination(self) -> _evaluation_pb2.Termination:
         """Set when `state` is terminal."""
+
+    @_builtins.property
+    def created(self) -> Global___EvaluationCreated:
+        """Set in the first event of an evaluation."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the program of this attempt was started, as far as storage knew then: with RUNNING and every later state."""
+
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """With QUEUED after a failed or refused attempt: nobody gets it before this."""
 
     def __init__(
         self,
@@ -122,14 +161,114 @@ class StateChanged(_message.Message):
         state: _evaluation_pb2.EvaluationState.ValueType = ...,
         version: _builtins.int = ...,
         termination: _evaluation_pb2.Termination | None = ...,
+        lease_epoch: _builtins.int = ...,
+        created: Global___EvaluationCreated | None = ...,
+        executor: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        record_sha256: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["termination", b"termination"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "not_before", b"not_before", "start_time", b"start_time", "termination", b"termination"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "termination", b"termination", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "created", b"created", "executor", b"executor", "lease_epoch", b"lease_epoch", "not_before", b"not_before", "record_sha256", b"record_sha256", "start_time", b"start_time", "state", b"state", "termination", b"termination", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateChanged: _TypeAlias = StateChanged  # noqa: Y015
+
+@_typing.final
+class EvaluationCreated(_message.Message):
+    """What an evaluation was made of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SPEC_SHA256_FIELD_NUMBER: _builtins.int
+    creator: _builtins.str
+    """The id of the API key."""
+    request_id: _builtins.str
+    """As the caller gave it; may be empty."""
+    spec_sha256: _builtins.bytes
+    """The digest of what is to run and of limits, priority and labels, as storage computes it."""
+    def __init__(
+        self,
+        *,
+        creator: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        spec_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "request_id", b"request_id", "spec_sha256", b"spec_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationCreated: _TypeAlias = EvaluationCreated  # noqa: Y015
+
+@_typing.final
+class EvaluationDeleted(_message.Message):
+    """What is left of a deleted evaluation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RECORD_SHA256_FIELD_NUMBER: _builtins.int
+    STDOUT_SHA256_FIELD_NUMBER: _builtins.int
+    STDERR_SHA256_FIELD_NUMBER: _builtins.int
+    by: _builtins.str
+    """The id of the API key, or `retention`."""
+    reason: _builtins.str
+    """Why."""
+    state: _evaluation_pb2.EvaluationState.ValueType
+    """The terminal state that it had."""
+    version: _builtins.int
+    """The evaluation's last version."""
+    record_sha256: _builtins.bytes
+    """The SHA-256 of the executor's signed final record; empty when there was none."""
+    stdout_sha256: _builtins.bytes
+    """The SHA-256 of the kept bytes of the latest attempt's standard output."""
+    stderr_sha256: _builtins.bytes
+    """The same of standard error."""
+    def __init__(
+        self,
+        *,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        state: _evaluation_pb2.EvaluationState.ValueType = ...,
+        version: _builtins.int = ...,
+        record_sha256: _builtins.bytes = ...,
+        stdout_sha256: _builtins.bytes = ...,
+        stderr_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "reason", b"reason", "record_sha256", b"record_sha256", "state", b"state", "stderr_sha256", b"stderr_sha256", "stdout_sha256", b"stdout_sha256", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationDeleted: _TypeAlias = EvaluationDeleted  # noqa: Y015
+
+@_typing.final
+class EventRemoved(_message.Message):
+    """See `Event.removed`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventRemoved: _TypeAlias = EventRemoved  # noqa: Y015
 
 @_typing.final
 class OutputChunk(_message.Message):

@@ -31,7 +31,7 @@ class SignedBytes(_message.Message):
     """The first 16 hex digits of the SHA-256 of the raw public key."""
     signature: _builtins.bytes
     """64 bytes, over the context's name (UTF-8), one zero byte, and `payload`. Contexts: `crucible.ticket.v1`,
-    `crucible.record.v1`, `crucible.inspection.ticket.v1`, `crucible.inspection.event.v1`.
+    `crucible.record.v1`, `crucible.inspection.ticket.v1`, `crucible.inspection.event.v1`, `crucible.head.v1`.
     """
     def __init__(
         self,

@@ -22,32 +22,80 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from crucible.audit.v1 import audit_pb2 as crucible_dot_audit_dot_v1_dot_audit__pb2
+from crucible.evaluation.v1 import signed_pb2 as crucible_dot_evaluation_dot_v1_dot_signed__pb2
+from crucible.evaluation.v1 import tenant_pb2 as crucible_dot_evaluation_dot_v1_dot_tenant__pb2
+from crucible.evaluation.v1 import event_pb2 as crucible_dot_evaluation_dot_v1_dot_event__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/gateway/v1/admin_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x01\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"T\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x14\n\x12ListApiKeysRequest\"D\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"!\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x32\xba\x02\n\x0c\x41\x64minService\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.gateway.v1.CreateApiKeyRequest\x1a).crucible.gateway.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.gateway.v1.ListApiKeysRequest\x1a(.crucible.gateway.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.gateway.v1.RevokeApiKeyRequest\x1a).crucible.gateway.v1.RevokeApiKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/gateway/v1/admin_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1d\x63rucible/audit/v1/audit.proto\x1a#crucible/evaluation/v1/signed.proto\x1a#crucible/evaluation/v1/tenant.proto\x1a\"crucible/evaluation/v1/event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x01\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.crucible.gateway.v1.Role\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"T\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x14\n\x12ListApiKeysRequest\"D\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"!\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.crucible.gateway.v1.ApiKey\"Q\n\x17ListAuditRecordsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\"e\n\x18ListAuditRecordsResponse\x12\x30\n\x07records\x18\x01 \x03(\x0b\x32\x1f.crucible.audit.v1.LoggedRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"S\n\x13\x43reateTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12,\n\x05quota\x18\x02 \x01(\x0b\x32\x1d.crucible.evaluation.v1.Quota\"F\n\x14\x43reateTenantResponse\x12.\n\x06tenant\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Tenant\"\x14\n\x12ListTenantsRequest\"F\n\x13ListTenantsResponse\x12/\n\x07tenants\x18\x01 \x03(\x0b\x32\x1e.crucible.evaluation.v1.Tenant\"O\n\x0fSetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12,\n\x05quota\x18\x02 \x01(\x0b\x32\x1d.crucible.evaluation.v1.Quota\"B\n\x10SetQuotaResponse\x12.\n\x06tenant\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Tenant\"3\n\x11PauseQueueRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"G\n\x12PauseQueueResponse\x12\x31\n\x05pause\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.QueuePause\"$\n\x12ResumeQueueRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"H\n\x13ResumeQueueResponse\x12\x31\n\x05\x65nded\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.QueuePause\"\x17\n\x15GetQueueStatusRequest\"\xcd\x01\n\x16GetQueueStatusResponse\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x12\n\nmax_queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\x34\n\x07tenants\x18\x04 \x03(\x0b\x32#.crucible.evaluation.v1.TenantQueue\x12\x32\n\x06pauses\x18\x05 \x03(\x0b\x32\".crucible.evaluation.v1.QueuePause\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x06 \x01(\x03\"`\n\x16ListDeadLettersRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07retried\x18\x04 \x01(\x08\"l\n\x17ListDeadLettersResponse\x12\x38\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x12VerifyAuditRequest\x12\x32\n\x05since\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\"\x98\x01\n\x13VerifyAuditResponse\x12\x11\n\x07records\x18\x01 \x01(\x03H\x00\x12\x32\n\x07\x66inding\x18\x02 \x01(\x0b\x32\x1f.crucible.audit.v1.AuditFindingH\x00\x12\x32\n\x07summary\x18\x03 \x01(\x0b\x32\x1f.crucible.audit.v1.AuditSummaryH\x00\x42\x06\n\x04kind\"&\n\x16RetryDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x17RetryDeadLetterResponse\x12\x12\n\nevaluation\x18\x01 \x01(\t\x12\x15\n\rrepeated_call\x18\x02 \x01(\x08\"7\n\x17\x44\x65leteEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x97\x01\n\x18\x44\x65leteEvaluationResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12:\n\x07\x64\x65leted\x18\x02 \x01(\x0b\x32).crucible.evaluation.v1.EvaluationDeleted\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x32\xa8\x0b\n\x0c\x41\x64minService\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.gateway.v1.CreateApiKeyRequest\x1a).crucible.gateway.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.gateway.v1.ListApiKeysRequest\x1a(.crucible.gateway.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.gateway.v1.RevokeApiKeyRequest\x1a).crucible.gateway.v1.RevokeApiKeyResponse\x12o\n\x10ListAuditRecords\x12,.crucible.gateway.v1.ListAuditRecordsRequest\x1a-.crucible.gateway.v1.ListAuditRecordsResponse\x12\x62\n\x0bVerifyAudit\x12\'.crucible.gateway.v1.VerifyAuditRequest\x1a(.crucible.gateway.v1.VerifyAuditResponse0\x01\x12\x63\n\x0c\x43reateTenant\x12(.crucible.gateway.v1.CreateTenantRequest\x1a).crucible.gateway.v1.CreateTenantResponse\x12`\n\x0bListTenants\x12\'.crucible.gateway.v1.ListTenantsRequest\x1a(.crucible.gateway.v1.ListTenantsResponse\x12W\n\x08SetQuota\x12$.crucible.gateway.v1.SetQuotaRequest\x1a%.crucible.gateway.v1.SetQuotaResponse\x12]\n\nPauseQueue\x12&.crucible.gateway.v1.PauseQueueRequest\x1a\'.crucible.gateway.v1.PauseQueueResponse\x12`\n\x0bResumeQueue\x12\'.crucible.gateway.v1.ResumeQueueRequest\x1a(.crucible.gateway.v1.ResumeQueueResponse\x12i\n\x0eGetQueueStatus\x12*.crucible.gateway.v1.GetQueueStatusRequest\x1a+.crucible.gateway.v1.GetQueueStatusResponse\x12l\n\x0fListDeadLetters\x12+.crucible.gateway.v1.ListDeadLettersRequest\x1a,.crucible.gateway.v1.ListDeadLettersResponse\x12l\n\x0fRetryDeadLetter\x12+.crucible.gateway.v1.RetryDeadLetterRequest\x1a,.crucible.gateway.v1.RetryDeadLetterResponse\x12o\n\x10\x44\x65leteEvaluation\x12,.crucible.gateway.v1.DeleteEvaluationRequest\x1a-.crucible.gateway.v1.DeleteEvaluationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.gateway.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=680
-  _globals['_ROLE']._serialized_end=739
-  _globals['_APIKEY']._serialized_start=98
-  _globals['_APIKEY']._serialized_end=294
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=296
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=395
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=397
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=481
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=483
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=503
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=505
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=573
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=575
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=608
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=610
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=678
-  _globals['_ADMINSERVICE']._serialized_start=742
-  _globals['_ADMINSERVICE']._serialized_end=1056
+  _globals['_ROLE']._serialized_start=2636
+  _globals['_ROLE']._serialized_end=2695
+  _globals['_APIKEY']._serialized_start=239
+  _globals['_APIKEY']._serialized_end=435
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=437
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=536
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=538
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=622
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=624
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=644
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=646
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=714
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=716
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=749
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=751
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=819
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=821
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=902
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=904
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=1005
+  _globals['_CREATETENANTREQUEST']._serialized_start=1007
+  _globals['_CREATETENANTREQUEST']._serialized_end=1090
+  _globals['_CREATETENANTRESPONSE']._serialized_start=1092
+  _globals['_CREATETENANTRESPONSE']._serialized_end=1162
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1164
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1184
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1186
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1256
+  _globals['_SETQUOTAREQUEST']._serialized_start=1258
+  _globals['_SETQUOTAREQUEST']._serialized_end=1337
+  _globals['_SETQUOTARESPONSE']._serialized_start=1339
+  _globals['_SETQUOTARESPONSE']._serialized_end=1405
+  _globals['_PAUSEQUEUEREQUEST']._serialized_start=1407
+  _globals['_PAUSEQUEUEREQUEST']._serialized_end=1458
+  _globals['_PAUSEQUEUERESPONSE']._serialized_start=1460
+  _globals['_PAUSEQUEUERESPONSE']._serialized_end=1531
+  _globals['_RESUMEQUEUEREQUEST']._serialized_start=1533
+  _globals['_RESUMEQUEUEREQUEST']._serialized_end=1569
+  _globals['_RESUMEQUEUERESPONSE']._serialized_start=1571
+  _globals['_RESUMEQUEUERESPONSE']._serialized_end=1643
+  _globals['_GETQUEUESTATUSREQUEST']._serialized_start=1645
+  _globals['_GETQUEUESTATUSREQUEST']._serialized_end=1668
+  _globals['_GETQUEUESTATUSRESPONSE']._serialized_start=1671
+  _globals['_GETQUEUESTATUSRESPONSE']._serialized_end=1876
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1878
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1974
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1976
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=2084
+  _globals['_VERIFYAUDITREQUEST']._serialized_start=2086
+  _globals['_VERIFYAUDITREQUEST']._serialized_end=2158
+  _globals['_VERIFYAUDITRESPONSE']._serialized_start=2161
+  _globals['_VERIFYAUDITRESPONSE']._serialized_end=2313
+  _globals['_RETRYDEADLETTERREQUEST']._serialized_start=2315
+  _globals['_RETRYDEADLETTERREQUEST']._serialized_end=2353
+  _globals['_RETRYDEADLETTERRESPONSE']._serialized_start=2355
+  _globals['_RETRYDEADLETTERRESPONSE']._serialized_end=2423
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=2425
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=2480
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=2483
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=2634
+  _globals['_ADMINSERVICE']._serialized_start=2698
+  _globals['_ADMINSERVICE']._serialized_end=4146
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,61 @@ class AdminServiceStub:
                 request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.ListAuditRecords = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/ListAuditRecords',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListAuditRecordsRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListAuditRecordsResponse.FromString,
+                _registered_method=True)
+        self.VerifyAudit = channel.unary_stream(
+                '/crucible.gateway.v1.AdminService/VerifyAudit',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.VerifyAuditResponse.FromString,
+                _registered_method=True)
+        self.CreateTenant = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/CreateTenant',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.CreateTenantRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.CreateTenantResponse.FromString,
+                _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/ListTenants',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/SetQuota',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
+        self.PauseQueue = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/PauseQueue',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.PauseQueueRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.PauseQueueResponse.FromString,
+                _registered_method=True)
+        self.ResumeQueue = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/ResumeQueue',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ResumeQueueRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ResumeQueueResponse.FromString,
+                _registered_method=True)
+        self.GetQueueStatus = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/GetQueueStatus',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.GetQueueStatusRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.GetQueueStatusResponse.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/ListDeadLetters',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.RetryDeadLetter = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/RetryDeadLetter',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.DeleteEvaluation = channel.unary_unary(
+                '/crucible.gateway.v1.AdminService/DeleteEvaluation',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -79,6 +134,90 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditRecords(self, request, context):
+        """The audit log of all tenants, newest first. INVALID_ARGUMENT: INVALID_PAGE_TOKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAudit(self, request, context):
+        """Checks the whole audit log: every record, the chain, the Merkle tree and every signed head. A million records take
+        some tens of seconds. RESOURCE_EXHAUSTED with RetryInfo: AUDIT_CHECK_RUNNING, one at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTenant(self, request, context):
+        """Makes a tenant with quotas. Not needed for one without: the first API key of a tenant makes it. ALREADY_EXISTS:
+        TENANT_EXISTS; `SetQuota` changes that one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenants(self, request, context):
+        """All tenants, by name, with their quotas and what they use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Changes what of the quotas is set, for what is created or leased from now on. NOT_FOUND: TENANT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseQueue(self, request, context):
+        """Gives no more work to executors, of all tenants or of one, until `ResumeQueue`, also over restarts. What runs goes
+        on, and new work is accepted. Repeated, the first pause stays as it was. NOT_FOUND: TENANT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeQueue(self, request, context):
+        """Ends a pause; nothing changes when there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQueueStatus(self, request, context):
+        """How much waits and runs, by tenant, and what is paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Evaluations that ended as infrastructure failures, the newest end first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeadLetter(self, request, context):
+        """Makes a new evaluation of a dead letter's program, limits, priority and labels, with the label `crucible.retry-of`
+        that names the old one; repeated, it answers the same new one. It counts in its tenant's quotas. NOT_FOUND:
+        DEAD_LETTER_NOT_FOUND. RESOURCE_EXHAUSTED: as `CreateEvaluation`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEvaluation(self, request, context):
+        """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+        and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+        EVALUATION_NOT_TERMINAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +235,61 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'ListAuditRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditRecords,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListAuditRecordsRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListAuditRecordsResponse.SerializeToString,
+            ),
+            'VerifyAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.VerifyAuditResponse.SerializeToString,
+            ),
+            'CreateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTenant,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.CreateTenantRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.CreateTenantResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListTenantsRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.SetQuotaRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.SetQuotaResponse.SerializeToString,
+            ),
+            'PauseQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseQueue,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.PauseQueueRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.PauseQueueResponse.SerializeToString,
+            ),
+            'ResumeQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeQueue,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ResumeQueueRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ResumeQueueResponse.SerializeToString,
+            ),
+            'GetQueueStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQueueStatus,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.GetQueueStatusRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.GetQueueStatusResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'RetryDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetter,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterResponse.SerializeToString,
+            ),
+            'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEvaluation,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +375,303 @@ class AdminService:
             '/crucible.gateway.v1.AdminService/RevokeApiKey',
             crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
             crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/ListAuditRecords',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListAuditRecordsRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListAuditRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/VerifyAudit',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.VerifyAuditRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.VerifyAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/CreateTenant',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.CreateTenantRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.CreateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/ListTenants',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListTenantsRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/SetQuota',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.SetQuotaRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.SetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/PauseQueue',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.PauseQueueRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.PauseQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/ResumeQueue',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ResumeQueueRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ResumeQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQueueStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/GetQueueStatus',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.GetQueueStatusRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.GetQueueStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/ListDeadLetters',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListDeadLettersRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/RetryDeadLetter',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.RetryDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.AdminService/DeleteEvaluation',
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_admin__service__pb2.DeleteEvaluationResponse.FromString,
             options,
             channel_credentials,
             insecure,

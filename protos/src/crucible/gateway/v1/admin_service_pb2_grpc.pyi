@@ -41,6 +41,40 @@ class AdminServiceStub:
     """All keys, without the secrets, oldest first."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]
     """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+    ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRecordsRequest, _admin_service_pb2.ListAuditRecordsResponse]
+    """The audit log of all tenants, newest first. INVALID_ARGUMENT: INVALID_PAGE_TOKEN."""
+    VerifyAudit: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditRequest, _admin_service_pb2.VerifyAuditResponse]
+    """Checks the whole audit log: every record, the chain, the Merkle tree and every signed head. A million records take
+    some tens of seconds. RESOURCE_EXHAUSTED with RetryInfo: AUDIT_CHECK_RUNNING, one at a time.
+    """
+    CreateTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTenantRequest, _admin_service_pb2.CreateTenantResponse]
+    """Makes a tenant with quotas. Not needed for one without: the first API key of a tenant makes it. ALREADY_EXISTS:
+    TENANT_EXISTS; `SetQuota` changes that one.
+    """
+    ListTenants: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]
+    """All tenants, by name, with their quotas and what they use."""
+    SetQuota: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetQuotaRequest, _admin_service_pb2.SetQuotaResponse]
+    """Changes what of the quotas is set, for what is created or leased from now on. NOT_FOUND: TENANT_NOT_FOUND."""
+    PauseQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.PauseQueueRequest, _admin_service_pb2.PauseQueueResponse]
+    """Gives no more work to executors, of all tenants or of one, until `ResumeQueue`, also over restarts. What runs goes
+    on, and new work is accepted. Repeated, the first pause stays as it was. NOT_FOUND: TENANT_NOT_FOUND.
+    """
+    ResumeQueue: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ResumeQueueRequest, _admin_service_pb2.ResumeQueueResponse]
+    """Ends a pause; nothing changes when there is none."""
+    GetQueueStatus: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetQueueStatusRequest, _admin_service_pb2.GetQueueStatusResponse]
+    """How much waits and runs, by tenant, and what is paused."""
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeadLettersRequest, _admin_service_pb2.ListDeadLettersResponse]
+    """Evaluations that ended as infrastructure failures, the newest end first."""
+    RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RetryDeadLetterRequest, _admin_service_pb2.RetryDeadLetterResponse]
+    """Makes a new evaluation of a dead letter's program, limits, priority and labels, with the label `crucible.retry-of`
+    that names the old one; repeated, it answers the same new one. It counts in its tenant's quotas. NOT_FOUND:
+    DEAD_LETTER_NOT_FOUND. RESOURCE_EXHAUSTED: as `CreateEvaluation`.
+    """
+    DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]
+    """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+    and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+    EVALUATION_NOT_TERMINAL.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -55,6 +89,40 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """All keys, without the secrets, oldest first."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+    ListAuditRecords: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRecordsRequest, _admin_service_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
+    """The audit log of all tenants, newest first. INVALID_ARGUMENT: INVALID_PAGE_TOKEN."""
+    VerifyAudit: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditRequest, _admin_service_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    """Checks the whole audit log: every record, the chain, the Merkle tree and every signed head. A million records take
+    some tens of seconds. RESOURCE_EXHAUSTED with RetryInfo: AUDIT_CHECK_RUNNING, one at a time.
+    """
+    CreateTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTenantRequest, _admin_service_pb2.CreateTenantResponse]  # type: ignore[assignment]
+    """Makes a tenant with quotas. Not needed for one without: the first API key of a tenant makes it. ALREADY_EXISTS:
+    TENANT_EXISTS; `SetQuota` changes that one.
+    """
+    ListTenants: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListTenantsRequest, _admin_service_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    """All tenants, by name, with their quotas and what they use."""
+    SetQuota: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetQuotaRequest, _admin_service_pb2.SetQuotaResponse]  # type: ignore[assignment]
+    """Changes what of the quotas is set, for what is created or leased from now on. NOT_FOUND: TENANT_NOT_FOUND."""
+    PauseQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.PauseQueueRequest, _admin_service_pb2.PauseQueueResponse]  # type: ignore[assignment]
+    """Gives no more work to executors, of all tenants or of one, until `ResumeQueue`, also over restarts. What runs goes
+    on, and new work is accepted. Repeated, the first pause stays as it was. NOT_FOUND: TENANT_NOT_FOUND.
+    """
+    ResumeQueue: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ResumeQueueRequest, _admin_service_pb2.ResumeQueueResponse]  # type: ignore[assignment]
+    """Ends a pause; nothing changes when there is none."""
+    GetQueueStatus: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetQueueStatusRequest, _admin_service_pb2.GetQueueStatusResponse]  # type: ignore[assignment]
+    """How much waits and runs, by tenant, and what is paused."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeadLettersRequest, _admin_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """Evaluations that ended as infrastructure failures, the newest end first."""
+    RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RetryDeadLetterRequest, _admin_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
+    """Makes a new evaluation of a dead letter's program, limits, priority and labels, with the label `crucible.retry-of`
+    that names the old one; repeated, it answers the same new one. It counts in its tenant's quotas. NOT_FOUND:
+    DEAD_LETTER_NOT_FOUND. RESOURCE_EXHAUSTED: as `CreateEvaluation`.
+    """
+    DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DeleteEvaluationRequest, _admin_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
+    """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+    and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+    EVALUATION_NOT_TERMINAL.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """For administrators: every call needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). Other
@@ -84,5 +152,105 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeApiKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeApiKeyResponse]]:
         """Refuses the key from now on; other gateways notice within 5 seconds. NOT_FOUND: API_KEY_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListAuditRecords(
+        self,
+        request: _admin_service_pb2.ListAuditRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListAuditRecordsResponse, _abc.Awaitable[_admin_service_pb2.ListAuditRecordsResponse]]:
+        """The audit log of all tenants, newest first. INVALID_ARGUMENT: INVALID_PAGE_TOKEN."""
+
+    @_abc_1.abstractmethod
+    def VerifyAudit(
+        self,
+        request: _admin_service_pb2.VerifyAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.VerifyAuditResponse], _abc.AsyncIterator[_admin_service_pb2.VerifyAuditResponse]]:
+        """Checks the whole audit log: every record, the chain, the Merkle tree and every signed head. A million records take
+        some tens of seconds. RESOURCE_EXHAUSTED with RetryInfo: AUDIT_CHECK_RUNNING, one at a time.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateTenant(
+        self,
+        request: _admin_service_pb2.CreateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateTenantResponse, _abc.Awaitable[_admin_service_pb2.CreateTenantResponse]]:
+        """Makes a tenant with quotas. Not needed for one without: the first API key of a tenant makes it. ALREADY_EXISTS:
+        TENANT_EXISTS; `SetQuota` changes that one.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTenants(
+        self,
+        request: _admin_service_pb2.ListTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListTenantsResponse, _abc.Awaitable[_admin_service_pb2.ListTenantsResponse]]:
+        """All tenants, by name, with their quotas and what they use."""
+
+    @_abc_1.abstractmethod
+    def SetQuota(
+        self,
+        request: _admin_service_pb2.SetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetQuotaResponse, _abc.Awaitable[_admin_service_pb2.SetQuotaResponse]]:
+        """Changes what of the quotas is set, for what is created or leased from now on. NOT_FOUND: TENANT_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def PauseQueue(
+        self,
+        request: _admin_service_pb2.PauseQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.PauseQueueResponse, _abc.Awaitable[_admin_service_pb2.PauseQueueResponse]]:
+        """Gives no more work to executors, of all tenants or of one, until `ResumeQueue`, also over restarts. What runs goes
+        on, and new work is accepted. Repeated, the first pause stays as it was. NOT_FOUND: TENANT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeQueue(
+        self,
+        request: _admin_service_pb2.ResumeQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ResumeQueueResponse, _abc.Awaitable[_admin_service_pb2.ResumeQueueResponse]]:
+        """Ends a pause; nothing changes when there is none."""
+
+    @_abc_1.abstractmethod
+    def GetQueueStatus(
+        self,
+        request: _admin_service_pb2.GetQueueStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetQueueStatusResponse, _abc.Awaitable[_admin_service_pb2.GetQueueStatusResponse]]:
+        """How much waits and runs, by tenant, and what is paused."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _admin_service_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_admin_service_pb2.ListDeadLettersResponse]]:
+        """Evaluations that ended as infrastructure failures, the newest end first."""
+
+    @_abc_1.abstractmethod
+    def RetryDeadLetter(
+        self,
+        request: _admin_service_pb2.RetryDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_admin_service_pb2.RetryDeadLetterResponse]]:
+        """Makes a new evaluation of a dead letter's program, limits, priority and labels, with the label `crucible.retry-of`
+        that names the old one; repeated, it answers the same new one. It counts in its tenant's quotas. NOT_FOUND:
+        DEAD_LETTER_NOT_FOUND. RESOURCE_EXHAUSTED: as `CreateEvaluation`.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteEvaluation(
+        self,
+        request: _admin_service_pb2.DeleteEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DeleteEvaluationResponse, _abc.Awaitable[_admin_service_pb2.DeleteEvaluationResponse]]:
+        """Deletes an evaluation of any tenant that has ended: program, result, output and what its events told; digests, who
+        and when stay. Deleted before: the same answer. NOT_FOUND: EVALUATION_NOT_FOUND. FAILED_PRECONDITION:
+        EVALUATION_NOT_TERMINAL.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from crucible.audit.v1 import audit_pb2 as crucible_dot_audit_dot_v1_dot_audit__pb2
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
 from crucible.evaluation.v1 import event_pb2 as crucible_dot_evaluation_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/gateway/v1/evaluation_service.proto\x12\x13\x63rucible.gateway.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\"c\n\x17\x43reateEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"`\n\x14RunEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"O\n\x15RunEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\xf0\x01\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06states\x18\x03 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.crucible.gateway.v1.ListEvaluationsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x17\x43\x61ncelEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\">\n\x16WatchEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"\x89\x01\n\x17WatchEvaluationResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.crucible.evaluation.v1.EventH\x00\x12\x36\n\x0b\x66\x65ll_behind\x18\x02 \x01(\x0b\x32\x1f.crucible.gateway.v1.FellBehindH\x00\x42\x06\n\x04kind\"+\n\nFellBehind\x12\x1d\n\x15resume_after_position\x18\x01 \x01(\x03\"x\n\x11ReadOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06stream\x18\x02 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\x84\x06\n\x11\x45valuationService\x12o\n\x10\x43reateEvaluation\x12,.crucible.gateway.v1.CreateEvaluationRequest\x1a-.crucible.gateway.v1.CreateEvaluationResponse\x12\x66\n\rRunEvaluation\x12).crucible.gateway.v1.RunEvaluationRequest\x1a*.crucible.gateway.v1.RunEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.gateway.v1.GetEvaluationRequest\x1a*.crucible.gateway.v1.GetEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.gateway.v1.ListEvaluationsRequest\x1a,.crucible.gateway.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.gateway.v1.CancelEvaluationRequest\x1a-.crucible.gateway.v1.CancelEvaluationResponse\x12n\n\x0fWatchEvaluation\x12+.crucible.gateway.v1.WatchEvaluationRequest\x1a,.crucible.gateway.v1.WatchEvaluationResponse0\x01\x12_\n\nReadOutput\x12&.crucible.gateway.v1.ReadOutputRequest\x1a\'.crucible.gateway.v1.ReadOutputResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/gateway/v1/evaluation_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1d\x63rucible/audit/v1/audit.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\"c\n\x17\x43reateEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"`\n\x14RunEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"O\n\x15RunEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\xf0\x01\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06states\x18\x03 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.crucible.gateway.v1.ListEvaluationsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x17\x43\x61ncelEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\">\n\x16WatchEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"\x89\x01\n\x17WatchEvaluationResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.crucible.evaluation.v1.EventH\x00\x12\x36\n\x0b\x66\x65ll_behind\x18\x02 \x01(\x0b\x32\x1f.crucible.gateway.v1.FellBehindH\x00\x42\x06\n\x04kind\"+\n\nFellBehind\x12\x1d\n\x15resume_after_position\x18\x01 \x01(\x03\"x\n\x11ReadOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06stream\x18\x02 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"!\n\x11GetReceiptRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x12GetReceiptResponse\x12+\n\x07receipt\x18\x01 \x01(\x0b\x32\x1a.crucible.audit.v1.Receipt2\xe3\x06\n\x11\x45valuationService\x12o\n\x10\x43reateEvaluation\x12,.crucible.gateway.v1.CreateEvaluationRequest\x1a-.crucible.gateway.v1.CreateEvaluationResponse\x12\x66\n\rRunEvaluation\x12).crucible.gateway.v1.RunEvaluationRequest\x1a*.crucible.gateway.v1.RunEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.gateway.v1.GetEvaluationRequest\x1a*.crucible.gateway.v1.GetEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.gateway.v1.ListEvaluationsRequest\x1a,.crucible.gateway.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.gateway.v1.CancelEvaluationRequest\x1a-.crucible.gateway.v1.CancelEvaluationResponse\x12n\n\x0fWatchEvaluation\x12+.crucible.gateway.v1.WatchEvaluationRequest\x1a,.crucible.gateway.v1.WatchEvaluationResponse0\x01\x12_\n\nReadOutput\x12&.crucible.gateway.v1.ReadOutputRequest\x1a\'.crucible.gateway.v1.ReadOutputResponse0\x01\x12]\n\nGetReceipt\x12&.crucible.gateway.v1.GetReceiptRequest\x1a\'.crucible.gateway.v1.GetReceiptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,38 +36,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=146
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=245
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=247
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=329
-  _globals['_RUNEVALUATIONREQUEST']._serialized_start=331
-  _globals['_RUNEVALUATIONREQUEST']._serialized_end=427
-  _globals['_RUNEVALUATIONRESPONSE']._serialized_start=429
-  _globals['_RUNEVALUATIONRESPONSE']._serialized_end=508
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=510
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=546
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=548
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=627
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=630
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=870
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=825
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=870
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=872
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=979
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=981
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1036
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1038
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1120
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1122
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1184
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1187
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1324
-  _globals['_FELLBEHIND']._serialized_start=1326
-  _globals['_FELLBEHIND']._serialized_end=1369
-  _globals['_READOUTPUTREQUEST']._serialized_start=1371
-  _globals['_READOUTPUTREQUEST']._serialized_end=1491
-  _globals['_READOUTPUTRESPONSE']._serialized_start=1493
-  _globals['_READOUTPUTRESPONSE']._serialized_end=1543
-  _globals['_EVALUATIONSERVICE']._serialized_start=1546
-  _globals['_EVALUATIONSERVICE']._serialized_end=2318
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=177
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=276
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=278
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=360
+  _globals['_RUNEVALUATIONREQUEST']._serialized_start=362
+  _globals['_RUNEVALUATIONREQUEST']._serialized_end=458
+  _globals['_RUNEVALUATIONRESPONSE']._serialized_start=460
+  _globals['_RUNEVALUATIONRESPONSE']._serialized_end=539
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=541
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=577
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=579
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=658
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=661
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=901
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=856
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=901
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=903
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1010
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1012
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1067
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1069
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1151
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1153
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1215
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1218
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1355
+  _globals['_FELLBEHIND']._serialized_start=1357
+  _globals['_FELLBEHIND']._serialized_end=1400
+  _globals['_READOUTPUTREQUEST']._serialized_start=1402
+  _globals['_READOUTPUTREQUEST']._serialized_end=1522
+  _globals['_READOUTPUTRESPONSE']._serialized_start=1524
+  _globals['_READOUTPUTRESPONSE']._serialized_end=1574
+  _globals['_GETRECEIPTREQUEST']._serialized_start=1576
+  _globals['_GETRECEIPTREQUEST']._serialized_end=1609
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=1611
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=1676
+  _globals['_EVALUATIONSERVICE']._serialized_start=1679
+  _globals['_EVALUATIONSERVICE']._serialized_end=2546
 # @@protoc_insertion_point(module_scope)

@@ -74,6 +74,11 @@ class EvaluationServiceStub:
                 request_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputRequest.SerializeToString,
                 response_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputResponse.FromString,
                 _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/crucible.gateway.v1.EvaluationService/GetReceipt',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.GetReceiptResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer:
@@ -86,7 +91,8 @@ class EvaluationServiceServicer:
 
     def CreateEvaluation(self, request, context):
         """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+        QUOTA_EXCEEDED.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -138,6 +144,15 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReceipt(self, request, context):
+        """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
+        can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
+        ended before there were receipts. FAILED_PRECONDITION: EVALUATION_NOT_FINISHED. DATA_LOSS: AUDIT_LOG_DAMAGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +190,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ReadOutput,
                     request_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputRequest.FromString,
                     response_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputResponse.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.GetReceiptRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.GetReceiptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -371,6 +391,33 @@ class EvaluationService:
             '/crucible.gateway.v1.EvaluationService/ReadOutput',
             crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputRequest.SerializeToString,
             crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.EvaluationService/GetReceipt',
+            crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.GetReceiptRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.GetReceiptResponse.FromString,
             options,
             channel_credentials,
             insecure,

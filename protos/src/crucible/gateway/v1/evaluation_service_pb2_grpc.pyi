@@ -40,7 +40,8 @@ class EvaluationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EvaluationServiceAsyncStub: ...
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_service_pb2.CreateEvaluationResponse]
     """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+    QUOTA_EXCEEDED.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     RunEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.RunEvaluationRequest, _evaluation_service_pb2.RunEvaluationResponse]
@@ -61,6 +62,11 @@ class EvaluationServiceStub:
     """
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetReceiptRequest, _evaluation_service_pb2.GetReceiptResponse]
+    """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
+    can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
+    ended before there were receipts. FAILED_PRECONDITION: EVALUATION_NOT_FINISHED. DATA_LOSS: AUDIT_LOG_DAMAGED.
+    """
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
@@ -74,7 +80,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_service_pb2.CreateEvaluationResponse]  # type: ignore[assignment]
     """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+    ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+    QUOTA_EXCEEDED.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     RunEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.RunEvaluationRequest, _evaluation_service_pb2.RunEvaluationResponse]  # type: ignore[assignment]
@@ -95,6 +102,11 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetReceiptRequest, _evaluation_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
+    can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
+    ended before there were receipts. FAILED_PRECONDITION: EVALUATION_NOT_FINISHED. DATA_LOSS: AUDIT_LOG_DAMAGED.
+    """
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Evaluates programs that nobody trusts. Every call carries an API key as metadata: `authorization: Bearer KEY`.
@@ -111,7 +123,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_service_pb2.CreateEvaluationResponse, _abc.Awaitable[_evaluation_service_pb2.CreateEvaluationResponse]]:
         """Stores an evaluation and returns it, QUEUED. What is returned survives any crash. FAILED_PRECONDITION:
-        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL.
+        ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE. RESOURCE_EXHAUSTED with RetryInfo: QUEUE_FULL,
+        QUOTA_EXCEEDED.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
 
@@ -168,5 +181,16 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadOutputResponse]]:
         """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _evaluation_service_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.GetReceiptResponse, _abc.Awaitable[_evaluation_service_pb2.GetReceiptResponse]]:
+        """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
+        can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
+        ended before there were receipts. FAILED_PRECONDITION: EVALUATION_NOT_FINISHED. DATA_LOSS: AUDIT_LOG_DAMAGED.
+        """
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,43 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from crucible.audit.v1 import audit_pb2 as crucible_dot_audit_dot_v1_dot_audit__pb2
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
 from crucible.evaluation.v1 import platform_pb2 as crucible_dot_evaluation_dot_v1_dot_platform__pb2
 from crucible.selftest.v1 import inspection_pb2 as crucible_dot_selftest_dot_v1_dot_inspection__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*crucible/gateway/v1/platform_service.proto\x12\x13\x63rucible.gateway.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a%crucible/selftest/v1/inspection.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n\x16GetCapabilitiesRequest\"\xfd\x01\n\x17GetCapabilitiesResponse\x12/\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1e.crucible.evaluation.v1.Engine\x12\x16\n\x0e\x64\x65\x66\x61ult_engine\x18\x02 \x01(\t\x12\x36\n\x0e\x64\x65\x66\x61ult_limits\x18\x03 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x30\n\x08\x63\x65ilings\x18\x04 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x03\x12\x14\n\x0cmax_attempts\x18\x06 \x01(\x05\"\x12\n\x10GetStatusRequest\"{\n\x11GetStatusResponse\x12\x35\n\tprocesses\x18\x01 \x03(\x0b\x32\".crucible.gateway.v1.ProcessStatus\x12/\n\x05queue\x18\x02 \x01(\x0b\x32 .crucible.gateway.v1.QueueStatus\"\x84\x01\n\rProcessStatus\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x32\n\x0elast_seen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05slots\x18\x05 \x01(\x05\"@\n\x0bQueueStatus\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12\x10\n\x08\x66inished\x18\x03 \x01(\x03\"\x15\n\x13ListRuntimesRequest\"I\n\x14ListRuntimesResponse\x12\x31\n\x08runtimes\x18\x01 \x03(\x0b\x32\x1f.crucible.evaluation.v1.Runtime\"5\n\x12RunSelfTestRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x8b\x01\n\x13RunSelfTestResponse\x12\x32\n\x05\x63heck\x18\x01 \x01(\x0b\x32!.crucible.selftest.v1.CheckResultH\x00\x12\x38\n\x07summary\x18\x02 \x01(\x0b\x32%.crucible.selftest.v1.SelfTestSummaryH\x00\x42\x06\n\x04kind\":\n\x16VerifyIsolationRequest\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x02 \x03(\t\"\x97\x01\n\x17VerifyIsolationResponse\x12\x36\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32#.crucible.selftest.v1.AttemptResultH\x00\x12<\n\x07summary\x18\x02 \x01(\x0b\x32).crucible.selftest.v1.VerificationSummaryH\x00\x42\x06\n\x04kind2\x94\x04\n\x0fPlatformService\x12l\n\x0fGetCapabilities\x12+.crucible.gateway.v1.GetCapabilitiesRequest\x1a,.crucible.gateway.v1.GetCapabilitiesResponse\x12Z\n\tGetStatus\x12%.crucible.gateway.v1.GetStatusRequest\x1a&.crucible.gateway.v1.GetStatusResponse\x12\x63\n\x0cListRuntimes\x12(.crucible.gateway.v1.ListRuntimesRequest\x1a).crucible.gateway.v1.ListRuntimesResponse\x12\x62\n\x0bRunSelfTest\x12\'.crucible.gateway.v1.RunSelfTestRequest\x1a(.crucible.gateway.v1.RunSelfTestResponse0\x01\x12n\n\x0fVerifyIsolation\x12+.crucible.gateway.v1.VerifyIsolationRequest\x1a,.crucible.gateway.v1.VerifyIsolationResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*crucible/gateway/v1/platform_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1d\x63rucible/audit/v1/audit.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a%crucible/selftest/v1/inspection.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x18\n\x16GetCapabilitiesRequest\"\xfd\x01\n\x17GetCapabilitiesResponse\x12/\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1e.crucible.evaluation.v1.Engine\x12\x16\n\x0e\x64\x65\x66\x61ult_engine\x18\x02 \x01(\t\x12\x36\n\x0e\x64\x65\x66\x61ult_limits\x18\x03 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x30\n\x08\x63\x65ilings\x18\x04 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x03\x12\x14\n\x0cmax_attempts\x18\x06 \x01(\x05\"\x12\n\x10GetStatusRequest\"{\n\x11GetStatusResponse\x12\x35\n\tprocesses\x18\x01 \x03(\x0b\x32\".crucible.gateway.v1.ProcessStatus\x12/\n\x05queue\x18\x02 \x01(\x0b\x32 .crucible.gateway.v1.QueueStatus\"\x84\x01\n\rProcessStatus\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x32\n\x0elast_seen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05slots\x18\x05 \x01(\x05\"@\n\x0bQueueStatus\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12\x10\n\x08\x66inished\x18\x03 \x01(\x03\"\x15\n\x13ListRuntimesRequest\"I\n\x14ListRuntimesResponse\x12\x31\n\x08runtimes\x18\x01 \x03(\x0b\x32\x1f.crucible.evaluation.v1.Runtime\"5\n\x12RunSelfTestRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x8b\x01\n\x13RunSelfTestResponse\x12\x32\n\x05\x63heck\x18\x01 \x01(\x0b\x32!.crucible.selftest.v1.CheckResultH\x00\x12\x38\n\x07summary\x18\x02 \x01(\x0b\x32%.crucible.selftest.v1.SelfTestSummaryH\x00\x42\x06\n\x04kind\":\n\x16VerifyIsolationRequest\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x02 \x03(\t\"\x97\x01\n\x17VerifyIsolationResponse\x12\x36\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32#.crucible.selftest.v1.AttemptResultH\x00\x12<\n\x07summary\x18\x02 \x01(\x0b\x32).crucible.selftest.v1.VerificationSummaryH\x00\x42\x06\n\x04kind\"\x17\n\x15ListPublicKeysRequest\"K\n\x16ListPublicKeysResponse\x12\x31\n\x0bpublic_keys\x18\x01 \x03(\x0b\x32\x1c.crucible.audit.v1.PublicKey2\xff\x04\n\x0fPlatformService\x12l\n\x0fGetCapabilities\x12+.crucible.gateway.v1.GetCapabilitiesRequest\x1a,.crucible.gateway.v1.GetCapabilitiesResponse\x12Z\n\tGetStatus\x12%.crucible.gateway.v1.GetStatusRequest\x1a&.crucible.gateway.v1.GetStatusResponse\x12\x63\n\x0cListRuntimes\x12(.crucible.gateway.v1.ListRuntimesRequest\x1a).crucible.gateway.v1.ListRuntimesResponse\x12\x62\n\x0bRunSelfTest\x12\'.crucible.gateway.v1.RunSelfTestRequest\x1a(.crucible.gateway.v1.RunSelfTestResponse0\x01\x12n\n\x0fVerifyIsolation\x12+.crucible.gateway.v1.VerifyIsolationRequest\x1a,.crucible.gateway.v1.VerifyIsolationResponse0\x01\x12i\n\x0eListPublicKeys\x12*.crucible.gateway.v1.ListPublicKeysRequest\x1a+.crucible.gateway.v1.ListPublicKeysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.gateway.v1.platform_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=219
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=243
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=246
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=499
-  _globals['_GETSTATUSREQUEST']._serialized_start=501
-  _globals['_GETSTATUSREQUEST']._serialized_end=519
-  _globals['_GETSTATUSRESPONSE']._serialized_start=521
-  _globals['_GETSTATUSRESPONSE']._serialized_end=644
-  _globals['_PROCESSSTATUS']._serialized_start=647
-  _globals['_PROCESSSTATUS']._serialized_end=779
-  _globals['_QUEUESTATUS']._serialized_start=781
-  _globals['_QUEUESTATUS']._serialized_end=845
-  _globals['_LISTRUNTIMESREQUEST']._serialized_start=847
-  _globals['_LISTRUNTIMESREQUEST']._serialized_end=868
-  _globals['_LISTRUNTIMESRESPONSE']._serialized_start=870
-  _globals['_LISTRUNTIMESRESPONSE']._serialized_end=943
-  _globals['_RUNSELFTESTREQUEST']._serialized_start=945
-  _globals['_RUNSELFTESTREQUEST']._serialized_end=998
-  _globals['_RUNSELFTESTRESPONSE']._serialized_start=1001
-  _globals['_RUNSELFTESTRESPONSE']._serialized_end=1140
-  _globals['_VERIFYISOLATIONREQUEST']._serialized_start=1142
-  _globals['_VERIFYISOLATIONREQUEST']._serialized_end=1200
-  _globals['_VERIFYISOLATIONRESPONSE']._serialized_start=1203
-  _globals['_VERIFYISOLATIONRESPONSE']._serialized_end=1354
-  _globals['_PLATFORMSERVICE']._serialized_start=1357
-  _globals['_PLATFORMSERVICE']._serialized_end=1889
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=250
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=274
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=277
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=530
+  _globals['_GETSTATUSREQUEST']._serialized_start=532
+  _globals['_GETSTATUSREQUEST']._serialized_end=550
+  _globals['_GETSTATUSRESPONSE']._serialized_start=552
+  _globals['_GETSTATUSRESPONSE']._serialized_end=675
+  _globals['_PROCESSSTATUS']._serialized_start=678
+  _globals['_PROCESSSTATUS']._serialized_end=810
+  _globals['_QUEUESTATUS']._serialized_start=812
+  _globals['_QUEUESTATUS']._serialized_end=876
+  _globals['_LISTRUNTIMESREQUEST']._serialized_start=878
+  _globals['_LISTRUNTIMESREQUEST']._serialized_end=899
+  _globals['_LISTRUNTIMESRESPONSE']._serialized_start=901
+  _globals['_LISTRUNTIMESRESPONSE']._serialized_end=974
+  _globals['_RUNSELFTESTREQUEST']._serialized_start=976
+  _globals['_RUNSELFTESTREQUEST']._serialized_end=1029
+  _globals['_RUNSELFTESTRESPONSE']._serialized_start=1032
+  _globals['_RUNSELFTESTRESPONSE']._serialized_end=1171
+  _globals['_VERIFYISOLATIONREQUEST']._serialized_start=1173
+  _globals['_VERIFYISOLATIONREQUEST']._serialized_end=1231
+  _globals['_VERIFYISOLATIONRESPONSE']._serialized_start=1234
+  _globals['_VERIFYISOLATIONRESPONSE']._serialized_end=1385
+  _globals['_LISTPUBLICKEYSREQUEST']._serialized_start=1387
+  _globals['_LISTPUBLICKEYSREQUEST']._serialized_end=1410
+  _globals['_LISTPUBLICKEYSRESPONSE']._serialized_start=1412
+  _globals['_LISTPUBLICKEYSRESPONSE']._serialized_end=1487
+  _globals['_PLATFORMSERVICE']._serialized_start=1490
+  _globals['_PLATFORMSERVICE']._serialized_end=2129
 # @@protoc_insertion_point(module_scope)

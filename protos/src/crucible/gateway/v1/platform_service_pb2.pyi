@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from crucible.audit.v1 import audit_pb2 as _audit_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
 from crucible.evaluation.v1 import platform_pb2 as _platform_pb2
 from crucible.selftest.v1 import inspection_pb2 as _inspection_pb2
@@ -362,3 +363,44 @@ class VerifyIsolationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___VerifyIsolationResponse: _TypeAlias = VerifyIsolationResponse  # noqa: Y015
+
+@_typing.final
+class ListPublicKeysRequest(_message.Message):
+    """See `ListPublicKeys`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPublicKeysRequest: _TypeAlias = ListPublicKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListPublicKeysResponse(_message.Message):
+    """See `ListPublicKeys`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def public_keys(self) -> _containers.RepeatedCompositeFieldContainer[_audit_pb2.PublicKey]:
+        """By use, the current one of heads first."""
+
+    def __init__(
+        self,
+        *,
+        public_keys: _abc.Iterable[_audit_pb2.PublicKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_keys", b"public_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPublicKeysResponse: _TypeAlias = ListPublicKeysResponse  # noqa: Y015

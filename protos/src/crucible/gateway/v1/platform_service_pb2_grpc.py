@@ -60,6 +60,11 @@ class PlatformServiceStub:
                 request_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationRequest.SerializeToString,
                 response_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationResponse.FromString,
                 _registered_method=True)
+        self.ListPublicKeys = channel.unary_unary(
+                '/crucible.gateway.v1.PlatformService/ListPublicKeys',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListPublicKeysRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListPublicKeysResponse.FromString,
+                _registered_method=True)
 
 
 class PlatformServiceServicer:
@@ -107,6 +112,14 @@ class PlatformServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPublicKeys(self, request, context):
+        """What receipts and heads of the audit log can be checked with. Keys that come from the same server as what they are to
+        check prove little: get them once by a way that you trust, and keep them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PlatformServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +147,11 @@ def add_PlatformServiceServicer_to_server(servicer, server):
                     servicer.VerifyIsolation,
                     request_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationRequest.FromString,
                     response_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationResponse.SerializeToString,
+            ),
+            'ListPublicKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPublicKeys,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListPublicKeysRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListPublicKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +290,33 @@ class PlatformService:
             '/crucible.gateway.v1.PlatformService/VerifyIsolation',
             crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationRequest.SerializeToString,
             crucible_dot_gateway_dot_v1_dot_platform__service__pb2.VerifyIsolationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPublicKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.PlatformService/ListPublicKeys',
+            crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListPublicKeysRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_platform__service__pb2.ListPublicKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class PlatformServiceStub:
     minute and two CPUs, one at a time per executor, and ends with the call. Errors as of `RunSelfTest`, and
     FAILED_PRECONDITION: CANNOT_VERIFY, the suite cannot judge this engine there.
     """
+    ListPublicKeys: _grpc.UnaryUnaryMultiCallable[_platform_service_pb2.ListPublicKeysRequest, _platform_service_pb2.ListPublicKeysResponse]
+    """What receipts and heads of the audit log can be checked with. Keys that come from the same server as what they are to
+    check prove little: get them once by a way that you trust, and keep them.
+    """
 
 @_typing.type_check_only
 class PlatformServiceAsyncStub(PlatformServiceStub):
@@ -74,6 +78,10 @@ class PlatformServiceAsyncStub(PlatformServiceStub):
     summary is the last. Needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). It takes about a
     minute and two CPUs, one at a time per executor, and ends with the call. Errors as of `RunSelfTest`, and
     FAILED_PRECONDITION: CANNOT_VERIFY, the suite cannot judge this engine there.
+    """
+    ListPublicKeys: _aio.UnaryUnaryMultiCallable[_platform_service_pb2.ListPublicKeysRequest, _platform_service_pb2.ListPublicKeysResponse]  # type: ignore[assignment]
+    """What receipts and heads of the audit log can be checked with. Keys that come from the same server as what they are to
+    check prove little: get them once by a way that you trust, and keep them.
     """
 
 class PlatformServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -125,6 +133,16 @@ class PlatformServiceServicer(metaclass=_abc_1.ABCMeta):
         summary is the last. Needs a key with ROLE_ADMIN, otherwise PERMISSION_DENIED (NOT_PERMITTED). It takes about a
         minute and two CPUs, one at a time per executor, and ends with the call. Errors as of `RunSelfTest`, and
         FAILED_PRECONDITION: CANNOT_VERIFY, the suite cannot judge this engine there.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPublicKeys(
+        self,
+        request: _platform_service_pb2.ListPublicKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_platform_service_pb2.ListPublicKeysResponse, _abc.Awaitable[_platform_service_pb2.ListPublicKeysResponse]]:
+        """What receipts and heads of the audit log can be checked with. Keys that come from the same server as what they are to
+        check prove little: get them once by a way that you trust, and keep them.
         """
 
 def add_PlatformServiceServicer_to_server(servicer: PlatformServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)crucible/storage/v1/api_key_service.proto\x12\x13\x63rucible.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x01\n\x0cStoredApiKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x61\x64min\x18\x03 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"/\n\x19\x41uthenticateApiKeyRequest\x12\x12\n\nkey_sha256\x18\x01 \x01(\x0c\"P\n\x1a\x41uthenticateApiKeyResponse\x12\x32\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.StoredApiKey\"]\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x61\x64min\x18\x02 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nkey_sha256\x18\x04 \x01(\x0c\"J\n\x14\x43reateApiKeyResponse\x12\x32\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.StoredApiKey\"\x14\n\x12ListApiKeysRequest\"J\n\x13ListApiKeysResponse\x12\x33\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32!.crucible.storage.v1.StoredApiKey\"!\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"J\n\x14RevokeApiKeyResponse\x12\x32\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.StoredApiKey2\xb2\x03\n\rApiKeyService\x12u\n\x12\x41uthenticateApiKey\x12..crucible.storage.v1.AuthenticateApiKeyRequest\x1a/.crucible.storage.v1.AuthenticateApiKeyResponse\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.storage.v1.CreateApiKeyRequest\x1a).crucible.storage.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.storage.v1.ListApiKeysRequest\x1a(.crucible.storage.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.storage.v1.RevokeApiKeyRequest\x1a).crucible.storage.v1.RevokeApiKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)crucible/storage/v1/api_key_service.proto\x12\x13\x63rucible.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x01\n\x0cStoredApiKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x61\x64min\x18\x03 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"/\n\x19\x41uthenticateApiKeyRequest\x12\x12\n\nkey_sha256\x18\x01 \x01(\x0c\"P\n\x1a\x41uthenticateApiKeyResponse\x12\x32\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.StoredApiKey\"i\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x61\x64min\x18\x02 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nkey_sha256\x18\x04 \x01(\x0c\x12\n\n\x02\x62y\x18\x05 \x01(\t\"J\n\x14\x43reateApiKeyResponse\x12\x32\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.StoredApiKey\"\x14\n\x12ListApiKeysRequest\"J\n\x13ListApiKeysResponse\x12\x33\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32!.crucible.storage.v1.StoredApiKey\"-\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\"J\n\x14RevokeApiKeyResponse\x12\x32\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.StoredApiKey2\xb2\x03\n\rApiKeyService\x12u\n\x12\x41uthenticateApiKey\x12..crucible.storage.v1.AuthenticateApiKeyRequest\x1a/.crucible.storage.v1.AuthenticateApiKeyResponse\x12\x63\n\x0c\x43reateApiKey\x12(.crucible.storage.v1.CreateApiKeyRequest\x1a).crucible.storage.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.crucible.storage.v1.ListApiKeysRequest\x1a(.crucible.storage.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.crucible.storage.v1.RevokeApiKeyRequest\x1a).crucible.storage.v1.RevokeApiKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,17 +39,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHENTICATEAPIKEYRESPONSE']._serialized_start=327
   _globals['_AUTHENTICATEAPIKEYRESPONSE']._serialized_end=407
   _globals['_CREATEAPIKEYREQUEST']._serialized_start=409
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=502
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=504
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=578
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=580
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=600
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=602
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=676
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=678
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=711
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=713
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=787
-  _globals['_APIKEYSERVICE']._serialized_start=790
-  _globals['_APIKEYSERVICE']._serialized_end=1224
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=514
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=516
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=590
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=592
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=612
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=614
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=688
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=690
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=735
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=737
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=811
+  _globals['_APIKEYSERVICE']._serialized_start=814
+  _globals['_APIKEYSERVICE']._serialized_end=1248
 # @@protoc_insertion_point(module_scope)

@@ -121,6 +121,7 @@ class CreateApiKeyRequest(_message.Message):
     ADMIN_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     KEY_SHA256_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose."""
     admin: _builtins.bool
@@ -129,6 +130,8 @@ class CreateApiKeyRequest(_message.Message):
     """For people."""
     key_sha256: _builtins.bytes
     """32 bytes."""
+    by: _builtins.str
+    """The id of the API key that asks for it."""
     def __init__(
         self,
         *,
@@ -136,10 +139,11 @@ class CreateApiKeyRequest(_message.Message):
         admin: _builtins.bool = ...,
         description: _builtins.str = ...,
         key_sha256: _builtins.bytes = ...,
+        by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "description", b"description", "key_sha256", b"key_sha256", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "by", b"by", "description", b"description", "key_sha256", b"key_sha256", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,16 +221,20 @@ class RevokeApiKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Which."""
+    by: _builtins.str
+    """The id of the API key that asks for it."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

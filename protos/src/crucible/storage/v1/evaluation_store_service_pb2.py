@@ -23,10 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
+from crucible.evaluation.v1 import event_pb2 as crucible_dot_evaluation_dot_v1_dot_event__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2crucible/storage/v1/evaluation_store_service.proto\x12\x13\x63rucible.storage.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\x1egoogle/protobuf/duration.proto\"\x84\x01\n\x17\x43reateEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63reator\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"4\n\x14GetEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"^\n\x15WaitEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x16WaitEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x80\x02\n\x16ListEvaluationsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x37\n\x06states\x18\x04 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x05 \x03(\x0b\x32\x37.crucible.storage.v1.ListEvaluationsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"S\n\x17\x43\x61ncelEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x88\x01\n\x11ReadOutputRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\x9c\x05\n\x16\x45valuationStoreService\x12o\n\x10\x43reateEvaluation\x12,.crucible.storage.v1.CreateEvaluationRequest\x1a-.crucible.storage.v1.CreateEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.storage.v1.GetEvaluationRequest\x1a*.crucible.storage.v1.GetEvaluationResponse\x12i\n\x0eWaitEvaluation\x12*.crucible.storage.v1.WaitEvaluationRequest\x1a+.crucible.storage.v1.WaitEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.storage.v1.ListEvaluationsRequest\x1a,.crucible.storage.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.storage.v1.CancelEvaluationRequest\x1a-.crucible.storage.v1.CancelEvaluationResponse\x12_\n\nReadOutput\x12&.crucible.storage.v1.ReadOutputRequest\x1a\'.crucible.storage.v1.ReadOutputResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2crucible/storage/v1/evaluation_store_service.proto\x12\x13\x63rucible.storage.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\x17\x43reateEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63reator\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\x12\'\n\x04wait\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"4\n\x14GetEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"^\n\x15WaitEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x16WaitEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x80\x02\n\x16ListEvaluationsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x37\n\x06states\x18\x04 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x05 \x03(\x0b\x32\x37.crucible.storage.v1.ListEvaluationsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"S\n\x17\x43\x61ncelEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x88\x01\n\x11ReadOutputRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"C\n\x17\x44\x65leteEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x97\x01\n\x18\x44\x65leteEvaluationResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12:\n\x07\x64\x65leted\x18\x02 \x01(\x0b\x32).crucible.evaluation.v1.EvaluationDeleted\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x8d\x06\n\x16\x45valuationStoreService\x12o\n\x10\x43reateEvaluation\x12,.crucible.storage.v1.CreateEvaluationRequest\x1a-.crucible.storage.v1.CreateEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.storage.v1.GetEvaluationRequest\x1a*.crucible.storage.v1.GetEvaluationResponse\x12i\n\x0eWaitEvaluation\x12*.crucible.storage.v1.WaitEvaluationRequest\x1a+.crucible.storage.v1.WaitEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.storage.v1.ListEvaluationsRequest\x1a,.crucible.storage.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.storage.v1.CancelEvaluationRequest\x1a-.crucible.storage.v1.CancelEvaluationResponse\x12_\n\nReadOutput\x12&.crucible.storage.v1.ReadOutputRequest\x1a\'.crucible.storage.v1.ReadOutputResponse0\x01\x12o\n\x10\x44\x65leteEvaluation\x12,.crucible.storage.v1.DeleteEvaluationRequest\x1a-.crucible.storage.v1.DeleteEvaluationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,32 +37,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=149
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=281
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=283
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=365
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=367
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=419
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=421
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=500
-  _globals['_WAITEVALUATIONREQUEST']._serialized_start=502
-  _globals['_WAITEVALUATIONREQUEST']._serialized_end=596
-  _globals['_WAITEVALUATIONRESPONSE']._serialized_start=598
-  _globals['_WAITEVALUATIONRESPONSE']._serialized_end=678
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=681
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=937
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=892
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=937
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=939
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1046
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1048
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1131
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1133
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1215
-  _globals['_READOUTPUTREQUEST']._serialized_start=1218
-  _globals['_READOUTPUTREQUEST']._serialized_end=1354
-  _globals['_READOUTPUTRESPONSE']._serialized_start=1356
-  _globals['_READOUTPUTRESPONSE']._serialized_end=1406
-  _globals['_EVALUATIONSTORESERVICE']._serialized_start=1409
-  _globals['_EVALUATIONSTORESERVICE']._serialized_end=2077
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=218
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=391
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=393
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=475
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=477
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=529
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=531
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=610
+  _globals['_WAITEVALUATIONREQUEST']._serialized_start=612
+  _globals['_WAITEVALUATIONREQUEST']._serialized_end=706
+  _globals['_WAITEVALUATIONRESPONSE']._serialized_start=708
+  _globals['_WAITEVALUATIONRESPONSE']._serialized_end=788
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=791
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1047
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=1002
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=1047
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1049
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1156
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1158
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1241
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1243
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1325
+  _globals['_READOUTPUTREQUEST']._serialized_start=1328
+  _globals['_READOUTPUTREQUEST']._serialized_end=1464
+  _globals['_READOUTPUTRESPONSE']._serialized_start=1466
+  _globals['_READOUTPUTRESPONSE']._serialized_end=1516
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=1518
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=1585
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=1588
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=1739
+  _globals['_EVALUATIONSTORESERVICE']._serialized_start=1742
+  _globals['_EVALUATIONSTORESERVICE']._serialized_end=2523
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
+from crucible.evaluation.v1 import event_pb2 as _event_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -30,6 +32,7 @@ class CreateEvaluationRequest(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose it will be."""
     creator: _builtins.str
@@ -40,6 +43,12 @@ class CreateEvaluationRequest(_message.Message):
     def spec(self) -> _evaluation_pb2.EvaluationSpec:
         """Complete: every default filled in, the engine named."""
 
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long the answer may wait for the end, as that of WaitEvaluation does; at most 60 s, not set: not at all. Who
+        is cut off meanwhile cannot know whether it was stored: call again with the same request_id.
+        """
+
     def __init__(
         self,
         *,
@@ -47,10 +56,11 @@ class CreateEvaluationRequest(_message.Message):
         creator: _builtins.str = ...,
         request_id: _builtins.str = ...,
         spec: _evaluation_pb2.EvaluationSpec | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "request_id", b"request_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "request_id", b"request_id", "spec", b"spec", "tenant", b"tenant", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -65,7 +75,7 @@ class CreateEvaluationResponse(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
-        """As stored."""
+        """As stored, or as it is after the wait."""
 
     def __init__(
         self,
@@ -397,3 +407,67 @@ class ReadOutputResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadOutputResponse: _TypeAlias = ReadOutputResponse  # noqa: Y015
+
+@_typing.final
+class DeleteEvaluationRequest(_message.Message):
+    """See `DeleteEvaluation`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`evaluations/{uuid}`."""
+    by: _builtins.str
+    """The id of the API key."""
+    reason: _builtins.str
+    """For the record."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteEvaluationRequest: _TypeAlias = DeleteEvaluationRequest  # noqa: Y015
+
+@_typing.final
+class DeleteEvaluationResponse(_message.Message):
+    """See `DeleteEvaluation`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose it was."""
+    @_builtins.property
+    def deleted(self) -> _event_pb2.EvaluationDeleted:
+        """What is left of it."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        deleted: _event_pb2.EvaluationDeleted | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "deleted", b"deleted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "deleted", b"deleted", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteEvaluationResponse: _TypeAlias = DeleteEvaluationResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class EvaluationStoreServiceStub:
                 request_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputRequest.SerializeToString,
                 response_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputResponse.FromString,
                 _registered_method=True)
+        self.DeleteEvaluation = channel.unary_unary(
+                '/crucible.storage.v1.EvaluationStoreService/DeleteEvaluation',
+                request_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.DeleteEvaluationRequest.SerializeToString,
+                response_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.DeleteEvaluationResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationStoreServiceServicer:
@@ -72,8 +77,8 @@ class EvaluationStoreServiceServicer:
     """
 
     def CreateEvaluation(self, request, context):
-        """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-        RESOURCE_EXHAUSTED: QUEUE_FULL.
+        """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+        ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,6 +119,14 @@ class EvaluationStoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteEvaluation(self, request, context):
+        """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
+        stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationStoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +159,11 @@ def add_EvaluationStoreServiceServicer_to_server(servicer, server):
                     servicer.ReadOutput,
                     request_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputRequest.FromString,
                     response_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputResponse.SerializeToString,
+            ),
+            'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEvaluation,
+                    request_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.DeleteEvaluationRequest.FromString,
+                    response_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.DeleteEvaluationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +329,33 @@ class EvaluationStoreService:
             '/crucible.storage.v1.EvaluationStoreService/ReadOutput',
             crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputRequest.SerializeToString,
             crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.storage.v1.EvaluationStoreService/DeleteEvaluation',
+            crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.DeleteEvaluationRequest.SerializeToString,
+            crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.DeleteEvaluationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,8 +34,8 @@ class EvaluationStoreServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EvaluationStoreServiceAsyncStub: ...
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CreateEvaluationRequest, _evaluation_store_service_pb2.CreateEvaluationResponse]
-    """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-    RESOURCE_EXHAUSTED: QUEUE_FULL.
+    """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
     """
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.GetEvaluationRequest, _evaluation_store_service_pb2.GetEvaluationResponse]
     """NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -47,6 +47,10 @@ class EvaluationStoreServiceStub:
     """Stores the intent; a queued evaluation becomes CANCELLED at once, a terminal one is returned unchanged. NOT_FOUND."""
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_store_service_pb2.ReadOutputRequest, _evaluation_store_service_pb2.ReadOutputResponse]
     """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+    DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]
+    """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
+    stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+    """
 
 @_typing.type_check_only
 class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
@@ -54,8 +58,8 @@ class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CreateEvaluationRequest, _evaluation_store_service_pb2.CreateEvaluationResponse]  # type: ignore[assignment]
-    """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-    RESOURCE_EXHAUSTED: QUEUE_FULL.
+    """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+    ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
     """
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.GetEvaluationRequest, _evaluation_store_service_pb2.GetEvaluationResponse]  # type: ignore[assignment]
     """NOT_FOUND: EVALUATION_NOT_FOUND."""
@@ -67,6 +71,10 @@ class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
     """Stores the intent; a queued evaluation becomes CANCELLED at once, a terminal one is returned unchanged. NOT_FOUND."""
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_store_service_pb2.ReadOutputRequest, _evaluation_store_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
     """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+    DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
+    """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
+    stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+    """
 
 class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """Evaluations for the gateway. Caller: gateway only, which has authenticated the tenant and validated the spec."""
@@ -77,8 +85,8 @@ class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_store_service_pb2.CreateEvaluationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_store_service_pb2.CreateEvaluationResponse, _abc.Awaitable[_evaluation_store_service_pb2.CreateEvaluationResponse]]:
-        """Stores an evaluation in one transaction with its first event. ALREADY_EXISTS: REQUEST_ID_REUSED.
-        RESOURCE_EXHAUSTED: QUEUE_FULL.
+        """Stores an evaluation in one transaction with its first event, and waits for its end when asked to.
+        ALREADY_EXISTS: REQUEST_ID_REUSED. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
@@ -120,5 +128,15 @@ class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_store_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_store_service_pb2.ReadOutputResponse]]:
         """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def DeleteEvaluation(
+        self,
+        request: _evaluation_store_service_pb2.DeleteEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_store_service_pb2.DeleteEvaluationResponse, _abc.Awaitable[_evaluation_store_service_pb2.DeleteEvaluationResponse]]:
+        """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
+        stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL.
+        """
 
 def add_EvaluationStoreServiceServicer_to_server(servicer: EvaluationStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

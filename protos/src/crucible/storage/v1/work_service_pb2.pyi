@@ -317,25 +317,61 @@ class ReportRunsRequest(_message.Message):
 
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
     REPORTS_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Which executor."""
     @_builtins.property
     def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunReport]:
         """At most 1000, together at most 3 MiB."""
 
+    @_builtins.property
+    def lease(self) -> Global___LeaseMore:
+        """When set, work is leased for the slots that these reports have freed, in the same transaction, after them."""
+
     def __init__(
         self,
         *,
         executor_id: _builtins.str = ...,
         reports: _abc.Iterable[Global___RunReport] | None = ...,
+        lease: Global___LeaseMore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id", "reports", b"reports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id", "lease", b"lease", "reports", b"reports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportRunsRequest: _TypeAlias = ReportRunsRequest  # noqa: Y015
+
+@_typing.final
+class LeaseMore(_message.Message):
+    """What waits is leased at once; who wants to wait for work calls LeaseWork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    MAX_RUNS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    boot_id: _builtins.str
+    """Which start of the executor. One that is not registered gets nothing here, and is told so by LeaseWork."""
+    max_runs: _builtins.int
+    """1 to 1000."""
+    request_id: _builtins.str
+    """Names this wish: asked again under the same name, because its answer got lost, the same work is given again."""
+    def __init__(
+        self,
+        *,
+        boot_id: _builtins.str = ...,
+        max_runs: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "max_runs", b"max_runs", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseMore: _TypeAlias = LeaseMore  # noqa: Y015
 
 @_typing.final
 class RunReport(_message.Message):
@@ -456,18 +492,24 @@ class ReportRunsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REJECTED_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedReport]:
         """Those of the batch that were not stored; the rest is durable."""
+
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
+        """As in LeaseWorkResponse; empty when nothing waited, or nothing was asked for."""
 
     def __init__(
         self,
         *,
         rejected: _abc.Iterable[Global___RejectedReport] | None = ...,
+        assignments: _abc.Iterable[Global___Assignment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rejected", b"rejected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "rejected", b"rejected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,6 +25,8 @@ def upgrade() -> None:
     )
     op.execute("INSERT INTO log_head (id, tenant, position) SELECT 1, '*', coalesce(max(position), 0) FROM event")
     op.add_column("executor", sa.Column("registration", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("inspection", sa.Column("owner", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("inspection", sa.Column("heard", sa.Integer(), nullable=False, server_default="0"))
 
 
 def downgrade() -> None:

@@ -1,0 +1,183 @@
+"""One evaluation: its row, and what its other tables hold, against the fold of its events. Pure functions."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.executor.v1.executor_service_pb2 import FinalRecord, RunSpec
+from crucible_rpc.errors import CallError
+from crucible_rpc.signing import Verifier
+from crucible_storage import final_records
+from crucible_storage.clock import from_timestamp
+from crucible_storage.evaluations import spec_sha256
+from crucible_storage.lifecycle import CANCELLED, DELETED, HELD, QUEUED, SUCCEEDED, TERMINAL, Record
+from crucible_storage.rebuild import Rebuilt
+
+_STREAMS = ((pb.OUTPUT_STREAM_STDOUT, "stdout"), (pb.OUTPUT_STREAM_STDERR, "stderr"))
+_TOLD = (
+    "state",
+    "version",
+    "attempt",
+    "epoch",
+    "executor",
+    "boot_id",
+    "create_time",
+    "start_time",
+    "end_time",
+    "cancel_by",
+    "cancel_reason",
+    "cancel_time",
+    "behaviour_updates",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the tables hold of one evaluation.
+
+    Attributes:
+        record: its row.
+        program: the serialized `RunSpec`; None: there is none.
+        result: the serialized end; None: there is none.
+        failed: attempt, reason and time of each failed attempt, in order.
+        labels: of the table of labels.
+    """
+
+    record: Record
+    program: bytes | None
+    result: bytes | None
+    failed: Sequence[tuple[int, str, int]]
+    labels: Mapping[str, str]
+
+
+def faults(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
+    """All that does not fit together, one line each, without the evaluation's name."""
+    record = stored.record
+    if record.state == DELETED or rebuilt.state == DELETED:
+        yield from _deleted(stored, rebuilt)
+        return
+    for name in _TOLD:
+        said, told = getattr(record, name), getattr(rebuilt, name)
+        if name not in rebuilt.untold and said != told:
+            yield f"its row has {name} {_short(said)}, its events tell {_short(told)}"
+    for number, name in _STREAMS:
+        said, told = getattr(record, f"{name}_bytes"), rebuilt.stream(number).length
+        if said != told:
+            yield f"its row has {said} bytes of {name}, its events have {told}"
+    failed = [(one.attempt, one.reason, from_timestamp(one.time)) for one in rebuilt.failed]
+    if list(stored.failed) != failed:
+        yield f"{len(stored.failed)} failed attempts are stored, its events tell {len(failed)}, or they differ"
+    yield from _lease(record, rebuilt)
+    yield from _spec(stored, rebuilt)
+    yield from _end(stored, rebuilt, verifier)
+
+
+def _deleted(stored: Stored, rebuilt: Rebuilt) -> Iterator[str]:
+    record = stored.record
+    if record.state != rebuilt.state:
+        what = "deleted" if record.state == DELETED else "there"
+        yield f"its row says that it is {what}, its events tell otherwise"
+        return
+    if (record.version, record.attempt) != (rebuilt.version, rebuilt.attempt):
+        yield f"it was deleted at version {rebuilt.version}, its row has version {record.version}"
+    if stored.program is not None or stored.result is not None or stored.failed or stored.labels:
+        yield "it was deleted, and something of it is left"
+
+
+def _lease(record: Record, rebuilt: Rebuilt) -> Iterator[str]:
+    held = record.state in HELD
+    if held != (record.lease_renewed is not None) or held != (record.lease_expiry is not None):
+        yield "a lease is noted exactly while one is held; here it is not so"
+    if record.lost_reason is not None and not held:
+        yield "a lost lease is noted, and none is held"
+    if record.not_before is not None and (record.state != QUEUED or record.not_before != rebuilt.not_before):
+        yield "it waits for a time that its events do not tell"
+
+
+def _spec(stored: Stored, rebuilt: Rebuilt) -> Iterator[str]:
+    record = stored.record
+    if stored.program is None:
+        yield "its program is missing"
+        return
+    if len(stored.program) != record.run_spec_size or _sha256(stored.program) != record.run_spec_sha256:
+        yield "its program is not the one whose digest was stored"
+        return
+    run_spec = RunSpec.FromString(stored.program)
+    if (run_spec.engine, run_spec.program.runtime) != (record.engine, record.runtime):
+        yield "its row names another engine or runtime than its program"
+    labels = json.loads(record.labels)
+    if labels != stored.labels:
+        yield "its labels are not those that lists are made by"
+    limits = pb.Limits.FromString(record.limits)
+    if spec_sha256(record.run_spec_sha256, limits, record.priority, labels) != record.spec_sha256:
+        yield "its limits, priority or labels are not those whose digest was stored"
+    created = rebuilt.created
+    if created is not None:
+        said = (record.creator, record.request_id or "", record.spec_sha256)
+        if said != (created.creator, created.request_id, created.spec_sha256):
+            yield "its creator, request id or spec is not what its first event tells"
+
+
+def _end(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
+    record = stored.record
+    if stored.result is None or record.state not in TERMINAL:
+        if record.state in TERMINAL:
+            yield "it has ended, and its result is missing"
+        elif stored.result is not None:
+            yield "it has a result before its end"
+        return
+    end = pb.Evaluation.FromString(stored.result)
+    if end.termination != rebuilt.termination:
+        yield "its result has another termination than its last event tells"
+    if _state_of(end.termination) not in (None, record.state):
+        yield f"its state is not what its termination ({end.termination.WhichOneof('kind')}) leads to"
+    if not end.provenance.HasField("record"):
+        if rebuilt.record_sha256 or end != pb.Evaluation(termination=end.termination):
+            yield "its signed final record is missing"
+        return
+    if "record_sha256" not in rebuilt.untold and _sha256(end.provenance.record.payload) != rebuilt.record_sha256:
+        yield "its final record is not the one that its last event tells of"
+    try:
+        final = final_records.verified(end.provenance.record, verifier)
+        final_records.check_is_of(final, record)
+    except CallError as error:
+        yield error.message
+        return
+    yield from _record(record, end, final, rebuilt)
+
+
+def _record(record: Record, end: pb.Evaluation, final: FinalRecord, rebuilt: Rebuilt) -> Iterator[str]:
+    """The end as it is stored, and the output, against what the executor signed."""
+    expected = final_records.result(final, end.provenance.record)
+    if record.state == CANCELLED:
+        expected.termination.CopyFrom(end.termination)
+    if expected != end:
+        yield "its result is not what the signed final record says"
+    if final.HasField("start_time") and from_timestamp(final.start_time) != record.start_time:
+        yield "its start is not the one that the signed final record says"
+    if final_records.ended_by_itself(final) and list(final.limit_hits) != rebuilt.limit_hits:
+        yield "its events tell other limit hits than the signed final record"
+    for (number, name), said in zip(_STREAMS, (final.stdout, final.stderr), strict=True):
+        stream = rebuilt.stream(number)
+        same = stream.length == 0 or stream.digest.digest() == said.sha256
+        if stream.length != said.bytes_kept or not same:
+            yield f"its kept {name} is not what the signed final record says"
+
+
+def _state_of(termination: pb.Termination) -> int | None:
+    """The state that a termination leads to; None where it is FAILED or may be either."""
+    kind = termination.WhichOneof("kind")
+    if kind == "cancelled":
+        return CANCELLED
+    return SUCCEEDED if kind == "exited" and termination.exited.code == 0 else None
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"

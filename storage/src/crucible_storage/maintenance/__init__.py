@@ -1,0 +1,1 @@
+"""What an operator does with the database: migrate, check, back up, restore, and see what it uses."""

@@ -1,0 +1,43 @@
+"""What a database uses, as text."""
+
+from collections.abc import Iterable, Sequence
+
+from crucible_storage.maintenance.usage import Usage
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def of(used: Usage) -> str:
+    """Usage for people, in three tables."""
+    lines = [f"database {_size(used.database_bytes)}"]
+    if used.reusable_bytes is not None and used.free_disk_bytes is not None:
+        lines[0] += f", of which {_size(used.reusable_bytes)} are free for reuse"
+        lines[0] += f"; free disk {_size(used.free_disk_bytes)}"
+    lines += [""]
+    lines += _table(("TABLE", "ROWS", "SIZE"), ((one.name, str(one.rows), _size(one.bytes)) for one in used.tables))
+    lines += [""]
+    lines += _table(
+        ("TENANT", "EVALUATIONS", "OUTPUT", "PROGRAMS", "EVENTS"),
+        (
+            (one.tenant, str(one.evaluations), *map(_size, (one.output_bytes, one.program_bytes, one.event_bytes)))
+            for one in used.tenants
+        ),
+    )
+    lines += [""]
+    lines += _table(("LARGEST", "TENANT", "SIZE"), ((one.name, one.tenant, _size(one.bytes)) for one in used.largest))
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [head, *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _size(number: int) -> str:
+    value = float(number)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            return f"{number} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError
