@@ -13,6 +13,7 @@ from typing import Any
 from crucible_client import AsyncClient
 from crucible_client.results import InfrastructureFailure
 from crucible_deploy import host
+from crucible_deploy.chaos import proofs
 from crucible_deploy.chaos.alive import Watcher
 from crucible_deploy.chaos.counted_runsc import CountedRunsc
 from crucible_deploy.chaos.faults import ChaosError, Fault, Scene
@@ -88,6 +89,8 @@ async def chaos(
                 ended = await _storm(Scene(stack, watcher), found, chance, count, faults, calm, say)
                 left = await asyncio.to_thread(host.wait_for_none, stack.layout, _GONE_SECONDS)
             found.wrong += [f"left on the host: {left}"] if left else []
+            async with stack.client() as client:
+                found.wrong += await proofs.failed(stack.layout, client)
             found.wrong += wrongs(ended, runsc.by_mark(), watcher)
     finally:
         runsc.remove()
