@@ -15,7 +15,7 @@ PYTHON := .venv/bin/python
 # Nothing here reads from the terminal, and new files are readable by the services whatever the caller's umask is.
 RUN := umask 022 && exec </dev/null &&
 
-.PHONY: help setup setup-tests setup-peers environment demo test test-all test-unit bench bench-peers bench-full soak engines proto lint format typecheck images up clean uninstall
+.PHONY: help setup setup-tests setup-peers environment demo test test-all test-unit bench bench-peers bench-full soak chaos engines proto lint format typecheck images up clean uninstall
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ bench-full: setup setup-peers ## the same with many more samples, and all that c
 
 soak: setup ## 10,000 runs in a row, and whether anything grows; half an hour (root)
 	@$(RUN) $(PYTHON) -m crucible_deploy.soak $(ARGS)
+
+chaos: setup ## processes killed and paused at random moments while 2,000 programs run; about ten minutes (root)
+	@$(RUN) $(PYTHON) -m crucible_deploy.chaos $(ARGS)
 
 engines: setup-tests ## the conformance matrix of all engines, written to docs/ENGINES.md (root)
 	@$(RUN) $(PYTHON) -m pytest tests/conformance --deselect tests/conformance/test_engines_page.py --engines-md docs/ENGINES.md

@@ -1,18 +1,15 @@
 """`kill -9` of each process in turn while 50 evaluations are under way: all end, and none ran twice in secret."""
 
 import asyncio
-import itertools
-import re
-import threading
-import time
-from collections import defaultdict
 
 import pytest
 
 from crucible_client import Limits, State
 from crucible_deploy import host
+from crucible_deploy.chaos.alive import Watcher
+from crucible_deploy.chaos.counted_runsc import MARK, CountedRunsc
+from crucible_deploy.paths import DEFAULT_CACHE
 from tests.system.local import LocalStack, python, until
-from tests.system.runsc_wrapper import MARK, CountedRunsc
 
 EVALUATIONS = 50
 CODE = """
@@ -24,38 +21,9 @@ for _ in range(6):
 """
 
 
-class Watcher(threading.Thread):
-    """Looks every few milliseconds which sandboxes have processes on the host."""
-
-    def __init__(self, layout) -> None:
-        super().__init__()
-        self.alive: dict[str, list[float]] = defaultdict(list)
-        self.looks = 0
-        self._layout = layout
-        self._pattern = re.compile(rf"{layout.sandboxes}/gvisor/(s[0-9a-f]+)")
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(0.03):
-            now = time.monotonic()
-            commands = host.sandbox_processes(self._layout.sandboxes).values()
-            for sandbox in {match[1] for command in commands for match in self._pattern.finditer(command)}:
-                self.alive[sandbox].append(now)
-            self.looks += 1
-
-    def end(self) -> None:
-        self._ended.set()
-        self.join()
-
-    def overlap(self, sandboxes: list[str]) -> bool:
-        """Whether two of these were alive in one look."""
-        spans = sorted((min(seen), max(seen)) for one in sandboxes if (seen := self.alive.get(one)))
-        return any(later[0] <= earlier[1] for earlier, later in itertools.pairwise(spans))
-
-
 @pytest.fixture
 def counted():
-    made = CountedRunsc.make()
+    made = CountedRunsc.make(DEFAULT_CACHE)
     local = LocalStack(made.cache)
     try:
         local.up("--slots", "4", "--pool", "0")  # with one, a sandbox lives before its run
@@ -68,12 +36,8 @@ def counted():
 async def test_all_50_end_whatever_is_killed(counted):
     stack, runsc = counted
     checks = len(runsc.sandboxes())  # the executor tries each engine when it starts
-    watcher = Watcher(stack.layout)
-    watcher.start()
-    try:
+    with Watcher(stack.layout) as watcher:
         evaluations = await _run_while_killing(stack)
-    finally:
-        watcher.end()
     assert len(evaluations) == EVALUATIONS
     for number, done in enumerate(evaluations):
         assert done.state is State.SUCCEEDED, (number, done.termination, done.failed_attempts)

@@ -8,9 +8,11 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from crucible_client import AsyncClient
+from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.settings import load
 from crucible_deploy import prepare, private_homes
 from crucible_deploy.daemon import own_identity
@@ -34,9 +36,9 @@ class PrivateStack:
         self.layout = layout
         self.supervisor = supervisor
 
-    def client(self) -> AsyncClient:
+    def client(self, *, retry_for: timedelta = DEFAULT_RETRY_FOR) -> AsyncClient:
         """A client with the admin key; to be used as an asynchronous context."""
-        return AsyncClient(load(environ={"CRUCIBLE_HOME": str(self.layout.home)}))
+        return AsyncClient(load(environ={"CRUCIBLE_HOME": str(self.layout.home)}), retry_for=retry_for)
 
     def pid(self, process: str) -> int:
         """The id of one of its processes as it runs now."""

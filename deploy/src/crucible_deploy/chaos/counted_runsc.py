@@ -4,14 +4,13 @@ The executor cannot tell it from the real one, so what it wrote is a count of st
 """
 
 import os
+import shutil
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from crucible_deploy.paths import DEFAULT_CACHE
-
-SCRIPT = """\
+_SCRIPT = """\
 #!/bin/bash
 for argument in "$@"; do last=$argument; done
 case " $* " in
@@ -24,36 +23,48 @@ esac
 exec {runsc} "$@"
 """
 MARK = b"evaluation-mark-"
+"""A program that is to be counted holds this, then its own mark, then a quote or the end of the line."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CountedRunsc:
-    """Attributes: `cache`, to be given to a stack; `starts`, the folder with what was written down."""
+    """The cache, to be given to a stack.
+
+    Attributes:
+        cache: its folder.
+        starts: the folder with what was written down, readable by root alone.
+    """
 
     cache: Path
     starts: Path
 
     @classmethod
-    def make(cls) -> "CountedRunsc":
-        cache = Path(tempfile.mkdtemp(prefix="crucible-counted-", dir="/var/tmp"))
+    def make(cls, common: Path) -> "CountedRunsc":
+        """One around the runsc, images and init of another cache."""
+        cache = Path(tempfile.mkdtemp(prefix="crucible-counted-", dir="/var/tmp"))  # services enter it
         cache.chmod(0o755)
-        for name in ("images", "init"):
-            (cache / name).symlink_to(DEFAULT_CACHE / name)
+        for name in ("images", "init", "uv", "uv-cache"):
+            (cache / name).symlink_to(common / name)
         folder = cache / "runsc" / "current"
         folder.mkdir(parents=True)
         starts = cache / "starts"
         starts.mkdir(mode=0o700)
-        real = DEFAULT_CACHE / "runsc" / "current" / "runsc"
-        (folder / "runsc").write_text(SCRIPT.format(runsc=os.path.realpath(real), starts=starts))
+        real = common / "runsc" / "current" / "runsc"
+        (folder / "runsc").write_text(_SCRIPT.format(runsc=os.path.realpath(real), starts=starts))
         (folder / "runsc").chmod(0o755)
         return cls(cache, starts)
 
+    def remove(self) -> None:
+        """Removes the folder; what it links to stays."""
+        shutil.rmtree(self.cache)
+
     def sandboxes(self) -> list[str]:
         """The id of every sandbox that was started, in order."""
-        return [line.split()[1] for line in (self.starts / "starts").read_text().splitlines()]
+        file = self.starts / "starts"
+        return [line.split()[1] for line in file.read_text().splitlines()] if file.exists() else []
 
     def by_mark(self) -> dict[str, list[str]]:
-        """Which sandboxes were given the program with which mark."""
+        """Which sandboxes were given the program with which mark, in the order of their starts."""
         found = defaultdict(list)
         for sandbox in self.sandboxes():
             file = self.starts / f"{sandbox}.program"

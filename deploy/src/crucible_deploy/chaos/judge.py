@@ -1,0 +1,64 @@
+"""What must hold after the faults: told as sentences, one for each thing that does not."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from crucible_client.results import Evaluation, Exited, InfrastructureFailure, State
+from crucible_deploy.chaos.alive import Watcher
+from crucible_deploy.chaos.programs import Case
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A program and the record of its evaluation."""
+
+    case: Case
+    evaluation: Evaluation
+
+
+def wrongs(ended: Sequence[Ended], starts: Mapping[str, Sequence[str]], watcher: Watcher) -> Iterator[str]:
+    """Everything that contradicts the promises.
+
+    Args:
+        ended: every evaluation that was accepted.
+        starts: sandboxes by mark, as the counting runsc wrote them down.
+        watcher: what lived when.
+    """
+    for one in ended:
+        yield from _wrong_end(one)
+        yield from _wrong_starts(one, starts.get(one.case.mark, ()), watcher)
+    for mark in starts.keys() - {one.case.mark for one in ended}:
+        yield f"program {mark} was started and is no accepted evaluation"
+
+
+def _wrong_end(one: Ended) -> Iterator[str]:
+    done = one.evaluation
+    name = f"program {one.case.mark} ({done.name})"
+    match done.termination:
+        case Exited(code=code):
+            if code != one.case.code:
+                yield f"{name} exited with {code} instead of {one.case.code}"
+            if done.state is not (State.SUCCEEDED if code == 0 else State.FAILED):
+                yield f"{name} exited with {code} and is {done.state.value}"
+            if done.stdout.sha256 != hashlib.sha256(one.case.stdout).digest():
+                yield f"{name} has {done.stdout.bytes_total} bytes of output that are not what it prints"
+        case InfrastructureFailure():
+            if done.state is not State.FAILED:
+                yield f"{name} failed for the infrastructure and is {done.state.value}"
+        case other:
+            yield f"{name} ended as {other!r}, state {done.state.value}"
+
+
+def _wrong_starts(one: Ended, sandboxes: Sequence[str], watcher: Watcher) -> Iterator[str]:
+    done = one.evaluation
+    name = f"program {one.case.mark} ({done.name})"
+    if len(sandboxes) > done.attempt:
+        yield f"{name} was started {len(sandboxes)} times in {done.attempt} attempts"
+    if not sandboxes and isinstance(done.termination, Exited):
+        yield f"{name} has a result and was never started"
+    numbers = [failed.attempt for failed in done.failed_attempts]
+    if numbers != list(range(1, done.attempt)) or not all(failed.reason for failed in done.failed_attempts):
+        yield f"{name} is at attempt {done.attempt} and has recorded failures of {numbers}"
+    if watcher.overlap(sandboxes):
+        yield f"{name} had two attempts alive at once: {', '.join(sandboxes)}"

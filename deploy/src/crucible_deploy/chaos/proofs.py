@@ -1,0 +1,48 @@
+"""What the stack can prove of itself when all is over: its database by its events, and its audit log by its heads."""
+
+import asyncio
+import os
+import sys
+
+from crucible_client import AsyncClient
+from crucible_client.audit import AuditFinding
+from crucible_deploy.layout import Layout
+
+_CHECK_SECONDS = 300.0
+_SHOWN = 2000
+
+
+async def failed(layout: Layout, client: AsyncClient) -> list[str]:
+    """What does not prove, as sentences; empty when all does.
+
+    Args:
+        layout: of a stack that runs.
+        client: of an administrator.
+    """
+    wrong = [f"audit: {one.message}" async for one in client.verify_audit() if isinstance(one, AuditFinding)]
+    code, said = await _check(layout)
+    return wrong if code == 0 else [*wrong, f"crucible storage check exited with {code}: {said[-_SHOWN:]}"]
+
+
+async def _check(layout: Layout) -> tuple[int | None, str]:
+    ours = {
+        "CRUCIBLE_HOME": str(layout.home),
+        "CRUCIBLE_CACHE": str(layout.paths.cache),
+        "CRUCIBLE_PORT_OFFSET": str(layout.port_offset),
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CRUCIBLE_")} | ours
+    check = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "crucible_client", "storage", "check"),
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            said, _ = await check.communicate()
+    finally:
+        if check.returncode is None:
+            check.kill()
+            await check.wait()
+    return check.returncode, said.decode(errors="replace").strip()
