@@ -116,7 +116,7 @@ async def test_what_one_does_wakes_those_who_wait_at_the_other(tmp_path, databas
         await second.register()
         leasing = asyncio.create_task(second.lease(wait=30.0))
         stops = second.service.leases.stops("ex-1")
-        await asyncio.sleep(1)  # the listeners connect; what comes before is found by the first look
+        await asyncio.gather(present(first), present(second))  # both listen
         evaluation = await first.create()
         [assignment] = await asyncio.wait_for(leasing, 4)  # who waits looks by himself after 5 s
         assert assignment.evaluation == evaluation.name

@@ -24,11 +24,11 @@ from crucible_client.errors import (
     UnavailableError,
 )
 from crucible_client.settings import load
+from crucible_deploy.chaos.counted_runsc import CountedRunsc
 from crucible_deploy.paths import DEFAULT_CACHE
 from crucible_rpc import signing
 from crucible_rpc.channel import connect
 from tests.system.local import LocalStack, python, until
-from tests.system.runsc_wrapper import CountedRunsc
 from tests.system.test_executor_doors import tls_of
 
 SLOW = "wall-time"  # runs for seconds, whatever the machine
@@ -212,7 +212,7 @@ exec {runsc} "$@"
 
 @pytest.fixture
 def breakable():
-    made = CountedRunsc.make()
+    made = CountedRunsc.make(DEFAULT_CACHE)
     runsc = made.cache / "runsc" / "current" / "runsc"
     real = os.path.realpath(DEFAULT_CACHE / "runsc" / "current" / "runsc")
     runsc.write_text(BREAKABLE.format(broken=made.cache / "broken", runsc=real))
