@@ -38,10 +38,10 @@ demo: setup ## real programs, evaluated by the whole stack in gVisor, as a table
 test: setup setup-tests lint typecheck test-all ## set-up, linters, types and every test (root)
 
 test-all:
-	@$(RUN) $(PYTHON) -m pytest
+	@$(RUN) $(PYTHON) -m tests.all
 
 test-unit: environment ## the tests that need no root
-	@$(RUN) $(PYTHON) -m pytest -m "not root"
+	@$(RUN) $(PYTHON) -m pytest -n 2 -m "not root"
 
 # ARGS are passed on: make bench ARGS="--json --only warm", make soak ARGS="--count 1000".
 bench: setup ## the benchmark table, each row beside its baseline; under 15 minutes (root)
