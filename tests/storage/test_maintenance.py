@@ -393,6 +393,7 @@ async def test_the_commands_as_processes(stopped, certificates, tmp_path):
     told = json.loads(ran.stdout)
     assert (ran.returncode, told["whole"], told["progress"]["evaluations"]) == (1, False, 8)
     assert len(told["findings"]["shown"]) == 2 < told["findings"]["total"]
+    assert b"alembic" not in ran.stderr
 
 
 @pytest.mark.parametrize(

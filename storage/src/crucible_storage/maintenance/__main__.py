@@ -6,6 +6,7 @@ error, results to standard output. Exit codes: 0; 1 when something is wrong or c
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -110,6 +111,7 @@ def _parsed() -> argparse.Namespace:
 async def main() -> None:
     """Runs one command to its end."""
     wanted = _parsed()
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # its notes on each schema are nothing for people
     config = settings.load(Settings, PREFIX)
     verifier = keys.record_verifier(Path(file) for file in config.records_pub)
     peer = Peer(config.listen, ClientTls(config.tls_cert, config.tls_key, config.tls_ca))
