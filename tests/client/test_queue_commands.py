@@ -73,6 +73,14 @@ async def test_queue_status_pause_and_resume(crucible, dead):
     assert (await crucible("queue", "resume", "--tenant", "t")).out == b"t: nothing was paused\n"
 
 
+async def test_a_reason_reaches_no_terminal_as_a_command(crucible, dead):
+    paused = await crucible("queue", "pause", "--reason", "x\x1b[2Jy")
+    status = await crucible("queue", "status")
+    for said in (paused.out, status.out):
+        assert b"\\x1b[2J" in said
+        assert b"\x1b" not in said
+
+
 async def test_drain_pauses_waits_until_nothing_runs_and_stays_paused(crucible, gateway):
     gateway.still_running = [2, 1]
     ran = await crucible("queue", "drain", "--tenant", "t", "--reason", "upgrade")

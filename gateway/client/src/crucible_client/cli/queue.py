@@ -7,7 +7,7 @@ import click
 
 from crucible_client import tenants
 from crucible_client.cli.failures import Failure, failures
-from crucible_client.cli.output import print_json, print_rows, show_time
+from crucible_client.cli.output import print_json, print_rows, printable, show_time
 from crucible_client.cli.sizes import DURATION
 from crucible_client.sync_client import Client
 
@@ -52,7 +52,7 @@ def _row(one: tenants.TenantQueue, paused: set[str]) -> tuple[str, ...]:
 
 def _paused(pause: tenants.QueuePause) -> str:
     why = f": {pause.reason}" if pause.reason else ""
-    return f"paused for {pause.tenant or 'everybody'} since {show_time(pause.time)} by {pause.by}{why}"
+    return printable(f"paused for {pause.tenant or 'everybody'} since {show_time(pause.time)} by {pause.by}{why}")
 
 
 @queue.command()
