@@ -136,6 +136,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: another backup of storage is being made."""
     ERROR_REASON_NO_DATABASE_FILE: _ErrorReason.ValueType  # 72
     """FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
+    ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 80
+    """NOT_FOUND: the evaluation has no artifact of this path."""
+    ERROR_REASON_ARTIFACT_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 81
+    """UNAVAILABLE with RetryInfo: the artifact store cannot be reached now, or has as much to do as it may; nothing is lost."""
+    ERROR_REASON_ARTIFACT_DAMAGED: _ErrorReason.ValueType  # 82
+    """DATA_LOSS: the artifact store does not hold the bytes that were stored; `crucible storage check --artifacts` lists
+    all of which that is so.
+    """
+    ERROR_REASON_ARTIFACT_MISMATCH: _ErrorReason.ValueType  # 83
+    """Between processes only, INVALID_ARGUMENT: the bytes are not of the size or digest that was announced."""
+    ERROR_REASON_ARTIFACTS_MISSING: _ErrorReason.ValueType  # 84
+    """Between processes only: the end of a run was reported before all artifacts that its record lists were stored."""
+    ERROR_REASON_ARTIFACT_RANGE: _ErrorReason.ValueType  # 85
+    """OUT_OF_RANGE: the artifact has fewer bytes than the offset that was asked for; `size` in the metadata."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -256,4 +270,18 @@ ERROR_REASON_BACKUP_RUNNING: ErrorReason.ValueType  # 71
 """FAILED_PRECONDITION: another backup of storage is being made."""
 ERROR_REASON_NO_DATABASE_FILE: ErrorReason.ValueType  # 72
 """FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
+ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 80
+"""NOT_FOUND: the evaluation has no artifact of this path."""
+ERROR_REASON_ARTIFACT_STORE_UNAVAILABLE: ErrorReason.ValueType  # 81
+"""UNAVAILABLE with RetryInfo: the artifact store cannot be reached now, or has as much to do as it may; nothing is lost."""
+ERROR_REASON_ARTIFACT_DAMAGED: ErrorReason.ValueType  # 82
+"""DATA_LOSS: the artifact store does not hold the bytes that were stored; `crucible storage check --artifacts` lists
+all of which that is so.
+"""
+ERROR_REASON_ARTIFACT_MISMATCH: ErrorReason.ValueType  # 83
+"""Between processes only, INVALID_ARGUMENT: the bytes are not of the size or digest that was announced."""
+ERROR_REASON_ARTIFACTS_MISSING: ErrorReason.ValueType  # 84
+"""Between processes only: the end of a run was reported before all artifacts that its record lists were stored."""
+ERROR_REASON_ARTIFACT_RANGE: ErrorReason.ValueType  # 85
+"""OUT_OF_RANGE: the artifact has fewer bytes than the offset that was asked for; `size` in the metadata."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -101,6 +101,7 @@ class Ticket(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    MAX_ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """`{evaluation uuid}.{attempt}`."""
     evaluation: _builtins.str
@@ -115,6 +116,10 @@ class Ticket(_message.Message):
     """The only executor that may use it."""
     boot_id: _builtins.str
     """The only start of that executor that may use it."""
+    max_artifact_bytes: _builtins.int
+    """Bytes of the program's artifacts that storage takes, all files together; 0: none. The executor keeps no more, cuts the
+    file that would go beyond it, and keeps nothing of those after it.
+    """
     @_builtins.property
     def limits(self) -> _evaluation_pb2.Limits:
         """All set that are enforced."""
@@ -140,10 +145,11 @@ class Ticket(_message.Message):
         boot_id: _builtins.str = ...,
         issue_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        max_artifact_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot_id", b"boot_id", "evaluation", b"evaluation", "executor_id", b"executor_id", "expire_time", b"expire_time", "issue_time", b"issue_time", "lease_epoch", b"lease_epoch", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot_id", b"boot_id", "evaluation", b"evaluation", "executor_id", b"executor_id", "expire_time", b"expire_time", "issue_time", b"issue_time", "lease_epoch", b"lease_epoch", "limits", b"limits", "max_artifact_bytes", b"max_artifact_bytes", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,6 +342,40 @@ class RunOutput(_message.Message):
 Global___RunOutput: _TypeAlias = RunOutput  # noqa: Y015
 
 @_typing.final
+class RunArtifact(_message.Message):
+    """A file that a program left in `/workspace/out`, as it was when the program had ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_KEPT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Below `/workspace/out`; see `crucible.evaluation.v1.Artifact`."""
+    bytes_total: _builtins.int
+    """Bytes of the file."""
+    bytes_kept: _builtins.int
+    """Bytes that were kept, from its beginning. Less than `bytes_total`: the file was cut."""
+    sha256: _builtins.bytes
+    """Of the kept bytes."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_kept: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_kept", b"bytes_kept", "bytes_total", b"bytes_total", "path", b"path", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunArtifact: _TypeAlias = RunArtifact  # noqa: Y015
+
+@_typing.final
 class FinalRecord(_message.Message):
     """The executor's signed statement of one run (context `crucible.record.v1`)."""
 
@@ -366,6 +406,8 @@ class FinalRecord(_message.Message):
     START_KIND_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
     UNOBSERVED_LIMITS_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_OMITTED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Which run."""
     evaluation: _builtins.str
@@ -396,6 +438,10 @@ class FinalRecord(_message.Message):
     """Which start of it."""
     start_kind: _evaluation_pb2.StartKind.ValueType
     """Whether the sandbox had been booted ahead."""
+    artifacts_omitted: _builtins.int
+    """What else was there and is not listed: files beyond these bounds, links, devices, pipes, names that are no UTF-8.
+    Folders are not counted.
+    """
     @_builtins.property
     def limits(self) -> _evaluation_pb2.Limits:
         """The limits that were in force."""
@@ -440,6 +486,12 @@ class FinalRecord(_message.Message):
     def unobserved_limits(self) -> _containers.RepeatedScalarFieldContainer[_evaluation_pb2.Limit.ValueType]:
         """Of the limits that were in force, those whose refusals nobody could see; see `Evaluation.unobserved_limits`."""
 
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunArtifact]:
+        """The regular files that the program left in `/workspace/out`, sorted by the bytes of their paths, each path once; at
+        most 256, with paths of together at most 16 KiB. The worker gives each to storage before it reports this record.
+        """
+
     def __init__(
         self,
         *,
@@ -468,10 +520,12 @@ class FinalRecord(_message.Message):
         start_kind: _evaluation_pb2.StartKind.ValueType = ...,
         behaviour: _evaluation_pb2.Behaviour | None = ...,
         unobserved_limits: _abc.Iterable[_evaluation_pb2.Limit.ValueType] | None = ...,
+        artifacts: _abc.Iterable[Global___RunArtifact] | None = ...,
+        artifacts_omitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "behaviour", b"behaviour", "end_time", b"end_time", "limits", b"limits", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_kind", b"start_kind", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "artifacts", b"artifacts", "artifacts_omitted", b"artifacts_omitted", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_kind", b"start_kind", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
