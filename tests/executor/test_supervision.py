@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from crucible_executor.behaviour import Update
 from crucible_executor.model import Limits, Stream
+from crucible_executor.spool import Spool
 from crucible_executor.supervision import Supervision
 
 LIMITS = Limits(timedelta(seconds=20), None, 1, 64 << 20, 16, 64, 1 << 20, 1 << 20, None)
@@ -24,6 +25,9 @@ class Nowhere:
 
     def tried(self, update: Update) -> None:
         pass
+
+    def spool(self) -> Spool:
+        raise NotImplementedError
 
 
 async def test_run_of_which_the_kernel_killed_a_part_is_over():

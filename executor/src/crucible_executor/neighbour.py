@@ -35,6 +35,7 @@ from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandb
 from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.model import Exited, File, Limits, Outcome, Program, SandboxClass, Stream
 from crucible_executor.settings import Settings
+from crucible_executor.spool import Spool
 from crucible_rpc import settings
 
 PROMISED = 0.85
@@ -140,6 +141,10 @@ class _Count:
 
     def tried(self, update: Update) -> None:
         """Ignored."""
+
+    def spool(self) -> Spool:
+        """Never asked for: its programs' limits ask for no files."""
+        raise NotImplementedError
 
     @property
     def per_second(self) -> float:

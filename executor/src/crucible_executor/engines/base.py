@@ -21,6 +21,7 @@ from crucible_executor.model import (
     Stream,
 )
 from crucible_executor.selftest.model import Check
+from crucible_executor.spool import Spool
 
 
 class Sink(Protocol):
@@ -37,6 +38,10 @@ class Sink(Protocol):
 
     def tried(self, update: Update) -> None:
         """The program tried something, or nobody sees any more what it tries; at most `MAX_UPDATES` times."""
+
+    def spool(self) -> Spool:
+        """Where the files go that the program left. Asked for once at most, and only with `Limits.artifact_bytes`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class CarriedRun:
         stderr_offset: bytes of stderr received.
         behaviour_sequence: number of the last behaviour update received.
         ended: the executor said how it ended, or never will: its slot is free.
+        storing: the executor has ended it, so that its slot is free, and its files are stored before that is reported.
         outcome: what is reported instead of an end.
         resync: its reports do not fit to what storage has: to be attached again where storage says.
         resyncs: how often that happened.
@@ -38,7 +39,7 @@ class CarriedRun:
         self.stdout_offset = stdout_offset
         self.stderr_offset = stderr_offset
         self.behaviour_sequence = behaviour_sequence
-        self.ended = False
+        self.ended = self.storing = False
         self.outcome: work.Refused | work.RunLost | None = None
         self.resync = False
         self.resyncs = 0
@@ -83,7 +84,7 @@ class CarriedRun:
         self._count(-self._pending_bytes)
         self.stdout_offset, self.stderr_offset = stdout_offset, stderr_offset
         self.behaviour_sequence = behaviour_sequence
-        self.ended = self.resync = False
+        self.ended = self.storing = self.resync = False
         self.generation += 1
 
     async def room(self) -> None:
