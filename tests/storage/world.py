@@ -204,13 +204,13 @@ def head_keys(current=HEADS, *others):
 
 
 @asynccontextmanager
-async def storage(folder, policy=POLICY, clock=None, heads=None):
+async def storage(folder, policy=POLICY, clock=None, heads=None, blobs=None):
     """A storage service over a folder, on the database of the test that runs."""
     clock = clock or FakeClock()
     heads = heads or head_keys()
     backend = DATABASES.backend(folder, clock)
     signer, verifier = signing.Signer(TICKETS.private_pem), signing.Verifier.of(RECORDS.public_pem)
     async with running(
-        folder, policy, clock, signer, verifier, heads, Metrics(CollectorRegistry()), backend
+        folder, policy, clock, signer, verifier, heads, Metrics(CollectorRegistry()), backend, blobs=blobs
     ) as service:
         yield World(service, clock)

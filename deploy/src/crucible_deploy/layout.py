@@ -61,6 +61,11 @@ class Layout:
         return self.home / "database.url"
 
     @property
+    def artifacts_file(self) -> Path:
+        """Names storage's bucket for artifacts, with its credentials, where the operator wants one; 0600 root."""
+        return self.home / "artifacts.toml"
+
+    @property
     def pki(self) -> Path:
         """The authority, the processes' certificates and the public halves of the signing keys."""
         return self.home / "pki"

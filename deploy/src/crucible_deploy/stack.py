@@ -1,8 +1,10 @@
 """The processes of the stack and their settings, in one place: who runs as whom, with what, and who needs whom."""
 
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from crucible_deploy import environments
 from crucible_deploy.credentials import Credentials
@@ -12,6 +14,10 @@ from crucible_deploy.users import ROOT, Account
 
 _STOP_SECONDS = {"executor": 30.0}
 """It lets runs go on for its `shutdown_grace` (10 s), then ends them, and must never be killed while it does."""
+
+
+_BUCKET = {"bucket", "endpoint", "region", "prefix", "access_key_id", "secret_access_key"}
+_MAX_SECRET = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def _storage(layout: Layout) -> dict[str, object]:
         "public_keys": layout.pki / "public",
         "records_pub": layout.pki / "public" / "records.pub",
         **_database(layout),
+        **_bucket(layout),
         **_tls(layout, "storage"),
     }
 
@@ -107,16 +114,48 @@ def _database(layout: Layout) -> dict[str, object]:
         LayoutError: others can read the file, or it is empty.
     """
     file = layout.database_file
-    try:
-        with file.open() as stream:
-            mode, url = os.fstat(stream.fileno()).st_mode, stream.readline().strip()
-    except FileNotFoundError:
+    text = _secret(file)
+    if text is None:
         return {}
-    if mode & 0o077:
-        raise LayoutError(f"{file} may hold a password and others can read it: chmod 600 {file}")
+    url = text.partition("\n")[0].strip()
     if not url:
         raise LayoutError(f"{file} is empty; write postgresql://… into it, or remove it")
     return {"database_url": url}
+
+
+def _bucket(layout: Layout) -> dict[str, object]:
+    """The bucket for artifacts that the operator named in a file; without it, storage's own folder.
+
+    Raises:
+        LayoutError: others can read the file, or it does not name a bucket.
+    """
+    file = layout.artifacts_file
+    text = _secret(file)
+    if text is None:
+        return {}
+    try:
+        said = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:  # whose text may show what is in the file
+        raise LayoutError(f"{file} is no TOML") from None
+    if not said.get("bucket") or not said.keys() <= _BUCKET or not all(isinstance(one, str) for one in said.values()):
+        raise LayoutError(f"{file} needs `bucket`, and takes texts named {', '.join(sorted(_BUCKET))}")
+    return {f"s3_{name}": value for name, value in said.items()}
+
+
+def _secret(file: Path) -> str | None:
+    """The text of a file that only root can read; None when there is none.
+
+    Raises:
+        LayoutError: others can read it.
+    """
+    try:
+        with file.open() as stream:
+            mode, text = os.fstat(stream.fileno()).st_mode, stream.read(_MAX_SECRET)
+    except FileNotFoundError:
+        return None
+    if mode & 0o077:
+        raise LayoutError(f"{file} may hold a password and others can read it: chmod 600 {file}")
+    return text
 
 
 def _monitor(layout: Layout) -> dict[str, object]:

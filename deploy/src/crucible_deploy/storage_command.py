@@ -39,18 +39,22 @@ def migrate() -> int:
 
 @storage.command()
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--digests", is_flag=True, help="Read all artifacts, and compare their digests too.")
 @_FAULTS
 @_JSON
-def check(*, file: Path | None, faults: int, as_json: bool) -> int:
+def check(*, file: Path | None, digests: bool, faults: int, as_json: bool) -> int:
     """Prove that the database is whole, or that the backup in FILE is.
 
-    Every evaluation is made again from its events and compared; output, signatures, counts and references are verified.
-    Of a storage that runs a copy is checked, which needs free disk of twice the database's size; a backup needs once
-    its own. The exit code is 0 only when nothing was wrong.
+    The artifact store must have what the database refers to; that of a backup is not looked at. Every evaluation is
+    made again from its events and compared; output, signatures, counts and references are verified. Of a storage that
+    runs a copy is checked, which needs free disk of twice the database's size; a backup needs once its own. The exit
+    code is 0 only when nothing was wrong.
     """
     arguments = ["check", "--faults", str(faults), *(["--json"] if as_json else [])]
     if file is None:
-        return _run(*arguments)
+        return _run(*arguments, *(["--digests"] if digests else []))
+    if digests:
+        raise click.UsageError("a backup has no artifacts; check it without --digests")
     with _opened(file) as source:
         return _run(*arguments, "--backup", stdin=source)
 

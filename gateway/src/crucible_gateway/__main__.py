@@ -8,12 +8,15 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from crucible.gateway.v1 import (
     admin_service_pb2_grpc,
+    artifact_service_pb2_grpc,
     batch_service_pb2_grpc,
     evaluation_service_pb2_grpc,
     platform_service_pb2_grpc,
 )
 from crucible_gateway.admin_servicer import AdminServicer
 from crucible_gateway.api_keys import ApiKeys
+from crucible_gateway.artifact_servicer import ArtifactServicer
+from crucible_gateway.artifacts import Artifacts
 from crucible_gateway.audit import Audit
 from crucible_gateway.auth import Authenticator
 from crucible_gateway.authentication import ApiKeyAuthentication
@@ -84,6 +87,10 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
     server.add(
         evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
         EvaluationServicer(evaluations, audit, interruption, own.watcher_patience),
+    )
+    server.add(
+        artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server,
+        ArtifactServicer(Artifacts(storage), interruption, own.watcher_patience),
     )
     batches = Batches(storage, executors, own.defaults(), own.watcher_patience)
     server.add(

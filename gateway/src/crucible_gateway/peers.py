@@ -17,6 +17,7 @@ from crucible.monitor.v1 import monitor_service_pb2_grpc
 from crucible.storage.v1 import api_key_service_pb2 as keys
 from crucible.storage.v1 import (
     api_key_service_pb2_grpc,
+    artifact_store_service_pb2_grpc,
     audit_service_pb2_grpc,
     batch_store_service_pb2_grpc,
     evaluation_store_service_pb2_grpc,
@@ -25,6 +26,7 @@ from crucible.storage.v1 import (
     status_service_pb2_grpc,
     tenant_service_pb2_grpc,
 )
+from crucible.storage.v1 import artifact_store_service_pb2 as artifacts
 from crucible.storage.v1 import audit_service_pb2 as audit
 from crucible.storage.v1 import batch_store_service_pb2 as batches
 from crucible.storage.v1 import evaluation_store_service_pb2 as store
@@ -72,6 +74,8 @@ class peer_errors:  # noqa: N801  # reads as a clause: `with peer_errors("storag
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, UnavailableError) and error.reason == "ARTIFACT_STORE_UNAVAILABLE":
+            return  # storage itself is there
         if isinstance(error, UnavailableError | DeadlineExceededError | CallCancelledError):
             raise unavailable(self._peer) from error
         if isinstance(error, CallError) and error.reason in ("PEER_UNAUTHENTICATED", "PEER_NOT_PERMITTED"):
@@ -110,6 +114,7 @@ class Storage:
         self._queue: Any = queue_service_pb2_grpc.QueueServiceStub(channel)
         self._inspections: Any = inspection_service_pb2_grpc.InspectionStoreServiceStub(channel)
         self._batches: Any = batch_store_service_pb2_grpc.BatchStoreServiceStub(channel)
+        self._artifacts: Any = artifact_store_service_pb2_grpc.ArtifactStoreServiceStub(channel)
         self._audit: Any = audit_service_pb2_grpc.AuditServiceStub(channel)
         self._errors = peer_errors(self.name)
 
@@ -211,6 +216,21 @@ class Storage:
         """Kept output, as far as it is stored."""
         with self._errors:
             async with aclosing(aiter(self._evaluations.ReadOutput(request))) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def list_artifacts(self, request: artifacts.ListArtifactsRequest) -> artifacts.ListArtifactsResponse:
+        """The files of an evaluation."""
+        with self._errors:
+            answer: artifacts.ListArtifactsResponse = await self._artifacts.ListArtifacts(request)
+            return answer
+
+    async def read_artifact(
+        self, request: artifacts.ReadArtifactRequest
+    ) -> AsyncGenerator[artifacts.ReadArtifactResponse, None]:
+        """Bytes of a file, in order."""
+        with self._errors:
+            async with aclosing(aiter(self._artifacts.ReadArtifact(request))) as answers:
                 async for answer in answers:
                     yield answer
 

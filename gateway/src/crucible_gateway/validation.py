@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import tenant_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
+from crucible.gateway.v1 import artifact_service_pb2 as artifacts
 from crucible.gateway.v1 import evaluation_service_pb2 as api
 from crucible_rpc.errors import FieldViolation, InvalidArgumentError
 
@@ -39,6 +40,7 @@ MAX_DESCRIPTION_CHARACTERS = 128
 MAX_WEIGHT = 1000
 MAX_CPU_SECONDS_PER_DAY = 1 << 40
 MAX_QUOTA = 1 << 50
+MAX_ARTIFACT_BYTES = 1 << 40
 MAX_DURATION = timedelta(days=365)
 MAX_VIOLATIONS = 32  # no more fit into an error; a caller who mends these is told of the rest
 
@@ -111,14 +113,14 @@ def check_spec(spec: ev.EvaluationSpec, found: Violations) -> None:
         check_labels("spec.labels", spec.labels, found)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, field: str = "name") -> None:
     """Checks the name of an evaluation.
 
     Raises:
         InvalidArgumentError: it is not `evaluations/{uuid}`.
     """
     if not _EVALUATION.fullmatch(name):
-        raise invalid([FieldViolation("name", "must be evaluations/{uuid}, the uuid in lower case")])
+        raise invalid([FieldViolation(field, "must be evaluations/{uuid}, the uuid in lower case")])
 
 
 def check_list(request: api.ListEvaluationsRequest) -> None:
@@ -455,3 +457,19 @@ def _check_duration(field: str, duration: Duration, found: Violations) -> None:
         found.add(field, "must be at least 1 ms, or left out for the default")
     elif seconds > MAX_DURATION.total_seconds():
         found.add(field, f"must be at most {MAX_DURATION.days} days")
+
+
+def check_read_artifact(request: artifacts.ReadArtifactRequest) -> None:
+    """Checks a request for an artifact's bytes.
+
+    Raises:
+        InvalidArgumentError: with every field at fault.
+    """
+    check_name(request.evaluation, "evaluation")
+    found = Violations()
+    if not 0 < len(request.path.encode()) <= MAX_PATH_BYTES:
+        found.add("path", f"must have 1 to {MAX_PATH_BYTES} bytes")
+    for field, number in (("offset", request.offset), ("limit", request.limit)):
+        if not 0 <= number <= MAX_ARTIFACT_BYTES:
+            found.add(field, f"must be 0 to {MAX_ARTIFACT_BYTES}")
+    found.check()

@@ -10,7 +10,7 @@ from crucible_rpc.admin import AdminServer
 from crucible_rpc.interceptors import PeerPermissions
 from crucible_rpc.server import Server
 from crucible_rpc.tls import ServerTls
-from crucible_storage import keys
+from crucible_storage import artifacts, keys
 from crucible_storage.clock import Clock, DatabaseClock, SystemClock
 from crucible_storage.databases import choose
 from crucible_storage.metrics import Metrics
@@ -33,8 +33,13 @@ async def main() -> None:
     metrics = Metrics(REGISTRY)
     clock: Clock = DatabaseClock() if config.database_url else SystemClock()
     backend = choose(config.database_url, config.state, config.database_password_file, clock)
+    blobs = artifacts.choose(config.bucket, config.artifacts, config.state)
+    if config.bucket is not None:
+        await blobs.probe()
     keep = config.retention
-    async with running(config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep) as service:
+    async with running(
+        config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep, blobs
+    ) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")
         server = Server(

@@ -14,6 +14,7 @@ MAX_NAME = 128
 MAX_TEXT = 1024
 MAX_LABELS = 32
 SHA256_BYTES = 32
+MAX_PATH_BYTES = 255
 MAX_SPEC_BYTES = 4 << 20
 MAX_WEIGHT = 1000
 MAX_QUOTA = 1 << 50
@@ -61,6 +62,20 @@ def sha256(digest: bytes, field: str) -> bytes:
     if len(digest) != SHA256_BYTES:
         raise invalid(field, f"must have {SHA256_BYTES} bytes")
     return digest
+
+
+def artifact_path(path: str, field: str) -> str:
+    """The path of an artifact, which a program chose."""
+    if not is_artifact_path(path):
+        text = f"must have 1 to {MAX_PATH_BYTES} bytes, no NUL, and no part that is empty, `.` or `..`"
+        raise invalid(field, text)
+    return path
+
+
+def is_artifact_path(path: str) -> bool:
+    """Whether this is a path that an artifact can have."""
+    bounded = 0 < len(path.encode()) <= MAX_PATH_BYTES and "\0" not in path
+    return bounded and not {"", ".", ".."}.intersection(path.split("/"))
 
 
 def stream(number: int, field: str) -> int:

@@ -1,8 +1,8 @@
 """Deletes evaluations that have ended, on request and by age, each in one transaction.
 
-Program, result, labels and output go. The row stays as a tombstone with `lifecycle.DELETED`; the last event tells the
-digests of the final record and of the output, who deleted it and when; the events before it are emptied and keep their
-positions, so that the log has no gap for those who follow it.
+Program, result, labels, output and artifacts go. The row stays as a tombstone with `lifecycle.DELETED`; the last event
+tells the digests of the final record and of the output, who deleted it and when; the events before it are emptied and
+keep their positions, so that the log has no gap for those who follow it. The record's digest covers the artifacts.
 
 An item of a batch is deleted only when its batch has ended: until then others may wait for it. Its place in the batch
 and the batch's counts stay as they were.
@@ -20,6 +20,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.event_pb2 import EvaluationDeleted, Event, EventRemoved
 from crucible_rpc.errors import FailedPreconditionError, InternalError
 from crucible_storage import audit, models, outputs, store
+from crucible_storage.artifacts import references
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import DELETED, MAX_REASON, TERMINAL, Record
@@ -215,6 +216,7 @@ def _delete(
     if transaction.execute(_TOMBSTONE, {"key": seq, "expected": record.version}).rowcount != 1:
         return None, 0
     stored = record.run_spec_size + transaction.execute(_OUTPUT_BYTES, {"seq": seq}).scalar_one()
+    stored += references.delete_all(transaction, seq)
     emptied = transaction.execute(_EMPTY_EVENTS, {"seq": seq, "marker": _MARKER}).rowcount
     for statement in _DELETE_OWNED:
         transaction.execute(statement, {"seq": seq})

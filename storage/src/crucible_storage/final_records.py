@@ -1,19 +1,25 @@
 """The executor's signed final record: whether it is genuine, whether it is this run's, and what it says of the end."""
 
+from itertools import pairwise
+
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
+from crucible.evaluation.v1.artifact_pb2 import ArtifactSummary
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc.errors import InvalidArgumentError
 from crucible_rpc.signing import BadSignatureError, Verifier
+from crucible_storage import checks
 from crucible_storage.lifecycle import Record
 from crucible_storage.names import evaluation_name
 
 CONTEXT = "crucible.record.v1"
 MAX_RECORD = 64 << 10
 MAX_HITS = 64
+MAX_ARTIFACTS = 256
+MAX_PATHS_BYTES = 16 << 10
 MAX_CPU_SECONDS = 366 * 86_400
 
 _KILL_CAUSES = {
@@ -67,6 +73,19 @@ def check_is_of(final: ex.FinalRecord, record: Record) -> None:
     named = max(len(final.limit_hits), len(final.unobserved_limits))
     if named > MAX_HITS or final.termination.WhichOneof("kind") is None:
         raise invalid("the final record does not say how the run ended, or names too many limits")
+    _check_artifacts(final)
+
+
+def _check_artifacts(final: ex.FinalRecord) -> None:
+    paths = [one.path.encode() for one in final.artifacts]
+    if len(paths) > MAX_ARTIFACTS or sum(map(len, paths)) > MAX_PATHS_BYTES or final.artifacts_omitted < 0:
+        raise invalid("the final record lists too many artifacts")
+    if any(one >= other for one, other in pairwise(paths)):
+        raise invalid("the final record's artifacts are not in the order of their paths")
+    for one in final.artifacts:
+        sound = 0 <= one.bytes_kept <= one.bytes_total and len(one.sha256) == checks.SHA256_BYTES
+        if not sound or not checks.is_artifact_path(one.path):
+            raise invalid("the final record lists an artifact that cannot be")
 
 
 def _check_limits(said: pb.Limits, asked: pb.Limits) -> None:
@@ -121,11 +140,23 @@ def result(final: ex.FinalRecord, signed: SignedBytes) -> pb.Evaluation:
             start_kind=final.start_kind,
         ),
     )
+    if final.artifacts or final.artifacts_omitted:
+        made.artifacts.CopyFrom(_artifacts(final))
     if final.HasField("start_time"):
         made.start_time.CopyFrom(final.start_time)
     if ended_by_itself(final):
         made.termination.CopyFrom(_termination(final.termination))
     return made
+
+
+def _artifacts(final: ex.FinalRecord) -> ArtifactSummary:
+    return ArtifactSummary(
+        files=len(final.artifacts),
+        bytes_total=sum(one.bytes_total for one in final.artifacts),
+        bytes_kept=sum(one.bytes_kept for one in final.artifacts),
+        truncated=any(one.bytes_kept < one.bytes_total for one in final.artifacts),
+        omitted=final.artifacts_omitted,
+    )
 
 
 def _termination(said: ex.RunTermination) -> pb.Termination:

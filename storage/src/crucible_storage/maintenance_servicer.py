@@ -47,4 +47,5 @@ def convert(used: Usage) -> pb.GetUsageResponse:
         tables=[pb.TableUsage(**asdict(one)) for one in used.tables],
         tenants=[pb.TenantUsage(**asdict(one)) for one in used.tenants],
         largest=[pb.EvaluationUsage(**asdict(one)) for one in used.largest],
+        artifacts=pb.ArtifactUsage(**asdict(used.artifacts)),
     )

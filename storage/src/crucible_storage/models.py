@@ -9,7 +9,8 @@ from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, Table, te
 from sqlmodel import Field, SQLModel
 
 from crucible_storage import (
-    batch_tables,  # noqa: F401  # so that `metadata` has them
+    artifact_tables,  # noqa: F401  # so that `metadata` has them
+    batch_tables,  # noqa: F401  # as above
     columns,
 )
 
@@ -407,6 +408,8 @@ batch_item = _table("batch_item")
 batch_count = _table("batch_count")
 batch_dependency = _table("batch_dependency")
 batch_settlement = _table("batch_settlement")
+blob = _table("blob")
+artifact = _table("artifact")
 tenant = _table("tenant")
 tenant_use = _table("tenant_use")
 queue_pause = _table("queue_pause")

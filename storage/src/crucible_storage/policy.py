@@ -18,6 +18,7 @@ class Policy:
         backoff: wait after the first failed attempt; doubles with each further one, up to `backoff_limit`.
         backoff_limit: the longest such wait.
         ageing: the waiting time that counts as one step of priority; see `queue`.
+        max_artifact_bytes: kept of the files that one program leaves, all together; 0: none.
 
     Raises:
         ValueError: the numbers do not fit together.
@@ -32,6 +33,7 @@ class Policy:
     backoff: timedelta = timedelta(seconds=1)
     backoff_limit: timedelta = timedelta(seconds=60)
     ageing: timedelta = timedelta(seconds=30)
+    max_artifact_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.lease <= timedelta(0) or self.kill_margin < timedelta(0):
@@ -40,6 +42,8 @@ class Policy:
             raise ValueError("orphan_grace must be longer than lease, or a late renewal costs the run its life")
         if self.max_attempts < 1 or self.max_queued < 1:
             raise ValueError("max_attempts and max_queued must be at least 1")
+        if not 0 <= self.max_artifact_bytes <= 1 << 40:
+            raise ValueError("max_artifact_bytes must be 0 to 1099511627776")
 
     @property
     def fence(self) -> timedelta:

@@ -18,6 +18,7 @@ from crucible_rpc import logs
 from crucible_rpc.errors import AbortedError, CallError, InvalidArgumentError
 from crucible_rpc.signing import Verifier
 from crucible_storage import behaviour_updates, faults, final_records, outputs, store
+from crucible_storage.artifacts import references
 from crucible_storage.clock import Clock, from_timestamp
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import STARTING, Record
@@ -203,11 +204,11 @@ class _OneReport:
         final_records.check_is_of(final, record)
         self._transaction.usage.computed(record.tenant, self._now, final_records.cpu_micros(final))
         if final_records.ended_by_itself(final):
-            self._check_outputs(final)
+            self._check_kept(final)
             self._correct_start(final)
             record.end(final_records.result(final, signed), final.limit_hits, self._now)
         elif record.cancel_wanted and final_records.killed_on_request(final):
-            self._check_outputs(final)
+            self._check_kept(final)
             self._correct_start(final)
             result = final_records.result(final, signed)
             record.cancel(final.termination.evidence, self._now, confirmed=True, result=result)
@@ -220,6 +221,11 @@ class _OneReport:
             time = _time(final.start_time)
             self._record.start(time)
             self._record.start_time = time
+
+    def _check_kept(self, final: ex.FinalRecord) -> None:
+        self._check_outputs(final)
+        if final.artifacts:
+            references.confirm(self._transaction, self._record, final.artifacts)
 
     def _check_outputs(self, final: ex.FinalRecord) -> None:
         """The stored output must be what the executor signed."""

@@ -9,8 +9,12 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from crucible_rpc.signing import Signer, Verifier
-from crucible_storage import cursors, models
+from crucible_storage import artifacts, cursors, models
 from crucible_storage.api_keys import ApiKeys
+from crucible_storage.artifacts.artifacts import Artifacts
+from crucible_storage.artifacts.blob_store import BlobStore
+from crucible_storage.artifacts.collector import Collector
+from crucible_storage.artifacts.uploads import Uploads
 from crucible_storage.audit_log import AuditLog
 from crucible_storage.batch_tasks import BatchTasks
 from crucible_storage.batch_watch import BatchWatches
@@ -71,6 +75,9 @@ class Service:
     dead_letters: DeadLetters
     deletion: Deletion
     live: LiveDatabase
+    uploads: Uploads
+    artifacts: Artifacts
+    collector: Collector
 
 
 @asynccontextmanager
@@ -84,10 +91,12 @@ async def running(
     metrics: Metrics,
     backend: Backend | None = None,
     keep: Keep | None = None,
+    blobs: BlobStore | None = None,
 ) -> AsyncIterator[Service]:
     """Opens the state folder and the database (None: the file in the folder) until the block ends.
 
-    Meanwhile it sweeps expired leases, seals the audit log, works on batches and deletes what is old.
+    Meanwhile it sweeps expired leases, seals the audit log, works on batches, deletes what is old, and removes
+    artifacts that nobody needs. Without `blobs` artifacts are kept in the state folder.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -98,7 +107,8 @@ async def running(
     database.start()
     try:
         live = LiveDatabase(folder / FILE, clock)
-        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live)
+        blobs = artifacts.choose(None, None, folder) if blobs is None else blobs
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live, blobs)
         metrics.start(await _counts(database), database.last_position)
         jobs = [
             Sweeper(service.leases, policy, clock).run(),
@@ -106,6 +116,7 @@ async def running(
             service.sealer.run(),
             service.login_failures.run(),
             service.batch_tasks.run(),
+            service.collector.run(),
         ]
         if database.shared:
             jobs.append(service.executors.keep_stored())
@@ -131,6 +142,7 @@ async def _composed(
     verifier: Verifier,
     heads: HeadKeys,
     live: LiveDatabase,
+    blobs: BlobStore,
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
@@ -166,6 +178,9 @@ async def _composed(
         dead_letters=DeadLetters(database, pages, evaluations),
         deletion=Deletion(database, clock),
         live=live,
+        uploads=Uploads(database, blobs, clock, policy.max_artifact_bytes),
+        artifacts=Artifacts(database, blobs),
+        collector=Collector(database, blobs, clock),
     )
 
 

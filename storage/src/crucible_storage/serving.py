@@ -1,6 +1,7 @@
 """Storage's RPCs on a server."""
 
 from crucible.storage.v1.api_key_service_pb2_grpc import add_ApiKeyServiceServicer_to_server
+from crucible.storage.v1.artifact_store_service_pb2_grpc import add_ArtifactStoreServiceServicer_to_server
 from crucible.storage.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from crucible.storage.v1.batch_store_service_pb2_grpc import add_BatchStoreServiceServicer_to_server
 from crucible.storage.v1.evaluation_store_service_pb2_grpc import add_EvaluationStoreServiceServicer_to_server
@@ -16,6 +17,7 @@ from crucible.storage.v1.tenant_service_pb2_grpc import add_TenantServiceService
 from crucible.storage.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
 from crucible_rpc.server import Server
 from crucible_storage.api_key_servicer import ApiKeyServicer
+from crucible_storage.artifact_store_servicer import ArtifactStoreServicer
 from crucible_storage.audit_servicer import AuditServicer
 from crucible_storage.batch_store_servicer import BatchStoreServicer
 from crucible_storage.evaluation_store_servicer import EvaluationStoreServicer
@@ -47,5 +49,7 @@ def add_services(server: Server, service: Service) -> None:
     server.add(add_TenantServiceServicer_to_server, TenantServicer(service.tenants))
     queue = QueueServicer(service.pauses, service.dead_letters, service.policy.max_queued)
     server.add(add_QueueServiceServicer_to_server, queue)
+    artifacts = ArtifactStoreServicer(service.uploads, service.artifacts)
+    server.add(add_ArtifactStoreServiceServicer_to_server, artifacts)
     server.add(add_MaintenanceServiceServicer_to_server, MaintenanceServicer(service.live))
     server.on_drain(service.hub.close)

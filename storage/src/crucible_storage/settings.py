@@ -1,10 +1,11 @@
 """What an operator can set, by `CRUCIBLE_STORAGE_*`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from crucible_storage.artifacts.s3 import Bucket
 from crucible_storage.deletion import Keep
 from crucible_storage.policy import Policy
 
@@ -37,6 +38,16 @@ class Settings:
         max_queued: evaluations that may wait at once, over all tenants; more are refused with QUEUE_FULL.
         database_url: `postgresql://…`, which several processes may share; empty: a file in `state`.
         database_password_file: holds the password for `database_url` on its first line.
+        artifacts: the folder of artifacts; empty: `artifacts` in `state`. Processes that share a database share it too.
+        max_artifact_bytes: see `Policy`.
+        s3_bucket: keeps artifacts in a bucket instead; see `Bucket`, as the next seven.
+        s3_endpoint: of its server.
+        s3_region: of the bucket.
+        s3_prefix: of the names of all objects.
+        s3_access_key_id: of the credentials.
+        s3_secret_access_key: of the credentials.
+        s3_credentials_file: has them instead.
+        s3_timeout: for one request.
         keep: how long an evaluation is kept after its end; empty: for ever.
         keep_tenants: what differs from that, as `tenant=720h` or `tenant=forever`, separated by commas.
         bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
@@ -62,6 +73,16 @@ class Settings:
     max_queued: int = 200_000
     database_url: str = ""
     database_password_file: Path | None = None
+    artifacts: Path | None = None
+    max_artifact_bytes: int = 1 << 30
+    s3_bucket: str = ""
+    s3_endpoint: str = ""
+    s3_region: str = "us-east-1"
+    s3_prefix: str = ""
+    s3_access_key_id: str = ""
+    s3_secret_access_key: str = field(default="", repr=False)
+    s3_credentials_file: Path | None = None
+    s3_timeout: timedelta = timedelta(seconds=30)
     keep: timedelta | None = None
     keep_tenants: tuple[str, ...] = ()
     bootstrap_key_sha256: str = ""
@@ -72,6 +93,8 @@ class Settings:
         if len(self.bootstrap_digest) not in (0, 32):
             raise ValueError("bootstrap_key_sha256 must have 64 hex digits")
         _ = self.policy, self.retention
+        if self.s3_timeout < timedelta(milliseconds=100):
+            raise ValueError("s3_timeout must be at least 100ms")
 
     @property
     def bootstrap_digest(self) -> bytes:
@@ -100,6 +123,23 @@ class Settings:
             kill_margin=self.kill_margin,
             max_attempts=self.max_attempts,
             max_queued=self.max_queued,
+            max_artifact_bytes=self.max_artifact_bytes,
+        )
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """Where artifacts are kept; None: in a folder."""
+        if not self.s3_bucket:
+            return None
+        return Bucket(
+            name=self.s3_bucket,
+            endpoint=self.s3_endpoint,
+            region=self.s3_region,
+            prefix=self.s3_prefix,
+            access_key_id=self.s3_access_key_id,
+            secret_access_key=self.s3_secret_access_key,
+            credentials_file=self.s3_credentials_file,
+            timeout=self.s3_timeout,
         )
 
 

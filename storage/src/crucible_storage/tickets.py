@@ -30,6 +30,7 @@ def issue(record: Record, now: int, signer: Signer, policy: Policy) -> SignedByt
         boot_id=record.boot_id or "",
         issue_time=timestamp(now),
         expire_time=timestamp(now + micros(policy.ticket_life)),
+        max_artifact_bytes=policy.max_artifact_bytes,
     ).SerializeToString()
     return _signed(signer, CONTEXT, payload)
 

@@ -25,6 +25,9 @@ from crucible_client.public_keys import PublicKeys
 from crucible_client.receipts import ProvenReceipt, ReceiptError
 from crucible_client.results import (
     ActionKind,
+    Artifact,
+    Artifacts,
+    ArtifactSummary,
     Behaviour,
     BehaviourSeen,
     Cancelled,
@@ -49,6 +52,9 @@ from crucible_client.tenants import Quota
 
 __all__ = [
     "ActionKind",
+    "Artifact",
+    "ArtifactSummary",
+    "Artifacts",
     "AsyncClient",
     "AttemptResult",
     "AuditFault",

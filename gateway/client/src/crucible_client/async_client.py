@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible_client import (
+    artifacts,
     audit,
     calls,
     errors,
@@ -209,6 +211,47 @@ class AsyncClient(AsyncBatchCalls):
                 if len(pieces) > max_bytes:
                     raise streams.too_large(max_bytes)
         return bytes(pieces)
+
+    async def list_artifacts(self, name: str) -> results.Artifacts:
+        """The files that the program of a finished evaluation left in `/workspace/out`."""
+        return await self._call(calls.list_artifacts(name))
+
+    async def stream_artifact(
+        self, name: str, path: str, *, offset: int = 0, limit: int = 0
+    ) -> AsyncGenerator[bytes, None]:
+        """The kept bytes of one file, in pieces of at most 1 MiB; goes on where it was when the stream breaks.
+
+        Args:
+            name: the evaluation.
+            path: as `list_artifacts` tells it.
+            offset: of the first byte.
+            limit: at most so many bytes; 0: all that follow.
+        """
+        cursor, patience = artifacts.Cursor(offset, limit), Patience(self._retry_for)
+        while not cursor.done:
+            try:
+                request = calls.artifact_request(name, path, cursor.offset, cursor.left)
+                async with aclosing(streams.messages(self._stubs.artifacts.ReadArtifact(request))) as messages:
+                    async for message in messages:
+                        patience.renew()
+                        yield cursor.accept(message)
+                return
+            except errors.CallError as error:
+                await self._pause(patience, error)
+
+    async def download_artifact(self, name: str, path: str, target: Path) -> results.Artifact:
+        """Writes one file to `target`, whole and with the right digest or not at all.
+
+        Raises:
+            DataLossError: ARTIFACT_DAMAGED, what came is not what the list says.
+            OSError: the file cannot be written.
+        """
+        wanted = artifacts.find(await self.list_artifacts(name), path)
+        with artifacts.Download(wanted, target) as download:
+            async with aclosing(self.stream_artifact(name, path)) as pieces:
+                async for data in pieces:
+                    download.write(data)
+        return wanted
 
     def run_many(
         self,

@@ -9,6 +9,8 @@ from crucible.audit.v1.audit_pb2 import Receipt
 from crucible.evaluation.v1 import evaluation_pb2
 from crucible.gateway.v1 import admin_service_pb2 as admin
 from crucible.gateway.v1 import admin_service_pb2_grpc as admin_grpc
+from crucible.gateway.v1 import artifact_service_pb2 as artifacts
+from crucible.gateway.v1 import artifact_service_pb2_grpc as artifacts_grpc
 from crucible.gateway.v1 import batch_service_pb2_grpc as batches_grpc
 from crucible.gateway.v1 import evaluation_service_pb2 as evaluations
 from crucible.gateway.v1 import evaluation_service_pb2_grpc as evaluations_grpc
@@ -30,6 +32,7 @@ class Stubs:
 
     def __init__(self, channel: Any) -> None:
         self.evaluations: Any = evaluations_grpc.EvaluationServiceStub(channel)
+        self.artifacts: Any = artifacts_grpc.ArtifactServiceStub(channel)
         self.batches: Any = batches_grpc.BatchServiceStub(channel)
         self.platform: Any = platform_grpc.PlatformServiceStub(channel)
         self.admin: Any = admin_grpc.AdminServiceStub(channel)
@@ -205,6 +208,20 @@ def delete_evaluation(name: str, reason: str) -> Call[results.DeletedEvaluation]
     return Call(
         lambda stubs: stubs.admin.DeleteEvaluation, request, lambda answer: convert.deleted(request.name, answer)
     )
+
+
+def list_artifacts(name: str) -> Call[results.Artifacts]:
+    """`ListArtifacts`."""
+    return Call(
+        lambda stubs: stubs.artifacts.ListArtifacts,
+        artifacts.ListArtifactsRequest(evaluation=full_name(name)),
+        lambda answer: results.Artifacts(tuple(convert.artifact(one) for one in answer.artifacts), answer.omitted),
+    )
+
+
+def artifact_request(name: str, path: str, offset: int, limit: int) -> artifacts.ReadArtifactRequest:
+    """What `ReadArtifact` takes."""
+    return artifacts.ReadArtifactRequest(evaluation=full_name(name), path=path, offset=offset, limit=limit)
 
 
 def watch_request(name: str, after_position: int) -> evaluations.WatchEvaluationRequest:

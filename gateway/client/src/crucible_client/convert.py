@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from crucible.evaluation.v1 import behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2
+from crucible.evaluation.v1 import artifact_pb2, behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2
 from crucible.gateway.v1 import admin_service_pb2, platform_service_pb2
 from crucible_client import results, specs
 
@@ -103,6 +103,20 @@ def evaluation(message: evaluation_pb2.Evaluation) -> results.Evaluation:
         behaviour=_behaviour(message.behaviour) if message.HasField("behaviour") else None,
         unobserved_limits=tuple(_limit(number) for number in message.unobserved_limits),
         batch=message.batch,
+        artifacts=_artifact_summary(message.artifacts) if message.HasField("artifacts") else None,
+    )
+
+
+def artifact(message: artifact_pb2.Artifact) -> results.Artifact:
+    """A file that a program left."""
+    return results.Artifact(
+        message.path, message.bytes_total, message.bytes_kept, message.truncated, bytes(message.sha256)
+    )
+
+
+def _artifact_summary(message: artifact_pb2.ArtifactSummary) -> results.ArtifactSummary:
+    return results.ArtifactSummary(
+        message.files, message.bytes_total, message.bytes_kept, message.truncated, message.omitted
     )
 
 

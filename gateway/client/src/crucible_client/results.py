@@ -307,6 +307,52 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactSummary:
+    """The files that a program left in `/workspace/out`, all together.
+
+    Attributes:
+        files: how many are listed.
+        bytes_total: their bytes, kept or not.
+        bytes_kept: their bytes that the executor kept.
+        truncated: whether one of them was cut.
+        omitted: what else was there and was not kept: files beyond the bounds, links, devices, names that are no UTF-8.
+    """
+
+    files: int
+    bytes_total: int
+    bytes_kept: int
+    truncated: bool
+    omitted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that a program left in `/workspace/out`.
+
+    Attributes:
+        path: below that folder, chosen by the program: never take it for a path on this machine without a check.
+        bytes_total: its bytes, kept or not.
+        bytes_kept: bytes that can be read, from its beginning.
+        truncated: whether that is less than all.
+        sha256: of the kept bytes.
+    """
+
+    path: str
+    bytes_total: int
+    bytes_kept: int
+    truncated: bool
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """The files of an evaluation: `files` by path, and how many others its program left that nobody kept."""
+
+    files: tuple[Artifact, ...]
+    omitted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The record of what was asked and what happened.
 
@@ -332,6 +378,7 @@ class Evaluation:
         behaviour: what the program tried; None until its end, and when nothing ran.
         unobserved_limits: of these nobody can say whether they refused something; `limit_hits` says nothing of them.
         batch: the batch of which it is an item; empty when it is of none.
+        artifacts: the files that the program left in `/workspace/out`; None when it left none.
     """
 
     name: str
@@ -355,6 +402,7 @@ class Evaluation:
     behaviour: Behaviour | None = None
     unobserved_limits: tuple[Limit, ...] = ()
     batch: str = ""
+    artifacts: ArtifactSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,6 +11,7 @@ import grpc
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible_client import (
+    artifacts,
     audit,
     calls,
     errors,
@@ -167,6 +169,31 @@ class Client(BatchCalls):
             if len(pieces) > max_bytes:
                 raise streams.too_large(max_bytes)
         return bytes(pieces)
+
+    def list_artifacts(self, name: str) -> results.Artifacts:
+        """See `AsyncClient.list_artifacts`."""
+        return self._call(calls.list_artifacts(name))
+
+    def stream_artifact(self, name: str, path: str, *, offset: int = 0, limit: int = 0) -> Iterator[bytes]:
+        """See `AsyncClient.stream_artifact`."""
+        cursor, patience = artifacts.Cursor(offset, limit), Patience(self._retry_for)
+        while not cursor.done:
+            try:
+                request = calls.artifact_request(name, path, cursor.offset, cursor.left)
+                for message in self._messages(self._stubs.artifacts.ReadArtifact, request, patience):
+                    patience.renew()
+                    yield cursor.accept(message)
+                return
+            except errors.CallError as error:
+                self._pause(patience, error)
+
+    def download_artifact(self, name: str, path: str, target: Path) -> results.Artifact:
+        """See `AsyncClient.download_artifact`."""
+        wanted = artifacts.find(self.list_artifacts(name), path)
+        with artifacts.Download(wanted, target) as download:
+            for data in self.stream_artifact(name, path):
+                download.write(data)
+        return wanted
 
     def capabilities(self) -> results.Capabilities:
         """See `AsyncClient.capabilities`."""

@@ -10,6 +10,7 @@ from crucible.executor.v1.executor_service_pb2 import FinalRecord, RunSpec
 from crucible_rpc.errors import CallError
 from crucible_rpc.signing import Verifier
 from crucible_storage import final_records
+from crucible_storage.artifacts.references import Kept, same
 from crucible_storage.clock import from_timestamp
 from crucible_storage.evaluations import spec_sha256
 from crucible_storage.lifecycle import CANCELLED, DELETED, HELD, QUEUED, SUCCEEDED, TERMINAL, Record
@@ -44,6 +45,7 @@ class Stored:
         result: the serialized end; None: there is none.
         failed: attempt, reason and time of each failed attempt, in order.
         labels: of the table of labels.
+        artifacts: of its latest attempt, those that are marked as listed by its signed record.
     """
 
     record: Record
@@ -51,6 +53,7 @@ class Stored:
     result: bytes | None
     failed: Sequence[tuple[int, str, int]]
     labels: Mapping[str, str]
+    artifacts: Sequence[Kept] = ()
 
 
 def faults(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
@@ -85,6 +88,8 @@ def _deleted(stored: Stored, rebuilt: Rebuilt) -> Iterator[str]:
         yield f"it was deleted at version {rebuilt.version}, its row has version {record.version}"
     if stored.program is not None or stored.result is not None or stored.failed or stored.labels:
         yield "it was deleted, and something of it is left"
+    if stored.artifacts:
+        yield "it was deleted, and artifacts of it are left"
 
 
 def _lease(record: Record, rebuilt: Rebuilt) -> Iterator[str]:
@@ -128,6 +133,8 @@ def _end(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
             yield "it has ended, and its result is missing"
         elif stored.result is not None:
             yield "it has a result before its end"
+        if stored.artifacts:
+            yield "its artifacts are marked as listed by a signed record that is not there"
         return
     end = pb.Evaluation.FromString(stored.result)
     if end.termination != rebuilt.termination:
@@ -137,6 +144,8 @@ def _end(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
     if not end.provenance.HasField("record"):
         if rebuilt.record_sha256 or end != pb.Evaluation(termination=end.termination):
             yield "its signed final record is missing"
+        if stored.artifacts:
+            yield "its artifacts are marked as listed by a signed record that is not there"
         return
     if "record_sha256" not in rebuilt.untold and _sha256(end.provenance.record.payload) != rebuilt.record_sha256:
         yield "its final record is not the one that its last event tells of"
@@ -147,6 +156,7 @@ def _end(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
         yield error.message
         return
     yield from _record(record, end, final, rebuilt)
+    yield from _artifacts(stored.artifacts, final)
 
 
 def _record(record: Record, end: pb.Evaluation, final: FinalRecord, rebuilt: Rebuilt) -> Iterator[str]:
@@ -165,6 +175,18 @@ def _record(record: Record, end: pb.Evaluation, final: FinalRecord, rebuilt: Reb
         same = stream.length == 0 or stream.digest.digest() == said.sha256
         if stream.length != said.bytes_kept or not same:
             yield f"its kept {name} is not what the signed final record says"
+
+
+def _artifacts(stored: Sequence[Kept], final: FinalRecord) -> Iterator[str]:
+    there = {one.path: one for one in stored}
+    for said in final.artifacts:
+        one = there.pop(said.path, None)
+        if one is None:
+            yield f"its artifact {_short(ascii(said.path))} is missing"
+        elif one.total != said.bytes_total or not same(one, said):
+            yield f"its artifact {_short(ascii(said.path))} is not what the signed final record says"
+    if there:
+        yield f"{len(there)} artifacts of it are not in the signed final record"
 
 
 def _state_of(termination: pb.Termination) -> int | None:

@@ -11,6 +11,8 @@ from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.event_pb2 import Event, OutputChunk
 from crucible_rpc.signing import Verifier
 from crucible_storage import models, store
+from crucible_storage.artifact_tables import PRESENT
+from crucible_storage.artifacts.references import Kept
 from crucible_storage.clock import timestamp
 from crucible_storage.integrity.evaluation import Stored, faults
 from crucible_storage.integrity.findings import Findings, Progress
@@ -39,6 +41,21 @@ _FAILED = _of(
     models.failed_attempt.c.reason,
     models.failed_attempt.c.time,
 ).order_by(models.failed_attempt.c.attempt)
+_ARTIFACT, _BLOB = models.artifact.c, models.blob.c
+_ARTIFACTS = _of(
+    models.artifact,
+    _ARTIFACT.attempt,
+    _ARTIFACT.path,
+    _ARTIFACT.total,
+    _ARTIFACT.cut,
+    _ARTIFACT.confirmed,
+    _BLOB.tenant.label("blob_tenant"),
+    _BLOB.seq,
+    _BLOB.name,
+    _BLOB.sha256,
+    _BLOB.size,
+    _BLOB.state,
+).select_from(models.artifact.outerjoin(models.blob, _BLOB.seq == _ARTIFACT.blob_seq))
 _EVENTS = (
     _of(
         models.event,
@@ -110,7 +127,8 @@ def _check_one(
             whole = False
     programs, results = list(page.programs.of(record.seq)), list(page.results.of(record.seq))
     failed, labels = list(page.failed.of(record.seq)), list(page.labels.of(record.seq))
-    if any(row.tenant != record.tenant for rows in (programs, results, failed, labels) for row in rows):
+    artifacts = list(page.artifacts.of(record.seq))
+    if any(row.tenant != record.tenant for rows in (programs, results, failed, labels, artifacts) for row in rows):
         add("something of it belongs to another tenant")
     if not whole:
         return
@@ -123,7 +141,10 @@ def _check_one(
         result=results[0].result if results else None,
         failed=[(row.attempt, row.reason, row.time) for row in failed],
         labels={row.key: row.value for row in labels},
+        artifacts=[_kept(row) for row in artifacts if row.confirmed and row.attempt == record.attempt],
     )
+    if any((row.state, row.blob_tenant) != (PRESENT, record.tenant) for row in artifacts):
+        add("an artifact of it refers to no object of its tenant that is there")
     try:
         for fault in faults(stored, rebuilt, verifier):
             add(fault)
@@ -131,6 +152,10 @@ def _check_one(
         add("a value, a message or a JSON text of it cannot be read")
     progress.records += bool(rebuilt.record_sha256)
     progress.deleted += record.state == DELETED
+
+
+def _kept(row: Row[Any]) -> Kept:
+    return Kept(row.path, row.total, bool(row.cut), True, row.seq, row.name, row.sha256, row.size)
 
 
 def _event(row: Row[Any], record: Record) -> Event:
@@ -165,6 +190,7 @@ class _Page:
         self.programs = _Owned(connection, _PROGRAMS, bounds, ahead=1)
         self.results = _Owned(connection, _RESULTS, bounds, ahead=16)
         self.failed = _Owned(connection, _FAILED, bounds, ahead=64)
+        self.artifacts = _Owned(connection, _ARTIFACTS, bounds, ahead=64)
         self.labels = _Owned(connection, _LABELS, bounds, ahead=64)
 
 

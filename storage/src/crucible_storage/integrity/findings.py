@@ -37,6 +37,8 @@ class Progress:
         events: of the log, looked at so far.
         output_bytes: whose chunks were read and digested.
         records: signed final records whose signatures were verified.
+        artifacts: objects of the artifact store that were looked for.
+        artifact_bytes: how many bytes these have.
     """
 
     evaluations: int = 0
@@ -45,3 +47,5 @@ class Progress:
     events: int = 0
     output_bytes: int = 0
     records: int = 0
+    artifacts: int = 0
+    artifact_bytes: int = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from crucible_rpc import process, settings
 from crucible_rpc.errors import CallError, StartError
 from crucible_rpc.tls import ClientTls
-from crucible_storage import keys
+from crucible_storage import artifacts, keys
 from crucible_storage.clock import SystemClock
 from crucible_storage.databases import choose
 from crucible_storage.integrity.check import Verdict
@@ -57,7 +57,7 @@ async def check(commands: Commands, wanted: argparse.Namespace) -> int:
         manifest, verdict = commands.check_backup(sys.stdin.buffer, wanted.faults, ProgressLine())
         _say(_described(manifest))
     else:
-        verdict = await commands.check(wanted.faults, ProgressLine())
+        verdict = await commands.check(wanted.faults, ProgressLine(), digests=wanted.digests)
     if wanted.json:
         _print(json.dumps(asdict(verdict) | {"whole": verdict.whole}))
     else:
@@ -104,6 +104,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("command", choices=_COMMANDS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--backup", action="store_true", help="check an archive on standard input instead")
+    parser.add_argument("--digests", action="store_true", help="read and digest all artifacts, too")
     parser.add_argument("--faults", type=int, default=MAX_SHOWN, help="how many to show")
     return parser.parse_args()
 
@@ -116,7 +117,8 @@ async def main() -> None:
     verifier = keys.record_verifier(Path(file) for file in config.records_pub)
     peer = Peer(config.listen, ClientTls(config.tls_cert, config.tls_key, config.tls_ca))
     shared = choose(config.database_url, config.state, config.database_password_file) if config.database_url else None
-    commands = Commands(config.state, verifier, peer, SystemClock(), shared)
+    blobs = artifacts.choose(config.bucket, config.artifacts, config.state) if wanted.command == "check" else None
+    commands = Commands(config.state, verifier, peer, SystemClock(), shared, blobs)
     try:
         code = await _COMMANDS[wanted.command](commands, wanted)
     except CallError as error:
@@ -137,7 +139,7 @@ def _tell(verdict: Verdict) -> None:
     _print(
         f"{'whole' if verdict.whole else f'{verdict.findings.total} faults'}: {seen.evaluations} evaluations "
         f"({seen.deleted} deleted), {seen.events} events, {seen.output_bytes} bytes of output, "
-        f"{seen.records} signed records, {verdict.seconds:.1f} s"
+        f"{seen.records} signed records, {seen.artifacts} objects of artifacts, {verdict.seconds:.1f} s"
     )
 
 

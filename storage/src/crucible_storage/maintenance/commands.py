@@ -1,14 +1,20 @@
 """The operator's commands. Each works on the state folder when storage is stopped, or asks the storage that runs."""
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from sqlalchemy.engine import Connection
+
 from crucible_rpc.errors import StartError
 from crucible_rpc.signing import Verifier
-from crucible_storage import state
+from crucible_storage import artifacts, state
+from crucible_storage.artifacts.blob_store import BlobStore
 from crucible_storage.clock import Clock
 from crucible_storage.databases.base import Backend
+from crucible_storage.integrity import objects
 from crucible_storage.integrity.check import Verdict, check
 from crucible_storage.integrity.findings import MAX_SHOWN, Progress
 from crucible_storage.maintenance import archive, lock, server, sqlite_file, usage
@@ -32,10 +38,17 @@ class Commands:
         peer: the storage that runs, if one does.
         clock: says when a backup was made.
         shared: the database server, when storage is on one; then it does not matter whether storage runs.
+        blobs: the artifact store; None: the one in the state folder.
     """
 
     def __init__(
-        self, folder: Path, verifier: Verifier, peer: Peer, clock: Clock, shared: Backend | None = None
+        self,
+        folder: Path,
+        verifier: Verifier,
+        peer: Peer,
+        clock: Clock,
+        shared: Backend | None = None,
+        blobs: BlobStore | None = None,
     ) -> None:
         self._folder = folder
         self._file = folder / state.FILE
@@ -43,6 +56,7 @@ class Commands:
         self._peer = peer
         self._clock = clock
         self._shared = shared
+        self._blobs = blobs
 
     def migrate(self) -> tuple[str, str]:
         """Brings the database of a stopped storage to this version's schema; answers the revisions before and after.
@@ -60,26 +74,31 @@ class Commands:
             sqlite_file.migrate(self._file)
         return before, HEAD
 
-    async def check(self, limit: int, tell: Tell) -> Verdict:
+    async def check(self, limit: int, tell: Tell, *, digests: bool = False) -> Verdict:
         """Proves the database: that of a stopped storage itself, or a copy of that of one that runs.
+
+        And that the artifact store has what the database refers to; with `digests`, each byte of it.
 
         Raises:
             StartError: it cannot be read, or has another schema.
+            UnavailableError: the artifact store cannot be used now.
         """
         if self._shared is not None:
             with server.reading(self._shared) as connection:
-                return check(connection, self._verifier, limit=limit, tell=tell)
+                return await self._proved(connection, limit, tell, digests)
         with lock.stopped(self._folder) as alone:
             if alone:
                 self._check_there()
-                return self._checked(self._file, limit, tell)
+                with sqlite_file.read_only(self._file) as connection:
+                    return await self._proved(connection, limit, tell, digests)
         partial = self._fresh(_CHECKED)
         try:
             async with self._peer.copy() as copy:
                 with partial.open("xb") as out:
                     async for part in copy.parts:
                         out.write(part)
-            return self._checked(partial, limit, tell)
+            with sqlite_file.read_only(partial) as connection:
+                return await self._proved(connection, limit, tell, digests)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -169,6 +188,12 @@ class Commands:
     def _checked(self, file: Path, limit: int, tell: Tell) -> Verdict:
         with sqlite_file.read_only(file) as connection:
             return check(connection, self._verifier, limit=limit, tell=tell)
+
+    async def _proved(self, connection: Connection, limit: int, tell: Tell, digests: bool) -> Verdict:
+        verdict, begun = check(connection, self._verifier, limit=limit, tell=tell), time.monotonic()
+        blobs = artifacts.choose(None, None, self._folder) if self._blobs is None else self._blobs
+        await objects.check(connection, blobs, verdict.findings, verdict.progress, digests=digests)
+        return replace(verdict, seconds=verdict.seconds + time.monotonic() - begun)
 
     def _check_there(self) -> None:
         if not self._file.is_file():

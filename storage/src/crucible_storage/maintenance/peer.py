@@ -11,7 +11,7 @@ from crucible_rpc.channel import connect
 from crucible_rpc.errors import CallError, StartError
 from crucible_rpc.tls import ClientTls
 from crucible_storage.clock import from_timestamp
-from crucible_storage.maintenance.usage import EvaluationUsage, TableUsage, TenantUsage, Usage
+from crucible_storage.maintenance.usage import ArtifactUsage, EvaluationUsage, TableUsage, TenantUsage, Usage
 
 _USAGE_SECONDS = 600.0
 _EVERYWHERE = ("0.0.0.0", "[::]")  # noqa: S104  # where it listens, seen from this machine, is loopback
@@ -68,10 +68,18 @@ class Peer:
             used.free_disk_bytes,
             [TableUsage(one.name, one.rows, one.bytes) for one in used.tables],
             [
-                TenantUsage(one.tenant, one.evaluations, one.output_bytes, one.program_bytes, one.event_bytes)
+                TenantUsage(
+                    one.tenant,
+                    one.evaluations,
+                    one.output_bytes,
+                    one.program_bytes,
+                    one.event_bytes,
+                    one.artifact_bytes,
+                )
                 for one in used.tenants
             ],
             [EvaluationUsage(one.name, one.tenant, one.bytes) for one in used.largest],
+            ArtifactUsage(used.artifacts.objects, used.artifacts.bytes, used.artifacts.passing_bytes),
         )
 
     @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from crucible_storage.maintenance.usage import Usage
+from crucible_storage.maintenance.usage import TenantUsage, Usage
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -13,19 +13,24 @@ def of(used: Usage) -> str:
     if used.reusable_bytes is not None and used.free_disk_bytes is not None:
         lines[0] += f", of which {_size(used.reusable_bytes)} are free for reuse"
         lines[0] += f"; free disk {_size(used.free_disk_bytes)}"
+    objects = used.artifacts
+    lines += [f"artifacts {_size(objects.bytes)} in {objects.objects} objects"]
+    if objects.passing_bytes:
+        lines[-1] += f", of which {_size(objects.passing_bytes)} are being written or removed"
     lines += [""]
     lines += _table(("TABLE", "ROWS", "SIZE"), ((one.name, str(one.rows), _size(one.bytes)) for one in used.tables))
     lines += [""]
     lines += _table(
-        ("TENANT", "EVALUATIONS", "OUTPUT", "PROGRAMS", "EVENTS"),
-        (
-            (one.tenant, str(one.evaluations), *map(_size, (one.output_bytes, one.program_bytes, one.event_bytes)))
-            for one in used.tenants
-        ),
+        ("TENANT", "EVALUATIONS", "OUTPUT", "PROGRAMS", "EVENTS", "ARTIFACTS"),
+        ((one.tenant, str(one.evaluations), *map(_size, _parts(one))) for one in used.tenants),
     )
     lines += [""]
     lines += _table(("LARGEST", "TENANT", "SIZE"), ((one.name, one.tenant, _size(one.bytes)) for one in used.largest))
     return "\n".join(lines)
+
+
+def _parts(one: TenantUsage) -> tuple[int, ...]:
+    return (one.output_bytes, one.program_bytes, one.event_bytes, one.artifact_bytes)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

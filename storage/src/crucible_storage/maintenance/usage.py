@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from crucible_storage import models
+from crucible_storage.artifact_tables import PRESENT
 from crucible_storage.lifecycle import DELETED
 from crucible_storage.names import evaluation_name
 
@@ -19,13 +20,29 @@ _THERE = _EVALUATION.state != DELETED
 _EVALUATIONS = select(_EVALUATION.tenant, func.count(), func.sum(_EVALUATION.run_spec_size)).where(_THERE)
 _OUTPUTS = select(_OUTPUT.tenant, func.sum(_OUTPUT.size).label("size")).group_by(_OUTPUT.tenant)
 _EVENTS = select(_EVENT.tenant, func.sum(func.length(_EVENT.body)).label("size")).group_by(_EVENT.tenant)
+_BLOB, _ARTIFACT = models.blob.c, models.artifact.c
+_LISTED = models.artifact.join(models.blob, _BLOB.seq == _ARTIFACT.blob_seq)
+_ARTIFACTS = (
+    select(_ARTIFACT.tenant, func.sum(_BLOB.size).label("size"))
+    .select_from(_LISTED)
+    .where(_ARTIFACT.confirmed == 1)
+    .group_by(_ARTIFACT.tenant)
+)
+_OBJECTS = select(_BLOB.state, func.count(), func.sum(_BLOB.size)).group_by(_BLOB.state)
+_LEFT = (
+    select(func.coalesce(func.sum(_BLOB.size), 0))
+    .select_from(_LISTED)
+    .where(_ARTIFACT.evaluation_seq == _EVALUATION.seq)
+    .correlate(models.evaluation)
+    .scalar_subquery()
+)
 _KEPT = (
     select(func.coalesce(func.sum(_OUTPUT.size), 0))
     .where(_OUTPUT.evaluation_seq == _EVALUATION.seq)
     .correlate(models.evaluation)
     .scalar_subquery()
 )
-_BYTES = (_EVALUATION.run_spec_size + _KEPT).label("bytes")
+_BYTES = (_EVALUATION.run_spec_size + _KEPT + _LEFT).label("bytes")
 _LARGE = (
     select(_EVALUATION.id, _EVALUATION.tenant, _BYTES)
     .where(_THERE)
@@ -57,20 +74,30 @@ class TenantUsage:
     output_bytes: int
     program_bytes: int
     event_bytes: int
+    artifact_bytes: int
 
     @property
     def bytes(self) -> int:
         """All of it."""
-        return self.output_bytes + self.program_bytes + self.event_bytes
+        return self.output_bytes + self.program_bytes + self.event_bytes + self.artifact_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationUsage:
-    """One evaluation: program and kept output of all attempts."""
+    """One evaluation: program, and kept output and artifacts of all attempts."""
 
     name: str
     tenant: str
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactUsage:
+    """The artifact store: its objects and their bytes, and how many of these bytes are being written or removed."""
+
+    objects: int
+    bytes: int
+    passing_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +110,7 @@ class Usage:
     tables: list[TableUsage]
     tenants: list[TenantUsage]
     largest: list[EvaluationUsage]
+    artifacts: ArtifactUsage
 
 
 def of(connection: Connection, file: Path) -> Usage:
@@ -117,12 +145,19 @@ def of_server(connection: Connection) -> Usage:
 
 def _lists(connection: Connection, sizes: dict[str, int]) -> dict[str, Any]:
     return {
+        "artifacts": _objects(connection),
         "tables": sorted(_tables(connection, sizes), key=lambda one: (-one.bytes, one.name)),
         "tenants": sorted(_tenants(connection), key=lambda one: (-one.bytes, one.tenant)),
         "largest": [
             EvaluationUsage(evaluation_name(row.id), row.tenant, int(row.bytes)) for row in connection.execute(_LARGE)
         ],
     }
+
+
+def _objects(connection: Connection) -> ArtifactUsage:
+    rows = connection.execute(_OBJECTS).fetchall()
+    passing = sum(int(size) for state, _, size in rows if state != PRESENT)
+    return ArtifactUsage(sum(row[1] for row in rows), sum(int(row[2]) for row in rows), passing)
 
 
 def database_bytes(file: Path) -> int:
@@ -153,10 +188,12 @@ def _contents(connection: Connection, name: str) -> int:
 def _tenants(connection: Connection) -> list[TenantUsage]:
     output = {row.tenant: int(row.size) for row in connection.execute(_OUTPUTS)}
     events = {row.tenant: int(row.size) for row in connection.execute(_EVENTS)}
+    artifacts = {row.tenant: int(row.size) for row in connection.execute(_ARTIFACTS)}
     rows = connection.execute(_EVALUATIONS.group_by(_EVALUATION.tenant))
     there = {tenant: (number, size) for tenant, number, size in rows}
     made = []
-    for tenant in there.keys() | output.keys() | events.keys():
+    for tenant in there.keys() | output.keys() | events.keys() | artifacts.keys():
         evaluations, programs = there.get(tenant, (0, 0))
-        made.append(TenantUsage(tenant, evaluations, output.get(tenant, 0), programs, events.get(tenant, 0)))
+        sizes = (output.get(tenant, 0), programs, events.get(tenant, 0), artifacts.get(tenant, 0))
+        made.append(TenantUsage(tenant, evaluations, *sizes))
     return made

@@ -26,6 +26,7 @@ _COMMANDS: Mapping[str, str] = {
     "key": "keys:key",
     "audit": "audit:audit",
     "receipt": "receipts:receipt",
+    "artifacts": "artifacts:artifacts",
     "tenant": "tenants:tenant",
     "queue": "queue:queue",
     "bench": "bench:bench",

@@ -56,3 +56,41 @@ class Artifact(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
+
+@_typing.final
+class ArtifactSummary(_message.Message):
+    """The files that a program left in `/workspace/out`, all together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_KEPT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    OMITTED_FIELD_NUMBER: _builtins.int
+    files: _builtins.int
+    """How many are listed by `ListArtifacts`."""
+    bytes_total: _builtins.int
+    """Their bytes, kept or not."""
+    bytes_kept: _builtins.int
+    """Their bytes that the executor kept."""
+    truncated: _builtins.bool
+    """Whether one of them was cut."""
+    omitted: _builtins.int
+    """What else was there and was not kept: files beyond the bounds, links, devices, pipes, names that are no UTF-8."""
+    def __init__(
+        self,
+        *,
+        files: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_kept: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+        omitted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_kept", b"bytes_kept", "bytes_total", b"bytes_total", "files", b"files", "omitted", b"omitted", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArtifactSummary: _TypeAlias = ArtifactSummary  # noqa: Y015

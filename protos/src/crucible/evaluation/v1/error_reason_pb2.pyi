@@ -141,8 +141,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ARTIFACT_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 81
     """UNAVAILABLE with RetryInfo: the artifact store cannot be reached now, or has as much to do as it may; nothing is lost."""
     ERROR_REASON_ARTIFACT_DAMAGED: _ErrorReason.ValueType  # 82
-    """DATA_LOSS: the artifact store does not hold the bytes that were stored; `crucible storage check --artifacts` lists
-    all of which that is so.
+    """DATA_LOSS: the artifact store does not hold the bytes that were stored; `crucible storage check
+    --digests` names all of which that is so.
     """
     ERROR_REASON_ARTIFACT_MISMATCH: _ErrorReason.ValueType  # 83
     """Between processes only, INVALID_ARGUMENT: the bytes are not of the size or digest that was announced."""
@@ -275,8 +275,8 @@ ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 80
 ERROR_REASON_ARTIFACT_STORE_UNAVAILABLE: ErrorReason.ValueType  # 81
 """UNAVAILABLE with RetryInfo: the artifact store cannot be reached now, or has as much to do as it may; nothing is lost."""
 ERROR_REASON_ARTIFACT_DAMAGED: ErrorReason.ValueType  # 82
-"""DATA_LOSS: the artifact store does not hold the bytes that were stored; `crucible storage check --artifacts` lists
-all of which that is so.
+"""DATA_LOSS: the artifact store does not hold the bytes that were stored; `crucible storage check
+--digests` names all of which that is so.
 """
 ERROR_REASON_ARTIFACT_MISMATCH: ErrorReason.ValueType  # 83
 """Between processes only, INVALID_ARGUMENT: the bytes are not of the size or digest that was announced."""

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from crucible.evaluation.v1 import artifact_pb2 as crucible_dot_evaluation_dot_v1_dot_artifact__pb2
 from crucible.evaluation.v1 import signed_pb2 as crucible_dot_evaluation_dot_v1_dot_signed__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/evaluation/v1/evaluation.proto\x12\x16\x63rucible.evaluation.v1\x1a#crucible/evaluation/v1/signed.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xdb\x01\n\x07Program\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12+\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1c.crucible.evaluation.v1.File\x12\x12\n\nentrypoint\x18\x03 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12\x35\n\x03\x65nv\x18\x05 \x03(\x0b\x32(.crucible.evaluation.v1.Program.EnvEntry\x12\r\n\x05stdin\x18\x06 \x01(\x0c\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x01\n\x06Limits\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63pu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x11\n\tprocesses\x18\x05 \x01(\x05\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x03\x12\x12\n\nopen_files\x18\x07 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x03\x12\x13\n\x0b\x64isk_inodes\x18\t \x01(\x03\"\x87\x02\n\x0e\x45valuationSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12.\n\x06limits\x18\x02 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x42\n\x06labels\x18\x05 \x03(\x0b\x32\x32.crucible.evaluation.v1.EvaluationSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcc\x07\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\x12\x36\n\x05state\x18\x05 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x38\n\x0btermination\x18\x08 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\x12\x34\n\nlimit_hits\x18\t \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06stdout\x18\r \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12\x35\n\x06stderr\x18\x0e \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12\x36\n\nprovenance\x18\x10 \x01(\x0b\x32\".crucible.evaluation.v1.Provenance\x12>\n\x06labels\x18\x11 \x03(\x0b\x32..crucible.evaluation.v1.Evaluation.LabelsEntry\x12>\n\x0f\x66\x61iled_attempts\x18\x12 \x03(\x0b\x32%.crucible.evaluation.v1.FailedAttempt\x12\x34\n\tbehaviour\x18\x14 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x12\x38\n\x11unobserved_limits\x18\x18 \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\r\n\x05\x62\x61tch\x18\x19 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x04\n\tBehaviour\x12\x38\n\x0bobservation\x18\x01 \x01(\x0e\x32#.crucible.evaluation.v1.Observation\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x39\n\x08programs\x18\x03 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12>\n\rfiles_written\x18\x04 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x37\n\x06probes\x18\x05 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x38\n\x07sockets\x18\x06 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12<\n\x0b\x63onnections\x18\x07 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12:\n\tprocesses\x18\x08 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12:\n\tprivilege\x18\t \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x0f\n\x07\x64ropped\x18\n \x01(\x03\"b\n\x0fObservedActions\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12.\n\nfirst_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65xamples\x18\x03 \x03(\t\"Z\n\rFailedAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\rOutputSummary\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"\xd5\x01\n\x05Usage\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10program_cpu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10sandbox_cpu_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x11peak_memory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_peak_memory_bytes\"\x8f\x02\n\nProvenance\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x34\n\tisolation\x18\x03 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12\x14\n\x0cimage_digest\x18\x04 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12\x33\n\x06record\x18\x07 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x35\n\nstart_kind\x18\x08 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\"R\n\x08\x45vidence\x12\x36\n\x06source\x18\x01 \x01(\x0e\x32&.crucible.evaluation.v1.EvidenceSource\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xfd\x02\n\x0bTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12\x36\n\tcancelled\x18\x04 \x01(\x0b\x32!.crucible.evaluation.v1.CancelledH\x00\x12O\n\x16infrastructure_failure\x18\x05 \x01(\x0b\x32-.crucible.evaluation.v1.InfrastructureFailureH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"\x16\n\x06\x45xited\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x1b\n\tSignalled\x12\x0e\n\x06signal\x18\x01 \x01(\x05\"=\n\rLimitExceeded\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\"\x82\x01\n\tCancelled\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tconfirmed\x18\x03 \x01(\x08\x12\x32\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32#.crucible.evaluation.v1.CancelCause\x12\x12\n\ndependency\x18\x05 \x01(\t\"\'\n\x15InfrastructureFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\"l\n\x08LimitHit\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x32\n\x08\x65vidence\x18\x02 \x01(\x0b\x32 .crucible.evaluation.v1.Evidence*\xea\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x45VALUATION_STATE_STARTING\x10\x02\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x03\x12\x1e\n\x1a\x45VALUATION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x05\x12\x1e\n\x1a\x45VALUATION_STATE_CANCELLED\x10\x06*{\n\x0bObservation\x12\x1b\n\x17OBSERVATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18OBSERVATION_NOT_OBSERVED\x10\x01\x12\x18\n\x14OBSERVATION_OBSERVED\x10\x02\x12\x17\n\x13OBSERVATION_PARTIAL\x10\x03*n\n\tIsolation\x12\x19\n\x15ISOLATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eISOLATION_NONE\x10\x01\x12\x17\n\x13ISOLATION_CONTAINER\x10\x02\x12\x19\n\x15ISOLATION_USER_KERNEL\x10\x03*Q\n\tStartKind\x12\x1a\n\x16START_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTART_KIND_COLD\x10\x01\x12\x13\n\x0fSTART_KIND_WARM\x10\x02*\xcd\x01\n\x05Limit\x12\x15\n\x11LIMIT_UNSPECIFIED\x10\x00\x12\x13\n\x0fLIMIT_WALL_TIME\x10\x01\x12\x12\n\x0eLIMIT_CPU_TIME\x10\x02\x12\x10\n\x0cLIMIT_MEMORY\x10\x03\x12\x10\n\x0cLIMIT_OUTPUT\x10\x04\x12\x0e\n\nLIMIT_CPUS\x10\x05\x12\x13\n\x0fLIMIT_PROCESSES\x10\x06\x12\x14\n\x10LIMIT_OPEN_FILES\x10\x07\x12\x0e\n\nLIMIT_DISK\x10\x08\x12\x15\n\x11LIMIT_DISK_INODES\x10\t*\xba\x02\n\x0e\x45videnceSource\x12\x1f\n\x1b\x45VIDENCE_SOURCE_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VIDENCE_SOURCE_SANDBOX_INIT\x10\x01\x12\"\n\x1e\x45VIDENCE_SOURCE_EXECUTOR_CLOCK\x10\x02\x12\x1a\n\x16\x45VIDENCE_SOURCE_CGROUP\x10\x03\x12 \n\x1c\x45VIDENCE_SOURCE_OUTPUT_COUNT\x10\x04\x12\x1c\n\x18\x45VIDENCE_SOURCE_EXECUTOR\x10\x05\x12\x1b\n\x17\x45VIDENCE_SOURCE_STORAGE\x10\x06\x12\"\n\x1e\x45VIDENCE_SOURCE_SANDBOX_KERNEL\x10\x07\x12$\n EVIDENCE_SOURCE_HOST_FILE_SYSTEM\x10\x08*k\n\x0b\x43\x61ncelCause\x12\x1c\n\x18\x43\x41NCEL_CAUSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43\x41NCEL_CAUSE_REQUESTED\x10\x01\x12\"\n\x1e\x43\x41NCEL_CAUSE_DEPENDENCY_FAILED\x10\x02*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/evaluation/v1/evaluation.proto\x12\x16\x63rucible.evaluation.v1\x1a%crucible/evaluation/v1/artifact.proto\x1a#crucible/evaluation/v1/signed.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xdb\x01\n\x07Program\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12+\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1c.crucible.evaluation.v1.File\x12\x12\n\nentrypoint\x18\x03 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12\x35\n\x03\x65nv\x18\x05 \x03(\x0b\x32(.crucible.evaluation.v1.Program.EnvEntry\x12\r\n\x05stdin\x18\x06 \x01(\x0c\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xed\x01\n\x06Limits\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63pu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x11\n\tprocesses\x18\x05 \x01(\x05\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x03\x12\x12\n\nopen_files\x18\x07 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x03\x12\x13\n\x0b\x64isk_inodes\x18\t \x01(\x03\"\x87\x02\n\x0e\x45valuationSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12.\n\x06limits\x18\x02 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x42\n\x06labels\x18\x05 \x03(\x0b\x32\x32.crucible.evaluation.v1.EvaluationSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x88\x08\n\nEvaluation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x63reator\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\x12\x36\n\x05state\x18\x05 \x01(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x38\n\x0btermination\x18\x08 \x01(\x0b\x32#.crucible.evaluation.v1.Termination\x12\x34\n\nlimit_hits\x18\t \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06stdout\x18\r \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12\x35\n\x06stderr\x18\x0e \x01(\x0b\x32%.crucible.evaluation.v1.OutputSummary\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12\x36\n\nprovenance\x18\x10 \x01(\x0b\x32\".crucible.evaluation.v1.Provenance\x12>\n\x06labels\x18\x11 \x03(\x0b\x32..crucible.evaluation.v1.Evaluation.LabelsEntry\x12>\n\x0f\x66\x61iled_attempts\x18\x12 \x03(\x0b\x32%.crucible.evaluation.v1.FailedAttempt\x12\x34\n\tbehaviour\x18\x14 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x12\x38\n\x11unobserved_limits\x18\x18 \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\r\n\x05\x62\x61tch\x18\x19 \x01(\t\x12:\n\tartifacts\x18\x1e \x01(\x0b\x32\'.crucible.evaluation.v1.ArtifactSummary\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x04\n\tBehaviour\x12\x38\n\x0bobservation\x18\x01 \x01(\x0e\x32#.crucible.evaluation.v1.Observation\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x39\n\x08programs\x18\x03 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12>\n\rfiles_written\x18\x04 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x37\n\x06probes\x18\x05 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x38\n\x07sockets\x18\x06 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12<\n\x0b\x63onnections\x18\x07 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12:\n\tprocesses\x18\x08 \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12:\n\tprivilege\x18\t \x01(\x0b\x32\'.crucible.evaluation.v1.ObservedActions\x12\x0f\n\x07\x64ropped\x18\n \x01(\x03\"b\n\x0fObservedActions\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12.\n\nfirst_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65xamples\x18\x03 \x03(\t\"Z\n\rFailedAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\rOutputSummary\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"\xd5\x01\n\x05Usage\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10program_cpu_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10sandbox_cpu_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x11peak_memory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_peak_memory_bytes\"\x8f\x02\n\nProvenance\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x34\n\tisolation\x18\x03 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12\x14\n\x0cimage_digest\x18\x04 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12\x33\n\x06record\x18\x07 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x35\n\nstart_kind\x18\x08 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\"R\n\x08\x45vidence\x12\x36\n\x06source\x18\x01 \x01(\x0e\x32&.crucible.evaluation.v1.EvidenceSource\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xfd\x02\n\x0bTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12\x36\n\tcancelled\x18\x04 \x01(\x0b\x32!.crucible.evaluation.v1.CancelledH\x00\x12O\n\x16infrastructure_failure\x18\x05 \x01(\x0b\x32-.crucible.evaluation.v1.InfrastructureFailureH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"\x16\n\x06\x45xited\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x1b\n\tSignalled\x12\x0e\n\x06signal\x18\x01 \x01(\x05\"=\n\rLimitExceeded\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\"\x82\x01\n\tCancelled\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tconfirmed\x18\x03 \x01(\x08\x12\x32\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32#.crucible.evaluation.v1.CancelCause\x12\x12\n\ndependency\x18\x05 \x01(\t\"\'\n\x15InfrastructureFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\"l\n\x08LimitHit\x12,\n\x05limit\x18\x01 \x01(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x32\n\x08\x65vidence\x18\x02 \x01(\x0b\x32 .crucible.evaluation.v1.Evidence*\xea\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x45VALUATION_STATE_STARTING\x10\x02\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x03\x12\x1e\n\x1a\x45VALUATION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17\x45VALUATION_STATE_FAILED\x10\x05\x12\x1e\n\x1a\x45VALUATION_STATE_CANCELLED\x10\x06*{\n\x0bObservation\x12\x1b\n\x17OBSERVATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18OBSERVATION_NOT_OBSERVED\x10\x01\x12\x18\n\x14OBSERVATION_OBSERVED\x10\x02\x12\x17\n\x13OBSERVATION_PARTIAL\x10\x03*n\n\tIsolation\x12\x19\n\x15ISOLATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eISOLATION_NONE\x10\x01\x12\x17\n\x13ISOLATION_CONTAINER\x10\x02\x12\x19\n\x15ISOLATION_USER_KERNEL\x10\x03*Q\n\tStartKind\x12\x1a\n\x16START_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTART_KIND_COLD\x10\x01\x12\x13\n\x0fSTART_KIND_WARM\x10\x02*\xcd\x01\n\x05Limit\x12\x15\n\x11LIMIT_UNSPECIFIED\x10\x00\x12\x13\n\x0fLIMIT_WALL_TIME\x10\x01\x12\x12\n\x0eLIMIT_CPU_TIME\x10\x02\x12\x10\n\x0cLIMIT_MEMORY\x10\x03\x12\x10\n\x0cLIMIT_OUTPUT\x10\x04\x12\x0e\n\nLIMIT_CPUS\x10\x05\x12\x13\n\x0fLIMIT_PROCESSES\x10\x06\x12\x14\n\x10LIMIT_OPEN_FILES\x10\x07\x12\x0e\n\nLIMIT_DISK\x10\x08\x12\x15\n\x11LIMIT_DISK_INODES\x10\t*\xba\x02\n\x0e\x45videnceSource\x12\x1f\n\x1b\x45VIDENCE_SOURCE_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VIDENCE_SOURCE_SANDBOX_INIT\x10\x01\x12\"\n\x1e\x45VIDENCE_SOURCE_EXECUTOR_CLOCK\x10\x02\x12\x1a\n\x16\x45VIDENCE_SOURCE_CGROUP\x10\x03\x12 \n\x1c\x45VIDENCE_SOURCE_OUTPUT_COUNT\x10\x04\x12\x1c\n\x18\x45VIDENCE_SOURCE_EXECUTOR\x10\x05\x12\x1b\n\x17\x45VIDENCE_SOURCE_STORAGE\x10\x06\x12\"\n\x1e\x45VIDENCE_SOURCE_SANDBOX_KERNEL\x10\x07\x12$\n EVIDENCE_SOURCE_HOST_FILE_SYSTEM\x10\x08*k\n\x0b\x43\x61ncelCause\x12\x1c\n\x18\x43\x41NCEL_CAUSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43\x41NCEL_CAUSE_REQUESTED\x10\x01\x12\"\n\x1e\x43\x41NCEL_CAUSE_DEPENDENCY_FAILED\x10\x02*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,64 +41,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATION_LABELSENTRY']._loaded_options = None
   _globals['_EVALUATION_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_EVALUATIONSTATE']._serialized_start=4097
-  _globals['_EVALUATIONSTATE']._serialized_end=4331
-  _globals['_OBSERVATION']._serialized_start=4333
-  _globals['_OBSERVATION']._serialized_end=4456
-  _globals['_ISOLATION']._serialized_start=4458
-  _globals['_ISOLATION']._serialized_end=4568
-  _globals['_STARTKIND']._serialized_start=4570
-  _globals['_STARTKIND']._serialized_end=4651
-  _globals['_LIMIT']._serialized_start=4654
-  _globals['_LIMIT']._serialized_end=4859
-  _globals['_EVIDENCESOURCE']._serialized_start=4862
-  _globals['_EVIDENCESOURCE']._serialized_end=5176
-  _globals['_CANCELCAUSE']._serialized_start=5178
-  _globals['_CANCELCAUSE']._serialized_end=5285
-  _globals['_OUTPUTSTREAM']._serialized_start=5287
-  _globals['_OUTPUTSTREAM']._serialized_end=5384
-  _globals['_FILE']._serialized_start=169
-  _globals['_FILE']._serialized_end=206
-  _globals['_PROGRAM']._serialized_start=209
-  _globals['_PROGRAM']._serialized_end=428
-  _globals['_PROGRAM_ENVENTRY']._serialized_start=386
-  _globals['_PROGRAM_ENVENTRY']._serialized_end=428
-  _globals['_LIMITS']._serialized_start=431
-  _globals['_LIMITS']._serialized_end=668
-  _globals['_EVALUATIONSPEC']._serialized_start=671
-  _globals['_EVALUATIONSPEC']._serialized_end=934
-  _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_start=889
-  _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_end=934
-  _globals['_EVALUATION']._serialized_start=937
-  _globals['_EVALUATION']._serialized_end=1909
-  _globals['_EVALUATION_LABELSENTRY']._serialized_start=889
-  _globals['_EVALUATION_LABELSENTRY']._serialized_end=934
-  _globals['_BEHAVIOUR']._serialized_start=1912
-  _globals['_BEHAVIOUR']._serialized_end=2434
-  _globals['_OBSERVEDACTIONS']._serialized_start=2436
-  _globals['_OBSERVEDACTIONS']._serialized_end=2534
-  _globals['_FAILEDATTEMPT']._serialized_start=2536
-  _globals['_FAILEDATTEMPT']._serialized_end=2626
-  _globals['_OUTPUTSUMMARY']._serialized_start=2628
-  _globals['_OUTPUTSUMMARY']._serialized_end=2736
-  _globals['_USAGE']._serialized_start=2739
-  _globals['_USAGE']._serialized_end=2952
-  _globals['_PROVENANCE']._serialized_start=2955
-  _globals['_PROVENANCE']._serialized_end=3226
-  _globals['_EVIDENCE']._serialized_start=3228
-  _globals['_EVIDENCE']._serialized_end=3310
-  _globals['_TERMINATION']._serialized_start=3313
-  _globals['_TERMINATION']._serialized_end=3694
-  _globals['_EXITED']._serialized_start=3696
-  _globals['_EXITED']._serialized_end=3718
-  _globals['_SIGNALLED']._serialized_start=3720
-  _globals['_SIGNALLED']._serialized_end=3747
-  _globals['_LIMITEXCEEDED']._serialized_start=3749
-  _globals['_LIMITEXCEEDED']._serialized_end=3810
-  _globals['_CANCELLED']._serialized_start=3813
-  _globals['_CANCELLED']._serialized_end=3943
-  _globals['_INFRASTRUCTUREFAILURE']._serialized_start=3945
-  _globals['_INFRASTRUCTUREFAILURE']._serialized_end=3984
-  _globals['_LIMITHIT']._serialized_start=3986
-  _globals['_LIMITHIT']._serialized_end=4094
+  _globals['_EVALUATIONSTATE']._serialized_start=4196
+  _globals['_EVALUATIONSTATE']._serialized_end=4430
+  _globals['_OBSERVATION']._serialized_start=4432
+  _globals['_OBSERVATION']._serialized_end=4555
+  _globals['_ISOLATION']._serialized_start=4557
+  _globals['_ISOLATION']._serialized_end=4667
+  _globals['_STARTKIND']._serialized_start=4669
+  _globals['_STARTKIND']._serialized_end=4750
+  _globals['_LIMIT']._serialized_start=4753
+  _globals['_LIMIT']._serialized_end=4958
+  _globals['_EVIDENCESOURCE']._serialized_start=4961
+  _globals['_EVIDENCESOURCE']._serialized_end=5275
+  _globals['_CANCELCAUSE']._serialized_start=5277
+  _globals['_CANCELCAUSE']._serialized_end=5384
+  _globals['_OUTPUTSTREAM']._serialized_start=5386
+  _globals['_OUTPUTSTREAM']._serialized_end=5483
+  _globals['_FILE']._serialized_start=208
+  _globals['_FILE']._serialized_end=245
+  _globals['_PROGRAM']._serialized_start=248
+  _globals['_PROGRAM']._serialized_end=467
+  _globals['_PROGRAM_ENVENTRY']._serialized_start=425
+  _globals['_PROGRAM_ENVENTRY']._serialized_end=467
+  _globals['_LIMITS']._serialized_start=470
+  _globals['_LIMITS']._serialized_end=707
+  _globals['_EVALUATIONSPEC']._serialized_start=710
+  _globals['_EVALUATIONSPEC']._serialized_end=973
+  _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_start=928
+  _globals['_EVALUATIONSPEC_LABELSENTRY']._serialized_end=973
+  _globals['_EVALUATION']._serialized_start=976
+  _globals['_EVALUATION']._serialized_end=2008
+  _globals['_EVALUATION_LABELSENTRY']._serialized_start=928
+  _globals['_EVALUATION_LABELSENTRY']._serialized_end=973
+  _globals['_BEHAVIOUR']._serialized_start=2011
+  _globals['_BEHAVIOUR']._serialized_end=2533
+  _globals['_OBSERVEDACTIONS']._serialized_start=2535
+  _globals['_OBSERVEDACTIONS']._serialized_end=2633
+  _globals['_FAILEDATTEMPT']._serialized_start=2635
+  _globals['_FAILEDATTEMPT']._serialized_end=2725
+  _globals['_OUTPUTSUMMARY']._serialized_start=2727
+  _globals['_OUTPUTSUMMARY']._serialized_end=2835
+  _globals['_USAGE']._serialized_start=2838
+  _globals['_USAGE']._serialized_end=3051
+  _globals['_PROVENANCE']._serialized_start=3054
+  _globals['_PROVENANCE']._serialized_end=3325
+  _globals['_EVIDENCE']._serialized_start=3327
+  _globals['_EVIDENCE']._serialized_end=3409
+  _globals['_TERMINATION']._serialized_start=3412
+  _globals['_TERMINATION']._serialized_end=3793
+  _globals['_EXITED']._serialized_start=3795
+  _globals['_EXITED']._serialized_end=3817
+  _globals['_SIGNALLED']._serialized_start=3819
+  _globals['_SIGNALLED']._serialized_end=3846
+  _globals['_LIMITEXCEEDED']._serialized_start=3848
+  _globals['_LIMITEXCEEDED']._serialized_end=3909
+  _globals['_CANCELLED']._serialized_start=3912
+  _globals['_CANCELLED']._serialized_end=4042
+  _globals['_INFRASTRUCTUREFAILURE']._serialized_start=4044
+  _globals['_INFRASTRUCTUREFAILURE']._serialized_end=4083
+  _globals['_LIMITHIT']._serialized_start=4085
+  _globals['_LIMITHIT']._serialized_end=4193
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 What every part of Crucible speaks of: a program, its limits, and what happened to it."""
 
 from collections import abc as _abc
+from crucible.evaluation.v1 import artifact_pb2 as _artifact_pb2
 from crucible.evaluation.v1 import signed_pb2 as _signed_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -562,6 +563,7 @@ class Evaluation(_message.Message):
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
     UNOBSERVED_LIMITS_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`evaluations/{uuid}`."""
     tenant: _builtins.str
@@ -636,6 +638,10 @@ class Evaluation(_message.Message):
         `limit_hits` does not name them says nothing. In the order of `Limit`.
         """
 
+    @_builtins.property
+    def artifacts(self) -> _artifact_pb2.ArtifactSummary:
+        """The files that the program left in `/workspace/out`. Unset when it left none, and before the end."""
+
     def __init__(
         self,
         *,
@@ -660,10 +666,11 @@ class Evaluation(_message.Message):
         behaviour: Global___Behaviour | None = ...,
         unobserved_limits: _abc.Iterable[Global___Limit.ValueType] | None = ...,
         batch: _builtins.str = ...,
+        artifacts: _artifact_pb2.ArtifactSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "create_time", b"create_time", "end_time", b"end_time", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "behaviour", b"behaviour", "create_time", b"create_time", "end_time", b"end_time", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch", b"batch", "behaviour", b"behaviour", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "batch", b"batch", "behaviour", b"behaviour", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "failed_attempts", b"failed_attempts", "labels", b"labels", "limit_hits", b"limit_hits", "name", b"name", "provenance", b"provenance", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stdout", b"stdout", "tenant", b"tenant", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

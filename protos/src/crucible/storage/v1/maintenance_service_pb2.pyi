@@ -131,6 +131,7 @@ class GetUsageResponse(_message.Message):
     TABLES_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
     LARGEST_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
     database_bytes: _builtins.int
     """The whole database on the disk, with what SQLite has not moved into it yet."""
     reusable_bytes: _builtins.int
@@ -149,6 +150,10 @@ class GetUsageResponse(_message.Message):
     def largest(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluationUsage]:
         """The 10 largest evaluations."""
 
+    @_builtins.property
+    def artifacts(self) -> Global___ArtifactUsage:
+        """The artifact store."""
+
     def __init__(
         self,
         *,
@@ -158,14 +163,45 @@ class GetUsageResponse(_message.Message):
         tables: _abc.Iterable[Global___TableUsage] | None = ...,
         tenants: _abc.Iterable[Global___TenantUsage] | None = ...,
         largest: _abc.Iterable[Global___EvaluationUsage] | None = ...,
+        artifacts: Global___ArtifactUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_bytes", b"database_bytes", "free_disk_bytes", b"free_disk_bytes", "largest", b"largest", "reusable_bytes", b"reusable_bytes", "tables", b"tables", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "database_bytes", b"database_bytes", "free_disk_bytes", b"free_disk_bytes", "largest", b"largest", "reusable_bytes", b"reusable_bytes", "tables", b"tables", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class ArtifactUsage(_message.Message):
+    """The objects of the artifact store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PASSING_BYTES_FIELD_NUMBER: _builtins.int
+    objects: _builtins.int
+    """How many."""
+    bytes: _builtins.int
+    """Their bytes; what several files of a tenant have in common is there once."""
+    passing_bytes: _builtins.int
+    """Of `bytes`: of objects that are being written, or that nobody refers to any more and that are removed within hours."""
+    def __init__(
+        self,
+        *,
+        objects: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        passing_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "objects", b"objects", "passing_bytes", b"passing_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArtifactUsage: _TypeAlias = ArtifactUsage  # noqa: Y015
 
 @_typing.final
 class TableUsage(_message.Message):
@@ -208,6 +244,7 @@ class TenantUsage(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     PROGRAM_BYTES_FIELD_NUMBER: _builtins.int
     EVENT_BYTES_FIELD_NUMBER: _builtins.int
+    ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Its name."""
     evaluations: _builtins.int
@@ -218,6 +255,8 @@ class TenantUsage(_message.Message):
     """Programs and their files."""
     event_bytes: _builtins.int
     """What the event log says of them, without output."""
+    artifact_bytes: _builtins.int
+    """Artifacts, each as if it were stored alone."""
     def __init__(
         self,
         *,
@@ -226,10 +265,11 @@ class TenantUsage(_message.Message):
         output_bytes: _builtins.int = ...,
         program_bytes: _builtins.int = ...,
         event_bytes: _builtins.int = ...,
+        artifact_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "event_bytes", b"event_bytes", "output_bytes", b"output_bytes", "program_bytes", b"program_bytes", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "evaluations", b"evaluations", "event_bytes", b"event_bytes", "output_bytes", b"output_bytes", "program_bytes", b"program_bytes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -249,7 +289,7 @@ class EvaluationUsage(_message.Message):
     tenant: _builtins.str
     """Whose it is."""
     bytes: _builtins.int
-    """Program and kept output of all attempts."""
+    """Program, and kept output and artifacts of all attempts."""
     def __init__(
         self,
         *,
