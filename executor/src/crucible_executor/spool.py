@@ -64,9 +64,13 @@ class Spool:
     def cut_back(self, size: int) -> None:
         """Takes back what was added after the first `size` bytes."""
         with self._lock:
-            if self._fd >= 0 and size < self.size:
+            if self._fd < 0 or size >= self.size:
+                return
+            try:
                 os.ftruncate(self._fd, size)
                 self.size = size
+            except OSError as error:
+                self.fault = self.fault or error.strerror or str(error)
 
     def persist(self) -> None:
         """Makes the bytes durable; no more are added. The folder's entry is the caller's to sync.
