@@ -18,6 +18,21 @@ def sweeper(world):
     return Sweeper(world.service.leases, world.policy, world.clock)
 
 
+async def test_a_look_that_finds_nothing_writes_nothing(world, sweeper, monkeypatch):
+    await world.running()
+    world.clock.advance(FENCE / 2)
+    assert await world.sweep() == 0
+
+    def write(run):
+        raise AssertionError
+
+    monkeypatch.setattr(world.service.database, "write", write)
+    assert await world.sweep() == 0
+    world.clock.advance(FENCE)
+    with pytest.raises(AssertionError):
+        await world.sweep()
+
+
 async def test_an_expired_lease_is_taken_back(world, sweeper):
     world.clock.advance(FENCE)
     assignment = await world.running()

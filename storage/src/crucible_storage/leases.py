@@ -60,15 +60,12 @@ _RENEW = Prepared(
     .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
 )
 # Those that `Record.fenced_off` tells.
+_FENCED_OFF = select(_ROW.seq).where(
+    _STATE_HELD, or_(_ROW.lease_renewed <= bindparam("latest"), _ROW.lease_renewed > bindparam("impossible"))
+)
+_SOME_EXPIRED = Prepared(_FENCED_OFF.limit(1))
 _EXPIRED = (
-    select(_ROW.seq)
-    .where(
-        _STATE_HELD,
-        or_(_ROW.lease_renewed <= bindparam("latest"), _ROW.lease_renewed > bindparam("impossible")),
-    )
-    .order_by(_ROW.lease_renewed)
-    .limit(bindparam("limit"))
-    .with_for_update(key_share=True, skip_locked=True)
+    _FENCED_OFF.order_by(_ROW.lease_renewed).limit(_SWEEP_LIMIT).with_for_update(key_share=True, skip_locked=True)
 )
 
 
@@ -166,12 +163,15 @@ class Leases:
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
                 look = _Look()
-                given = await self._given(executor_id, boot_id, max_runs, look) if waiting else []
+                give = self._giver(executor_id, boot_id, max_runs, look)
+                given = await self._kept(self._database.write(give), _itself) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
                 patience = await self._until_delayed() if waiting else FALLBACK_POLL
-                await wait_for(changed, min(left, _CONTENDED_POLL if look.met_another else patience))
+                seconds = min(left, _CONTENDED_POLL if look.met_another else patience)
+                if given := await self._given_as_it_comes(give, changed, seconds):
+                    return given
 
     async def after(
         self, first: Callable[[WriteTransaction], T], executor_id: str, wish: work.LeaseMore
@@ -206,10 +206,18 @@ class Leases:
             self._answered.pop(executor_id, None)
         return done, given
 
-    async def _given(self, executor_id: str, boot_id: str, max_runs: int, look: _Look) -> list[work.Assignment]:
-        """Leases what there is."""
-        giving = self._database.write(self._giver(executor_id, boot_id, max_runs, look))
-        return await self._kept(giving, lambda given: given)
+    async def _given_as_it_comes(
+        self, give: Callable[[WriteTransaction], list[work.Assignment]], changed: asyncio.Event, seconds: float
+    ) -> list[work.Assignment]:
+        """Waits until there may be work, at most so long; leases what comes meanwhile as it is stored."""
+        standing = self._database.stand_by(give)
+        try:
+            await wait_for(changed, seconds)
+        except asyncio.CancelledError:
+            if not self._database.stand_down(standing):
+                self._return_later(standing.future, _itself)
+            raise
+        return [] if self._database.stand_down(standing) else await self._kept(standing.future, _itself)
 
     async def _kept(self, giving: Awaitable[T], leased: Callable[[T], list[work.Assignment]]) -> T:
         """Waits. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
@@ -217,10 +225,13 @@ class Leases:
         try:
             return await asyncio.shield(given)
         except asyncio.CancelledError:
-            returning = asyncio.ensure_future(self._give_back(given, leased))
-            self._returning.add(returning)
-            returning.add_done_callback(self._returning.discard)
+            self._return_later(given, leased)
             raise
+
+    def _return_later(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
+        returning = asyncio.ensure_future(self._give_back(giving, leased))
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
 
     async def _give_back(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
         def run(transaction: WriteTransaction) -> None:
@@ -318,14 +329,16 @@ class Leases:
                 stops = await watch.take()
 
     async def sweep(self) -> int:
-        """Ends the attempts whose fence has passed; answers how many."""
+        """Ends the attempts whose fence has passed; answers how many. Where there are none nothing is written."""
+
+        def bounds(now: int) -> dict[str, int]:
+            fence = micros(self._policy.fence)
+            return {"latest": now - fence, "impossible": now + fence}
 
         def run(transaction: WriteTransaction) -> list[Record]:
             now = self._clock.now()
-            fence = micros(self._policy.fence)
-            bounds = {"latest": now - fence, "impossible": now + fence, "limit": _SWEEP_LIMIT}
             expired: list[Record] = []
-            for (seq,) in transaction.execute(_EXPIRED, bounds).fetchall():
+            for (seq,) in transaction.execute(_EXPIRED, bounds(now)).fetchall():
                 record = store.load_by_seq(transaction.connection, seq, to_change=True)
                 before = store.Before(record)
                 record.expire(now, self._policy, self._jitter())
@@ -333,11 +346,18 @@ class Leases:
                 expired.append(record)
             return expired
 
+        at = bounds(self._clock.now())
+        if await self._database.read(lambda connection: _SOME_EXPIRED.first(connection, at)) is None:
+            return 0
         expired = await self._database.write(run)
         for record in expired:
             facts = {"evaluation": evaluation_name(record.id), "attempt": record.attempt, "executor": record.executor}
             _LOG.warning("the lease of an attempt expired", extra=logs.fields(**facts))
         return len(expired)
+
+
+def _itself(given: list[work.Assignment]) -> list[work.Assignment]:
+    return given
 
 
 def _unstarted(transaction: WriteTransaction, assignment: work.Assignment) -> Record | None:
