@@ -109,6 +109,7 @@ class Carried:
         self.ledger = ledger
         self.chance = random.Random(1)
         self.cases: list[Case] = []
+        self.refused: list[Exception] = []
 
     async def create(self, count):
         """Accepts evaluations, repeating each until it is; the others of the group go on meanwhile."""
@@ -126,7 +127,8 @@ class Carried:
             while True:
                 try:
                     made = await self.service.evaluations.create(wanted)
-                except (UnavailableError, ResourceExhaustedError):
+                except (UnavailableError, ResourceExhaustedError) as error:
+                    self.refused.append(error)
                     await asyncio.sleep(0.05)
                 else:
                     return Case(mark, made.name, out.encode(), code)
@@ -192,7 +194,7 @@ async def serving(keys: Keys, add, permissions=PERMISSIONS):
 
 
 @asynccontextmanager
-async def carried(folder: Path, databases, between=None, executors=2):
+async def carried(folder: Path, databases, between=None, executors=2, state=None):
     """The whole.
 
     Args:
@@ -200,10 +202,11 @@ async def carried(folder: Path, databases, between=None, executors=2):
         databases: see `tests.storage.databases`.
         between: called with the keys and storage's port; a context manager whose value is the port for one worker.
         executors: how many, each with its worker.
+        state: storage's own folder; None: one below `folder`.
     """
     keys = Keys.make(folder / "keys")
     ledger = Ledger()
-    clock, state = databases.clock(), folder / "state"
+    clock, state = databases.clock(), state or folder / "state"
     backend = databases.backend(state, clock)
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(
