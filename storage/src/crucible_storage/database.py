@@ -206,6 +206,8 @@ class Database:
                     return run(connection)
             except Exception as error:
                 fault = faults.fault_of(error)
+                if fault is Fault.DAMAGED:
+                    raise faults.to_read_error(fault) from error
                 if fault in (None, Fault.READ_ONLY) or not self._backend.shared:
                     raise
                 if fault is not Fault.GONE or tries + 1 == READ_TRIES or self._closing:

@@ -227,6 +227,7 @@ def _run(operation: Operation, transaction: WriteTransaction) -> None:
         except Exception as error:
             if faults.ends_transaction(error):
                 raise
-            operation.error = error
+            damaged = faults.fault_of(error) is Fault.DAMAGED
+            operation.error = faults.to_call_error(error) if damaged else error
             if last or not faults.is_duplicate(error):  # else another process stored it just now: it will be seen
                 return

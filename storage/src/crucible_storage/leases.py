@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import bindparam, or_, select, text, update
+from sqlalchemy import bindparam, case, select, text, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.storage.v1 import work_service_pb2 as work
-from crucible_rpc import logs
 from crucible_rpc.errors import CallError
 from crucible_rpc.signing import Signer
 from crucible_storage import models, outputs, queue, store, tickets
@@ -32,7 +31,6 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES = 3 << 20
 FALLBACK_POLL = 5.0
 _CONTENDED_POLL = 0.05
-_SWEEP_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
 _ROW = models.evaluation.c
@@ -54,18 +52,12 @@ _SELECT_HELD = (
 )
 _HELD = Prepared(_SELECT_HELD)
 _HELD_TO_CHANGE = Prepared(_SELECT_HELD.with_for_update(key_share=True))
+# Whoever watches a lease sees each renewal (`Sweeper`), also after the clock was set back.
+_GROWN = case((_ROW.lease_renewed < bindparam("now"), bindparam("now")), else_=_ROW.lease_renewed + 1)
 _RENEW = Prepared(
     update(models.evaluation)
     .where(_ROW.seq == bindparam("key"))
-    .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
-)
-# Those that `Record.fenced_off` tells.
-_FENCED_OFF = select(_ROW.seq).where(
-    _STATE_HELD, or_(_ROW.lease_renewed <= bindparam("latest"), _ROW.lease_renewed > bindparam("impossible"))
-)
-_SOME_EXPIRED = Prepared(_FENCED_OFF.limit(1))
-_EXPIRED = (
-    _FENCED_OFF.order_by(_ROW.lease_renewed).limit(_SWEEP_LIMIT).with_for_update(key_share=True, skip_locked=True)
+    .values(lease_renewed=_GROWN, lease_expiry=bindparam("expiry"))
 )
 
 
@@ -327,33 +319,6 @@ class Leases:
                     yield stops
                 self._hub.check_open()
                 stops = await watch.take()
-
-    async def sweep(self) -> int:
-        """Ends the attempts whose fence has passed; answers how many. Where there are none nothing is written."""
-
-        def bounds(now: int) -> dict[str, int]:
-            fence = micros(self._policy.fence)
-            return {"latest": now - fence, "impossible": now + fence}
-
-        def run(transaction: WriteTransaction) -> list[Record]:
-            now = self._clock.now()
-            expired: list[Record] = []
-            for (seq,) in transaction.execute(_EXPIRED, bounds(now)).fetchall():
-                record = store.load_by_seq(transaction.connection, seq, to_change=True)
-                before = store.Before(record)
-                record.expire(now, self._policy, self._jitter())
-                store.save(transaction, record, before, now)
-                expired.append(record)
-            return expired
-
-        at = bounds(self._clock.now())
-        if await self._database.read(lambda connection: _SOME_EXPIRED.first(connection, at)) is None:
-            return 0
-        expired = await self._database.write(run)
-        for record in expired:
-            facts = {"evaluation": evaluation_name(record.id), "attempt": record.attempt, "executor": record.executor}
-            _LOG.warning("the lease of an attempt expired", extra=logs.fields(**facts))
-        return len(expired)
 
 
 def _itself(given: list[work.Assignment]) -> list[work.Assignment]:
