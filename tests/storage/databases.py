@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 
 from crucible_deploy.postgresql_server import PostgreSqlServer
+from crucible_storage.clock import DatabaseClock, SystemClock
 from crucible_storage.databases import choose
 from crucible_storage.databases.base import Backend
 from crucible_storage.state import prepare
@@ -29,6 +30,10 @@ class SqliteFiles:
     def backend(self, folder, clock=None) -> Backend:
         Path(folder).mkdir(exist_ok=True, parents=True)
         return choose("", Path(folder), clock=clock)
+
+    def clock(self):
+        """Real time, as storage takes it."""
+        return SystemClock()
 
     def environment(self, folder):
         return {}
@@ -60,6 +65,10 @@ class PostgreSqlDatabases:
 
     def backend(self, folder, clock=None) -> Backend:
         return choose(self.url(folder), Path(folder), clock=clock)
+
+    def clock(self):
+        """Real time, as storage takes it: the server's."""
+        return DatabaseClock()
 
     def environment(self, folder):
         return {"CRUCIBLE_STORAGE_DATABASE_URL": self.url(folder)}

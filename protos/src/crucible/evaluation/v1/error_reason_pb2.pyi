@@ -150,6 +150,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Between processes only: the end of a run was reported before all artifacts that its record lists were stored."""
     ERROR_REASON_ARTIFACT_RANGE: _ErrorReason.ValueType  # 85
     """OUT_OF_RANGE: the artifact has fewer bytes than the offset that was asked for; `size` in the metadata."""
+    ERROR_REASON_DATABASE_DAMAGED: _ErrorReason.ValueType  # 90
+    """DATA_LOSS: what this needs of storage's database is damaged, and nothing was changed; `crucible storage check` says
+    where.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -284,4 +288,8 @@ ERROR_REASON_ARTIFACTS_MISSING: ErrorReason.ValueType  # 84
 """Between processes only: the end of a run was reported before all artifacts that its record lists were stored."""
 ERROR_REASON_ARTIFACT_RANGE: ErrorReason.ValueType  # 85
 """OUT_OF_RANGE: the artifact has fewer bytes than the offset that was asked for; `size` in the metadata."""
+ERROR_REASON_DATABASE_DAMAGED: ErrorReason.ValueType  # 90
+"""DATA_LOSS: what this needs of storage's database is damaged, and nothing was changed; `crucible storage check` says
+where.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
