@@ -1,12 +1,16 @@
 """What a sandbox sends of the files that its program left is hostile: it is bounded, or it is an error."""
 
+import asyncio
 import hashlib
+import os
 import random
+import resource
 import struct
 
 import pytest
 
 from crucible_executor.collecting import MAX_PATHS_BYTES, Collector
+from crucible_executor.host_pipes import PipeReader
 from crucible_executor.init_protocol import MAX_LEFT_FILES, ProtocolError, ReportKind, ReportReader
 from crucible_executor.model import Artifacts
 from crucible_executor.spool import Spool
@@ -185,3 +189,29 @@ def test_files_come_after_the_programs_end_alone(kinds):
 def test_files_that_nobody_asked_for_are_refused():
     with pytest.raises(ProtocolError, match="nobody asked for"):
         list(ReportReader().feed(report(ReportKind.ENDED) + report(ReportKind.LEFT) + STREAM))
+
+
+async def test_files_much_larger_than_memory_should_hold_pass_through_it(tmp_path):
+    """128 MiB through a pipe, as an engine reads it: what is not written yet waits in the pipe."""
+    spool = Spool(tmp_path / "files", 1 << 30)
+    collector = Collector(1 << 30, spool)
+    count = 2048
+    read_end, write_end = os.pipe()
+    chunk = message(DATA, b"x" * CHUNK_BYTES)
+
+    def send() -> None:
+        with os.fdopen(write_end, "wb", buffering=0) as pipe:
+            for data in (name(b"big", count * CHUNK_BYTES), *(chunk for _ in range(count)), message(DONE), end()):
+                pipe.write(data)
+
+    def take(data: bytes) -> asyncio.Future[None] | None:
+        assert collector.feed(data) == b""
+        return collector.flush()
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reader = PipeReader(read_end, take)
+    await asyncio.gather(asyncio.to_thread(send), reader.finished)
+    artifacts = await collector.artifacts()
+    assert artifacts.files[0].bytes_kept == spool.size == count * CHUNK_BYTES
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB
+    spool.drop()
