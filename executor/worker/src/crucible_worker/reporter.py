@@ -21,6 +21,8 @@ STARTED_DELAY = timedelta(milliseconds=50)
 """A start without output hardly hurries: of a short program it travels with the end."""
 BEHAVIOUR_DELAY = timedelta(milliseconds=50)
 """The executor collected it for longer than that already; of a short program it travels with the end."""
+SAMPLES_DELAY = timedelta(seconds=1)
+"""What a program used is told in batches of seconds: so it seldom makes a report of its own."""
 
 _REPORT_OVERHEAD_BYTES = 128
 _FIRST_BACKOFF_SECONDS = 0.05
@@ -70,6 +72,7 @@ class Reporter:
             "started": STARTED_DELAY.total_seconds(),
             "output": delay.total_seconds(),
             "behaviour": BEHAVIOUR_DELAY.total_seconds(),
+            "usage_samples": SAMPLES_DELAY.total_seconds(),
         }
         self._dirty: dict[str, CarriedRun] = {}
         self._wake = asyncio.Event()
