@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 
 from crucible_deploy.postgresql_server import PostgreSqlServer
+from crucible_storage.clock import DatabaseClock, SystemClock
 from crucible_storage.databases import FILE, choose
 from crucible_storage.databases.base import Backend
 from crucible_storage.state import prepare
@@ -39,6 +40,10 @@ class SqliteFiles:
         if os.fspath(folder) not in self._empty and not file.exists():
             file.write_bytes(_sqlite_template())
         return choose("", file.parent, clock=clock)
+
+    def clock(self):
+        """Real time, as storage takes it."""
+        return SystemClock()
 
     def environment(self, folder):
         return {}
@@ -79,6 +84,10 @@ class PostgreSqlDatabases:
 
     def backend(self, folder, clock=None) -> Backend:
         return choose(self.url(folder), Path(folder), clock=clock)
+
+    def clock(self):
+        """Real time, as storage takes it: the server's."""
+        return DatabaseClock()
 
     def environment(self, folder):
         return {"CRUCIBLE_STORAGE_DATABASE_URL": self.url(folder)}

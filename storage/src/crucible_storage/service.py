@@ -101,7 +101,7 @@ async def running(
         service = await _composed(database, hub, policy, clock, signer, verifier, heads, live)
         metrics.start(await _counts(database), database.last_position)
         jobs = [
-            Sweeper(service.leases, policy, clock).run(),
+            Sweeper(database, policy, clock).run(),
             Retention(service.deletion, keep or Keep(), clock).run(),
             service.sealer.run(),
             service.login_failures.run(),
