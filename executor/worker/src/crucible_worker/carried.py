@@ -23,6 +23,8 @@ class CarriedRun:
         stdout_offset: bytes of stdout received.
         stderr_offset: bytes of stderr received.
         behaviour_sequence: number of the last behaviour update received.
+        usage_samples: number of the last usage sample received. Taken over, a run begins again at 0: storage ignores
+            what it has, and they are few.
         ended: the executor said how it ended, or never will: its slot is free.
         outcome: what is reported instead of an end.
         resync: its reports do not fit to what storage has: to be attached again where storage says.
@@ -41,6 +43,7 @@ class CarriedRun:
         self.stdout_offset = stdout_offset
         self.stderr_offset = stderr_offset
         self.behaviour_sequence = behaviour_sequence
+        self.usage_samples = 0
         self.ended = False
         self.outcome: work.Refused | work.RunLost | None = None
         self.resync = False
@@ -69,6 +72,9 @@ class CarriedRun:
                 self.stderr_offset = max(self.stderr_offset, end)
         elif kind == "behaviour":
             self.behaviour_sequence = max(self.behaviour_sequence, event.behaviour.sequence)
+        elif kind == "usage_samples":
+            last = event.usage_samples.first + len(event.usage_samples.samples) - 1
+            self.usage_samples = max(self.usage_samples, last)
         elif kind == "finished":
             self.ended = True
         size = event.ByteSize()
@@ -87,7 +93,7 @@ class CarriedRun:
         self.pending.clear()
         self._count(-self.pending_bytes)
         self.stdout_offset, self.stderr_offset = stdout_offset, stderr_offset
-        self.behaviour_sequence = behaviour_sequence
+        self.behaviour_sequence, self.usage_samples = behaviour_sequence, 0
         self.ended = self.resync = False
         self.generation += 1
 
