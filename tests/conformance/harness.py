@@ -14,6 +14,7 @@ from crucible_executor import ahead
 from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.engines.base import Engine, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.spool import Spool
 
 PYTHON = "/usr/bin/python3"
@@ -63,6 +64,7 @@ class Recorder:
     stderr: bytes = b""
     starts: int = 0
     updates: list[Update] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     files: Path | None = None
     spools: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,6 +86,9 @@ class Recorder:
     def tried(self, update: Update) -> None:
         self.updates.append(update)
         self._changed.set()
+
+    def sampled(self, sample: Sample) -> None:
+        self.samples.append(sample)
 
     def spool(self) -> Spool:
         assert self.files is not None

@@ -24,6 +24,7 @@ from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSa
 from crucible_executor.images import ImageStore
 from crucible_executor.init_protocol import ReportKind
 from crucible_executor.model import Exited, Limits, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.spool import Spool
 
 pytestmark = pytest.mark.root
@@ -63,6 +64,9 @@ class Output:
         pass
 
     def tried(self, update: Update) -> None:
+        pass
+
+    def sampled(self, sample: Sample) -> None:
         pass
 
     def spool(self) -> Spool:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from crucible_executor.behaviour import Update
 from crucible_executor.model import Limits, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.spool import Spool
 from crucible_executor.supervision import Supervision
 
@@ -24,6 +25,9 @@ class Nowhere:
         pass
 
     def tried(self, update: Update) -> None:
+        pass
+
+    def sampled(self, sample: Sample) -> None:
         pass
 
     def spool(self) -> Spool:

@@ -125,7 +125,7 @@ async def test_what_a_killed_upload_left_in_a_folder_goes_with_its_name(tmp_path
 async def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match=r"the folder of artifacts .*/file/artifacts cannot be made: Not a directory"):
-        in_folder(tmp_path / "file" / "artifacts")
+        await in_folder(tmp_path / "file" / "artifacts").prepare()
 
 
 @pytest.mark.parametrize("fault", ["busy", "hang", "cut"])
@@ -167,23 +167,23 @@ async def test_a_wrong_bucket_or_wrong_credentials_are_one_clear_line(server, tm
     bucket = server.bucket(timeout=PATIENT)
     wrong = replace(bucket, name="nobody-made-this")
     with pytest.raises(StartError, match=r"the artifact store s3://nobody-made-this cannot be used: there is no such"):
-        await in_bucket(wrong).probe()
+        await in_bucket(wrong).prepare()
     server.check_credentials(True)
     try:
         with pytest.raises(StartError) as refused:
-            await in_bucket(bucket).probe()
+            await in_bucket(bucket).prepare()
     finally:
         server.check_credentials(False)
     assert "it refuses these credentials or this request (403, InvalidAccessKeyId)" in str(refused.value)
     assert "the-secret" not in str(refused.value) + caplog.text
-    await in_bucket(bucket).probe()
+    await in_bucket(bucket).prepare()
     assert server.names(bucket) == []
 
 
 async def test_a_store_that_is_away_at_the_start_is_warned_of(server, caplog):
     async with FaultyProxy(server.port) as proxy:
         proxy.fault = "busy"
-        await in_bucket(server.bucket(timeout=QUICK, endpoint=proxy.endpoint)).probe()
+        await in_bucket(server.bucket(timeout=QUICK, endpoint=proxy.endpoint)).prepare()
     assert "cannot be reached; artifacts wait until it can" in caplog.text
 
 

@@ -326,6 +326,7 @@ if CHAOS:
     TestLifecycle = pytest.mark.timeout(1800)(TestLifecycle)
 
 
+@pytest.mark.postgresql
 @pytest.mark.usefixtures("on_postgresql")
 class TestLifecycleOnPostgreSql(Lifecycle.TestCase):
     """Fewer, for each needs a database of its own: what differs is below the rules."""

@@ -194,6 +194,27 @@ async def test_restarted_worker_tells_no_behaviour_update_twice(keys, executor, 
     assert [update.sequence for update in run.behaviour] == [1, 2]
 
 
+async def test_samples_reach_storage_once_also_over_a_restart_of_the_worker(keys, executor, storage):
+    async with working(keys, storage.port, executor.service.port) as first:
+        run = await storage.add({"samples": 40, **BLOCKS})
+        await storage.until(lambda: len(run.samples) == 32)
+        await first.crash()
+    assert run.record is None
+    del run.samples[20:]  # as if storage had lost the answer, and the rest, with it
+    async with working(keys, storage.port, executor.service.port):
+        await storage.until(lambda: len(run.samples) == 32)
+        executor.engine.release.set()
+        await storage.until(lambda: run.over)
+    assert [sample.memory_bytes for sample in run.samples] == list(range(1, 41))
+
+
+async def test_short_run_that_was_sampled_travels_in_one_report(executor, storage, worker):
+    await storage.until(lambda: storage.registrations)
+    run = await storage.add({"samples": 3})
+    await storage.until(lambda: run.over)
+    assert (storage.calls, len(run.samples)) == (1, 3)
+
+
 async def test_storage_away_for_a_while_loses_nothing(executor, storage, worker):
     runs = [await storage.add({"out": "a", **BLOCKS, "last": "b"}) for _ in range(4)]
     await storage.until(lambda: all(run.started for run in runs))

@@ -33,12 +33,11 @@ async def main() -> None:
     metrics = Metrics(REGISTRY)
     clock: Clock = DatabaseClock() if config.database_url else SystemClock()
     backend = choose(config.database_url, config.state, config.database_password_file, clock)
-    blobs = artifacts.choose(config.bucket, config.artifacts, config.state)
-    if config.bucket is not None:
-        await blobs.probe()
-    keep = config.retention
+    chosen = config.bucket is not None or config.artifacts is not None
+    blobs = artifacts.choose(config.bucket, config.artifacts, config.state) if chosen else None
+    keep, ages = config.retention, config.sample_ages
     async with running(
-        config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep, blobs
+        config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep, ages, blobs
     ) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")

@@ -17,7 +17,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
 from crucible_rpc.errors import AbortedError, CallError, InvalidArgumentError
 from crucible_rpc.signing import Verifier
-from crucible_storage import behaviour_updates, faults, final_records, outputs, store
+from crucible_storage import behaviour_updates, faults, final_records, outputs, store, usage_samples
 from crucible_storage.artifacts import references
 from crucible_storage.clock import Clock, from_timestamp
 from crucible_storage.database import Database
@@ -101,6 +101,8 @@ class Reports:
                     _check_chunk(event.output)
                 elif kind == "behaviour":
                     behaviour_updates.check(event.behaviour)
+                elif kind == "usage_samples":
+                    usage_samples.check(event.usage_samples)
                 elif kind is None:
                     raise _invalid("an event must say what happened")
         except CallError as error:
@@ -166,6 +168,9 @@ class _OneReport:
                 self._output(event.output)
             elif kind == "behaviour":
                 self._behaviour(event.behaviour)
+            elif kind == "usage_samples":
+                self._record.start(self._now)  # as with output
+                usage_samples.add(self._transaction, self._record, event.usage_samples, self._now)
             elif final is not None:
                 self._finish(final, event.finished)
         outcome = report.WhichOneof("outcome")

@@ -45,6 +45,7 @@ from crucible_storage.sealer import Sealer
 from crucible_storage.state import FILE, open_state
 from crucible_storage.sweeper import Sweeper
 from crucible_storage.tenants import Tenants
+from crucible_storage.usage_samples import Ages, Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Service:
     pauses: Pauses
     dead_letters: DeadLetters
     deletion: Deletion
+    samples: Samples
     live: LiveDatabase
     uploads: Uploads
     artifacts: Artifacts
@@ -91,6 +93,7 @@ async def running(
     metrics: Metrics,
     backend: Backend | None = None,
     keep: Keep | None = None,
+    ages: Ages | None = None,
     blobs: BlobStore | None = None,
 ) -> AsyncIterator[Service]:
     """Opens the state folder and the database (None: the file in the folder) until the block ends.
@@ -108,11 +111,12 @@ async def running(
     try:
         live = LiveDatabase(folder / FILE, clock)
         blobs = artifacts.choose(None, None, folder) if blobs is None else blobs
-        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live, blobs)
+        await blobs.prepare()
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live, ages or Ages(), blobs)
         metrics.start(await _counts(database), database.last_position)
         jobs = [
             Sweeper(database, policy, clock).run(),
-            Retention(service.deletion, keep or Keep(), clock).run(),
+            Retention(service.deletion, service.samples, keep or Keep(), clock).run(),
             service.sealer.run(),
             service.login_failures.run(),
             service.batch_tasks.run(),
@@ -142,6 +146,7 @@ async def _composed(
     verifier: Verifier,
     heads: HeadKeys,
     live: LiveDatabase,
+    ages: Ages,
     blobs: BlobStore,
 ) -> Service:
     executors = Executors(database, policy, clock)
@@ -177,6 +182,7 @@ async def _composed(
         pauses=Pauses(database, clock),
         dead_letters=DeadLetters(database, pages, evaluations),
         deletion=Deletion(database, clock),
+        samples=Samples(database, clock, ages),
         live=live,
         uploads=Uploads(database, blobs, clock, policy.max_artifact_bytes),
         artifacts=Artifacts(database, blobs),

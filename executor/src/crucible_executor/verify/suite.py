@@ -20,6 +20,7 @@ from crucible_executor.behaviour import Update
 from crucible_executor.cgroups import Cgroup, CgroupsUnavailableError, CgroupTree
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.spool import Spool
 from crucible_executor.tracing.tracer import Tracer, Tracing
 from crucible_executor.verify import judges
@@ -110,6 +111,9 @@ class _Taken:
 
     def tried(self, update: Update) -> None:
         """What a trace says proves nothing here."""
+
+    def sampled(self, sample: Sample) -> None:
+        """Of no interest."""
 
     def spool(self) -> Spool:
         """Never asked for: its programs' limits ask for no files."""

@@ -23,6 +23,8 @@ class CarriedRun:
         stdout_offset: bytes of stdout received.
         stderr_offset: bytes of stderr received.
         behaviour_sequence: number of the last behaviour update received.
+        usage_samples: number of the last usage sample received. Taken over, a run begins again at 0: storage ignores
+            what it has, and they are few.
         ended: the executor said how it ended, or never will: its slot is free.
         storing: the executor has ended it, so that its slot is free, and its files are stored before that is reported.
         outcome: what is reported instead of an end.
@@ -42,6 +44,7 @@ class CarriedRun:
         self.stdout_offset = stdout_offset
         self.stderr_offset = stderr_offset
         self.behaviour_sequence = behaviour_sequence
+        self.usage_samples = 0
         self.ended = self.storing = False
         self.outcome: work.Refused | work.RunLost | None = None
         self.resync = False
@@ -70,6 +73,9 @@ class CarriedRun:
                 self.stderr_offset = max(self.stderr_offset, end)
         elif kind == "behaviour":
             self.behaviour_sequence = max(self.behaviour_sequence, event.behaviour.sequence)
+        elif kind == "usage_samples":
+            last = event.usage_samples.first + len(event.usage_samples.samples) - 1
+            self.usage_samples = max(self.usage_samples, last)
         elif kind == "finished":
             self.ended = True
         size = event.ByteSize()
@@ -88,7 +94,7 @@ class CarriedRun:
         self.pending.clear()
         self._count(-self.pending_bytes)
         self.stdout_offset, self.stderr_offset = stdout_offset, stderr_offset
-        self.behaviour_sequence = behaviour_sequence
+        self.behaviour_sequence, self.usage_samples = behaviour_sequence, 0
         self.ended = self.storing = self.resync = False
         self.generation += 1
 

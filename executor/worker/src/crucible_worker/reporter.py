@@ -24,6 +24,8 @@ BEHAVIOUR_DELAY = timedelta(milliseconds=50)
 """The executor collected it for longer than that already."""
 HURRY_BYTES = 64 << 10
 """So much of one run does not wait at all."""
+SAMPLES_DELAY = timedelta(seconds=1)
+"""What a program used is told in batches of seconds: so it seldom makes a report of its own."""
 
 _REPORT_OVERHEAD_BYTES = 128
 _FIRST_BACKOFF_SECONDS = 0.05
@@ -73,6 +75,10 @@ class Reporter:
     def __init__(self, target: ReportTarget, delay: timedelta) -> None:
         self._target = target
         self._company = delay.total_seconds()
+        self._delays = {
+            "behaviour": BEHAVIOUR_DELAY.total_seconds(),
+            "usage_samples": SAMPLES_DELAY.total_seconds(),
+        }
         self._dirty: dict[str, CarriedRun] = {}
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -88,7 +94,7 @@ class Reporter:
         elif not run.reported:
             delay = FIRST_DELAY.total_seconds()
         else:
-            delay = BEHAVIOUR_DELAY.total_seconds() if event.HasField("behaviour") else self._company
+            delay = self._delays.get(event.WhichOneof("kind") or "", self._company)
         self._schedule(run, delay)
 
     def conclude(self, run: CarriedRun, outcome: work.Refused | work.RunLost) -> None:

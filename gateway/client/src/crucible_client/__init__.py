@@ -49,6 +49,7 @@ from crucible_client.settings import ClientSettings, ClientSettingsError
 from crucible_client.specs import EvaluationSpec, File, Limits, Program, ProgramError, program_from_files
 from crucible_client.sync_client import Client
 from crucible_client.tenants import Quota
+from crucible_client.usage_samples import UsagePoint, UsageSamples
 
 __all__ = [
     "ActionKind",
@@ -100,6 +101,8 @@ __all__ = [
     "Stream",
     "Termination",
     "Usage",
+    "UsagePoint",
+    "UsageSamples",
     "Verdict",
     "VerificationSummary",
     "program_from_files",

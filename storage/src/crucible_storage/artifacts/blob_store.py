@@ -139,12 +139,23 @@ class BlobStore:
         if self._folder is not None:
             await asyncio.to_thread(_remove_unfinished, self._folder / name)
 
-    async def probe(self) -> None:
-        """Writes, reads and removes a small object. A store that cannot be reached just now is only warned of.
+    async def prepare(self) -> None:
+        """Makes a folder; in a bucket writes, reads and removes a small object.
+
+        A bucket that cannot be reached just now is only warned of.
 
         Raises:
             StartError: it cannot be used before somebody mends something.
         """
+        if self._folder is None:
+            await self._probe()
+            return
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"the folder of artifacts {self._folder} cannot be made: {error.strerror}") from None
+
+    async def _probe(self) -> None:
         import obstore
 
         try:
@@ -195,15 +206,7 @@ class BlobStore:
 
 
 def in_folder(folder: Path) -> BlobStore:
-    """A store in a folder, which is made when it is not there.
-
-    Raises:
-        StartError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"the folder of artifacts {folder} cannot be made: {error.strerror}") from None
+    """A store in a folder, which need not be there yet."""
 
     def make() -> "ObjectStore":
         from obstore.store import LocalStore

@@ -74,6 +74,7 @@ class Peer:
                     one.output_bytes,
                     one.program_bytes,
                     one.event_bytes,
+                    one.sample_bytes,
                     one.artifact_bytes,
                 )
                 for one in used.tenants

@@ -1,7 +1,7 @@
 """Artifacts: the objects of the artifact store, and who refers to them.
 
 Revision ID: 0009
-Revises: 0008
+Revises: 0010
 Create Date: 2026-11-22 16:20:00.000000
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0009"
-down_revision = "0008"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
