@@ -36,6 +36,21 @@ def sweeper(world):
     return sweeper_of(world)
 
 
+async def test_a_look_that_finds_nothing_writes_nothing(world, sweeper, monkeypatch):
+    await world.running()
+    world.clock.advance(FENCE / 2)
+    assert await world.sweep() == 0
+
+    def write(run):
+        raise AssertionError
+
+    monkeypatch.setattr(world.service.database, "write", write)
+    assert await world.sweep() == 0
+    world.clock.advance(FENCE)
+    with pytest.raises(AssertionError):
+        await world.sweep()
+
+
 async def test_an_expired_lease_is_taken_back(world, sweeper):
     assignment = await world.running()
     for _ in range(int(FENCE / SECOND)):

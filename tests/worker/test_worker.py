@@ -8,6 +8,7 @@ import pytest
 
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc.errors import AlreadyExistsError
+from crucible_worker import worker as worker_module
 from tests.executor.support import ScriptedEngine, limits, running
 from tests.worker.support import MemoryStorage, working
 
@@ -41,6 +42,14 @@ async def test_runs_are_carried_to_their_end_and_acknowledged(executor, storage,
         assert run.record.termination.exited.code == n % 3
         assert run.started == 1
     assert storage.calls < 60
+    await all_acknowledged(executor)
+
+
+async def test_many_that_wait_to_be_acknowledged_do_not_wait_for_more(executor, storage, worker, monkeypatch):
+    monkeypatch.setattr(worker_module, "ACKNOWLEDGE_DELAY_SECONDS", 3600)
+    monkeypatch.setattr(worker_module, "ACKNOWLEDGE_AT_ONCE", 3)
+    runs = [await storage.add({"out": "x"}) for _ in range(3)]
+    await storage.until(lambda: all(run.over for run in runs))
     await all_acknowledged(executor)
 
 

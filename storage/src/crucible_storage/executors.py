@@ -19,6 +19,7 @@ from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.models import PLATFORM, ExecutorRow
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import WriteTransaction
 
 MAX_EXECUTORS = 1000
@@ -27,7 +28,9 @@ FORGET_AFTER = timedelta(hours=1)
 
 _ROW = models.executor.c
 # Until the transaction that goes by it ends, a later start of the executor cannot register with another process.
-_CURRENT = select(_ROW.boot_id, _ROW.registration).where(_ROW.id == bindparam("id")).with_for_update(read=True)
+_CURRENT = Prepared(
+    select(_ROW.boot_id, _ROW.registration).where(_ROW.id == bindparam("id")).with_for_update(read=True)
+)
 _DESCRIPTION = select(_ROW.description, _ROW.registration).where(_ROW.id == bindparam("id"))
 # What lies more than a minute ahead was written before the clock was set back.
 _SEEN = text(
@@ -131,11 +134,11 @@ class Executors:
         Raises:
             FailedPreconditionError: NOT_REGISTERED.
         """
-        row = transaction.execute(_CURRENT, {"id": executor_id}).mappings().first()
-        if row is None or row["boot_id"] != boot_id:
+        row = _CURRENT.first(transaction.connection, {"id": executor_id})
+        if row is None or row[0] != boot_id:
             raise _not_registered()
         known = self._known.get(executor_id)
-        if known is None or known.registration != row["registration"]:
+        if known is None or known.registration != row[1]:
             known = _read(transaction.connection, executor_id)
         if known is None:
             raise _not_registered()

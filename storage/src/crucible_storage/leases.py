@@ -155,12 +155,15 @@ class Leases:
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
                 look = _Look()
-                given = await self._given(executor_id, boot_id, max_runs, look) if waiting else []
+                give = self._giver(executor_id, boot_id, max_runs, look)
+                given = await self._kept(self._database.write(give), _itself) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
                 patience = await self._until_delayed() if waiting else FALLBACK_POLL
-                await wait_for(changed, min(left, _CONTENDED_POLL if look.met_another else patience))
+                seconds = min(left, _CONTENDED_POLL if look.met_another else patience)
+                if given := await self._given_as_it_comes(give, changed, seconds):
+                    return given
 
     async def after(
         self, first: Callable[[WriteTransaction], T], executor_id: str, wish: work.LeaseMore
@@ -195,10 +198,18 @@ class Leases:
             self._answered.pop(executor_id, None)
         return done, given
 
-    async def _given(self, executor_id: str, boot_id: str, max_runs: int, look: _Look) -> list[work.Assignment]:
-        """Leases what there is."""
-        giving = self._database.write(self._giver(executor_id, boot_id, max_runs, look))
-        return await self._kept(giving, lambda given: given)
+    async def _given_as_it_comes(
+        self, give: Callable[[WriteTransaction], list[work.Assignment]], changed: asyncio.Event, seconds: float
+    ) -> list[work.Assignment]:
+        """Waits until there may be work, at most so long; leases what comes meanwhile as it is stored."""
+        standing = self._database.stand_by(give)
+        try:
+            await wait_for(changed, seconds)
+        except asyncio.CancelledError:
+            if not self._database.stand_down(standing):
+                self._return_later(standing.future, _itself)
+            raise
+        return [] if self._database.stand_down(standing) else await self._kept(standing.future, _itself)
 
     async def _kept(self, giving: Awaitable[T], leased: Callable[[T], list[work.Assignment]]) -> T:
         """Waits. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
@@ -206,10 +217,13 @@ class Leases:
         try:
             return await asyncio.shield(given)
         except asyncio.CancelledError:
-            returning = asyncio.ensure_future(self._give_back(given, leased))
-            self._returning.add(returning)
-            returning.add_done_callback(self._returning.discard)
+            self._return_later(given, leased)
             raise
+
+    def _return_later(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
+        returning = asyncio.ensure_future(self._give_back(giving, leased))
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
 
     async def _give_back(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
         def run(transaction: WriteTransaction) -> None:
@@ -305,6 +319,10 @@ class Leases:
                     yield stops
                 self._hub.check_open()
                 stops = await watch.take()
+
+
+def _itself(given: list[work.Assignment]) -> list[work.Assignment]:
+    return given
 
 
 def _unstarted(transaction: WriteTransaction, assignment: work.Assignment) -> Record | None:

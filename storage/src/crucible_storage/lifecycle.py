@@ -306,3 +306,18 @@ class Record:
 
     def _seen(self, detail: str) -> pb.Evidence:
         return pb.Evidence(source=pb.EVIDENCE_SOURCE_STORAGE, detail=detail)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """All that there is to tell of an evaluation that ended in its first attempt and wrote nothing before.
+
+    Attributes:
+        record: as it is stored.
+        result: what the end added.
+        output: what it wrote, by stream.
+    """
+
+    record: Record
+    result: pb.Evaluation
+    output: dict[int, bytes]

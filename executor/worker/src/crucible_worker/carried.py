@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 
 from crucible.evaluation.v1.evaluation_pb2 import OUTPUT_STREAM_STDOUT
@@ -28,6 +29,8 @@ class CarriedRun:
         resyncs: how often that happened.
         generation: rises when pending events are thrown away.
         task: carries its events.
+        due: when what is pending is to be reported, by the event loop's clock.
+        reported: something of it was in a report.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class CarriedRun:
         self.resyncs = 0
         self.generation = 0
         self.task: asyncio.Task[None] | None = None
+        self.due = math.inf
+        self.reported = False
         self.pending: deque[tuple[RunEvent, int]] = deque()
-        self._pending_bytes = 0
+        self.pending_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
 
@@ -80,7 +85,7 @@ class CarriedRun:
     def restart(self, stdout_offset: int, stderr_offset: int, behaviour_sequence: int) -> None:
         """Throws away what is pending, to begin again at these offsets and after this update."""
         self.pending.clear()
-        self._count(-self._pending_bytes)
+        self._count(-self.pending_bytes)
         self.stdout_offset, self.stderr_offset = stdout_offset, stderr_offset
         self.behaviour_sequence = behaviour_sequence
         self.ended = self.resync = False
@@ -91,8 +96,8 @@ class CarriedRun:
         await self._room.wait()
 
     def _count(self, size: int) -> None:
-        self._pending_bytes += size
-        if self._pending_bytes < MAX_PENDING_BYTES:
+        self.pending_bytes += size
+        if self.pending_bytes < MAX_PENDING_BYTES:
             self._room.set()
         else:
             self._room.clear()
