@@ -138,9 +138,10 @@ class _Storm:
             stop = asyncio.Event()
             long = asyncio.create_task(self._long_ones(client, stop))
             harm = asyncio.create_task(self._harm())
-            tasks = [*lanes, long, harm, asyncio.create_task(self._progress())]
+            all_lanes = asyncio.gather(*lanes)
+            tasks = [*lanes, all_lanes, long, harm, asyncio.create_task(self._progress())]
             try:
-                await _first_error(asyncio.gather(*lanes), harm)
+                await _first_error(all_lanes, harm)
                 stop.set()
                 harm.cancel()  # between two faults or within one, whose process comes back all the same
                 await asyncio.wait([harm])
