@@ -147,11 +147,11 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     if values:
         parameters = {f"new_{name}": value for name, value in values.items()}
         parameters |= {"key": record.seq, "expected": before.version, "expected_blocked": record.blocked}
-        if _update(tuple(values)).run(connection, parameters) != 1:
+        if not _update(tuple(values)).changes(connection, parameters, rows=1):
             raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
         blob = record.changes.result.SerializeToString()
-        _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        _INSERT_RESULT.changes(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
         audit.evaluation_finished(transaction, record, record.changes.result, now)
         if record.changes.result.termination.WhichOneof("kind") == "infrastructure_failure":
             reason = record.changes.result.termination.infrastructure_failure.reason
@@ -159,7 +159,7 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
             transaction.execute(_INSERT_DEAD, dead)
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
-        _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
+        _INSERT_FAILED.changes(connection, row | {"reason": failed.reason, "time": now})
     _append(transaction, record, now)
     _notify(transaction, record, before, now)
     progress.moved(transaction, record, before.kind, kind)
