@@ -40,7 +40,7 @@ class Wire(Protocol):
         """Whether a statement changes so many rows (None: any number); taken for granted where this is `ahead`."""
 
     def insert(self, statement: Any, rows: Sequence[Parameters]) -> None:
-        """Inserts rows by one statement."""
+        """Inserts rows, at the latest before another statement names their table."""
 
     def prepare(self, statement: ClauseElement, dialect: Dialect) -> tuple[Any, Any]:
         """The form of a statement for the other methods, and that for `insert`, None when it is no plain INSERT."""
@@ -133,7 +133,11 @@ class Prepared:
         transaction is kept, and the operation runs again and is told the truth.
         """
         if (wire := _wire(connection)) is not None:
-            return wire.changes(self._form(wire, connection)[0], parameters, rows)
+            one, inserting = self._form(wire, connection)
+            if rows is None and inserting is not None:
+                wire.insert(inserting, [parameters])
+                return True
+            return wire.changes(one, parameters, rows)
         count = self.run(connection, parameters)
         return rows is None or count == rows
 
@@ -141,7 +145,7 @@ class Prepared:
         """Runs what returns no rows once for each of these."""
         if (wire := _wire(connection)) is not None:
             one, rows = self._form(wire, connection)
-            if rows is not None and len(parameters) > 1:
+            if rows is not None:
                 wire.insert(rows, parameters)
             else:
                 for each in parameters:

@@ -28,7 +28,7 @@ from crucible_storage.prepared import Parameters, Row
 
 _PARAMETER = re.compile(r"%\((\w+)\)s|%%")
 _NULL = b"\xff\xff\xff\xff"
-_INTEGERS = {"INTEGER": (23, "!ii", 4), "BIGINT": (20, "!iq", 8)}
+_NUMBERS = {"BOOLEAN": (16, "!i?", 1), "INTEGER": (23, "!ii", 4), "BIGINT": (20, "!iq", 8)}
 _BYTES = {"VARCHAR": 1043, "TEXT": 25, "BYTEA": 17}
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED)
 
@@ -73,10 +73,11 @@ class Numbered:
         return values, formats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """An INSERT of any number of rows: one parameter for each column, an array."""
 
+    table: str
     text: str
     columns: tuple[tuple[str, str], ...]
 
@@ -87,14 +88,14 @@ class Rows:
             return None
         names = Numbered.of(statement, dialect).order
         kinds = {name: str(statement.table.c[name].type.compile(dialect)) for name in names}
-        if any(kind not in _INTEGERS and kind not in _BYTES for kind in kinds.values()):
+        if any(kind not in _NUMBERS and kind not in _BYTES for kind in kinds.values()):
             return None
         quote = dialect.identifier_preparer.quote
         columns = ", ".join(quote(name) for name in names)
         arrays = ", ".join(f"${number}::{kinds[name]}[]" for number, name in enumerate(names, 1))
         table = dialect.identifier_preparer.format_table(statement.table)
         text = f"INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays})"  # noqa: S608  # names of our tables
-        return cls(text, tuple(kinds.items()))
+        return cls(statement.table.name, text, tuple(kinds.items()))
 
     def arguments(self, rows: Sequence[Parameters]) -> tuple[list[bytes | None], list[int]]:
         """As `Numbered.arguments`."""
@@ -103,8 +104,8 @@ class Rows:
 
 def _array(kind: str, values: Sequence[Any]) -> bytes:
     """A PostgreSQL array of one dimension in its binary form."""
-    if kind in _INTEGERS:
-        oid, form, size = _INTEGERS[kind]
+    if kind in _NUMBERS:
+        oid, form, size = _NUMBERS[kind]
         parts = [_NULL if value is None else pack(form, size, value) for value in values]
     else:
         oid = _BYTES[kind]
@@ -131,25 +132,34 @@ class Wire:
         self._names: dict[str, bytes] = {}
         self._numbers = itertools.count(1)
         self._unanswered: deque[tuple[str, int | None]] = deque()
+        self._syncs = 0
+        self._kept: dict[Rows, list[Parameters]] = {}
         self._poll = select.poll()
 
     def rows(self, statement: Numbered, parameters: Parameters) -> list[Row]:
         """What a statement returns."""
+        self.writes += not statement.text.startswith("SELECT")
         result = self._ask(statement.text, *statement.arguments(parameters))
         self._loader.set_pgresult(result, format=pq.Format.BINARY)
         return self._loader.load_rows(0, result.ntuples, tuple)
 
     def count(self, statement: Numbered, parameters: Parameters) -> int:
         """How many rows a statement changed."""
+        self.writes += 1
         return self._ask(statement.text, *statement.arguments(parameters)).command_tuples or 0
 
     def changes(self, statement: Numbered, parameters: Parameters, expected: int | None) -> bool:
         """Whether a statement changes so many rows (None: any number); taken for granted where this is `ahead`."""
+        self.writes += 1
         return self._send(statement.text, *statement.arguments(parameters), expected)
 
     def insert(self, rows: Rows, parameters: Sequence[Parameters]) -> None:
-        """Inserts rows by one statement."""
-        self._send(rows.text, *rows.arguments(parameters), None)
+        """Inserts rows by one statement; where this is `ahead`, before the first other one that names their table."""
+        self.writes += 1
+        if self.ahead:
+            self._kept.setdefault(rows, []).extend(parameters)
+        else:
+            self._ask(rows.text, *rows.arguments(parameters))
 
     def prepare(self, statement: ClauseElement, dialect: Dialect) -> tuple[Numbered, Rows | None]:
         """The forms of a statement."""
@@ -161,18 +171,21 @@ class Wire:
         Raises:
             MustBeUndoneError: something of it failed.
         """
+        for rows in list(self._kept):
+            self._insert(rows)
         if self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
             return
-        self._pgconn.pipeline_sync()
+        self._sync()
         while self._unanswered:
             self._answer()
         self._leave()
 
     def abandon(self) -> None:
         """As `settle`, whatever became of it: the transaction is not to be kept."""
+        self._kept.clear()
         if self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
             return
-        self._pgconn.pipeline_sync()
+        self._sync()
         for text, _ in self._unanswered:  # whether it was prepared is not known
             self._names.pop(text, None)
         self._unanswered.clear()
@@ -195,11 +208,14 @@ class Wire:
         changed = self._ask(text, values, formats).command_tuples
         return expected is None or changed == expected
 
+    def _insert(self, rows: Rows) -> None:
+        self._begin(rows.text, *rows.arguments(self._kept.pop(rows)), None)
+
     def _begin(self, text: str, values: list[bytes | None], formats: list[int], expected: int | None) -> None:
+        for rows in [rows for rows in self._kept if rows.table in text]:
+            self._insert(rows)
         if self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
             self._pgconn.enter_pipeline_mode()
-        if not text.startswith("SELECT"):
-            self.writes += 1
         name = self._names.get(text)
         if name is None:
             name = self._names[text] = b"crucible_%d" % next(self._numbers)
@@ -224,9 +240,13 @@ class Wire:
             raise MustBeUndoneError(f"not {expected} but {result.command_tuples} rows were changed by: {text}")
         return result
 
+    def _sync(self) -> None:
+        self._pgconn.pipeline_sync()
+        self._syncs += 1
+
     def _leave(self) -> None:
-        while self._result().status != pq.ExecStatus.PIPELINE_SYNC:
-            pass
+        while self._syncs:
+            self._syncs -= self._result().status == pq.ExecStatus.PIPELINE_SYNC
         self._pgconn.exit_pipeline_mode()
 
     def _result(self) -> "pq.abc.PGresult":
