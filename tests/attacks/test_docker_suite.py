@@ -97,6 +97,7 @@ def test_without_dockerd_the_engine_is_unavailable_and_says_so(environment):
     assert "dockerd is not installed" in done.stderr
 
 
+@pytest.mark.alone
 def test_the_daemon_writes_nothing_where_a_docker_of_the_machine_does(environment):
     def written():
         places = [Path(place) for place in ("/etc/docker", "/opt/containerd", "/run/containerd", "/run/docker")]

@@ -89,6 +89,7 @@ class Gateway:
         self.self_test = self.verification = None
         self.asked: list[tuple] = []
         self.receipt = audit_pb2.Receipt()
+        self.usage_samples = api.ListUsageSamplesResponse()
         self.public_keys: tuple = ()
         self.audit_records: list = []
         self.audit_findings: list = []
@@ -295,6 +296,12 @@ class Evaluations(api_grpc.EvaluationServiceServicer):
     async def GetReceipt(self, request, context):
         await self._gateway.enter("GetReceipt", context)
         return api.GetReceiptResponse(receipt=self._gateway.receipt)
+
+    async def ListUsageSamples(self, request, context):
+        await self._gateway.enter("ListUsageSamples", context)
+        await self._gateway.find(request.name, context)
+        self._gateway.asked.append((request.name, request.attempt))
+        return self._gateway.usage_samples
 
     async def ReadOutput(self, request, context):
         await self._gateway.enter("ReadOutput", context)

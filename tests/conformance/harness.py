@@ -14,6 +14,7 @@ from crucible_executor import ahead
 from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.engines.base import Engine, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 
 PYTHON = "/usr/bin/python3"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
@@ -62,6 +63,7 @@ class Recorder:
     stderr: bytes = b""
     starts: int = 0
     updates: list[Update] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def started(self) -> None:
@@ -81,6 +83,9 @@ class Recorder:
     def tried(self, update: Update) -> None:
         self.updates.append(update)
         self._changed.set()
+
+    def sampled(self, sample: Sample) -> None:
+        self.samples.append(sample)
 
     async def until_told(self, action: Action, example: str) -> Sight:
         """Waits until an update tells of it."""

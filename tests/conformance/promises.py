@@ -20,15 +20,17 @@ class Promise(enum.Enum):
     """Runs on a Docker daemon."""
     HOST_HIDDEN = "host hidden"
     """Nothing tells a program about the host's kernel or where the host keeps things."""
+    SAMPLES = "samples"
+    """What a run uses is sampled while it runs."""
 
 
 Needed = Limit | Promise
 
 PROMISES: dict[str, frozenset[Needed]] = {
-    "gvisor": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN},
-    "gvisor-warm": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN},
+    "gvisor": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN, Promise.SAMPLES},
+    "gvisor-warm": frozenset(Limit) - {Limit.DISK_INODES} | {Promise.ISOLATION, Promise.HOST_HIDDEN, Promise.SAMPLES},
     "docker-gvisor": frozenset(Limit) - {Limit.DISK_INODES} | set(Promise),
-    "docker": frozenset(Limit) | {Promise.ISOLATION, Promise.DOCKER},
+    "docker": frozenset(Limit) | {Promise.ISOLATION, Promise.DOCKER, Promise.SAMPLES},
     "subprocess": frozenset({Limit.WALL_TIME, Limit.OUTPUT, Limit.OPEN_FILES}),
 }
 

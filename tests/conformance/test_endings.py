@@ -48,6 +48,7 @@ DAEMON = (
 )
 
 
+@pytest.mark.alone
 async def test_kill_ends_the_whole_process_tree_within_a_second(engine: Engine):
     sandbox = await engine.create(sandbox_class(LIMITS))
     sink = Recorder()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from crucible_executor.engines.base import Engine
 from crucible_executor.model import Killed, Limit, Limits
 from tests.conformance.harness import LIMITS, Recorder, limits, processes_of, python, sandbox_class
 from tests.conformance.promises import needs
+
+pytestmark = pytest.mark.alone
 
 UP = "\nprint('up', flush=True)\n"
 

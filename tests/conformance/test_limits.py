@@ -6,6 +6,8 @@ import asyncio
 import re
 from datetime import timedelta
 
+import pytest
+
 from crucible_executor.engines.base import Engine
 from crucible_executor.model import OUTPUT_KILL_FACTOR, Exited, Limit, LimitExceeded, Signalled
 from tests.conformance.harness import Recorder, limits, python, run, sandbox_class
@@ -20,6 +22,7 @@ def exceeded(termination: object, limit: Limit) -> LimitExceeded:
 
 
 @needs(Limit.WALL_TIME)
+@pytest.mark.alone
 async def test_program_that_ignores_sigterm_is_gone_at_its_deadline(engine: Engine):
     code = (
         "import signal, time\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\n"
@@ -119,6 +122,7 @@ async def test_flood_of_output_ends_the_program(engine: Engine):
 
 
 @needs(Limit.PROCESSES)
+@pytest.mark.alone
 async def test_fork_bomb_is_bounded_and_its_neighbour_does_not_notice(engine: Engine):
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError as e: print(e.errno, flush=True)"
     neighbour = (

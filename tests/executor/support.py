@@ -22,7 +22,9 @@ from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
 from crucible_executor import model
 from crucible_executor.behaviour import Action, Observation, Sight, Update
+from crucible_executor.cgroups import Counters
 from crucible_executor.engines.base import Capabilities, Engine, Sandbox, Sink
+from crucible_executor.sampling import Sample
 from crucible_executor.selftest import engine as engine_test
 from crucible_executor.selftest.model import Check, CheckFailedError
 from crucible_executor.service import ExecutorService
@@ -68,8 +70,8 @@ class Keys:
 
 
 class ScriptedSandbox(Sandbox):
-    """Does what the first file's JSON says: `out`, `err` (text), `tried` (kinds and examples), `times`, `block`,
-    `exit`, `raise`.
+    """Does what the first file's JSON says: `out`, `err` (text), `tried` (kinds and examples), `samples`
+    (how many), `times`, `block`, `exit`, `raise`.
     """
 
     def __init__(self, engine: ScriptedEngine) -> None:
@@ -95,6 +97,9 @@ class ScriptedSandbox(Sandbox):
         for count, (kind, example) in enumerate(script.get("tried", ()), 1):
             sight = Sight(Action[kind], example, count, datetime.now(UTC))
             sink.tried(Update(Observation.OBSERVED, sights=(sight,)))
+        for number in range(1, script.get("samples", 0) + 1):
+            counters = Counters(timedelta(milliseconds=50 * number), number, 5)
+            sink.sampled(Sample(timedelta(milliseconds=100 * number), counters))
         if "raise" in script:
             raise RuntimeError(script["raise"])
         termination: Any = model.Exited(script.get("exit", 0))
@@ -112,7 +117,8 @@ class ScriptedSandbox(Sandbox):
         sink.ending()
         if self._killed.is_set():
             termination = model.Killed()
-        usage = model.Usage(timedelta(milliseconds=1), timedelta(milliseconds=1), None, None)
+        took = timedelta(milliseconds=1)
+        usage = model.Usage(took, took, None, None, script.get("samples"))
         return model.Outcome(termination, (), usage)
 
     async def kill(self) -> None:
@@ -307,6 +313,8 @@ async def collect(
             assert started
             updates.append(event.behaviour)
             assert event.behaviour.sequence == behaviour + len(updates)
+        elif event.HasField("usage_samples"):
+            assert started
         else:
             return Collected(bytes(parts[1]), bytes(parts[2]), started, keys.record(event.finished), updates)
     raise AssertionError("the stream ended without an end of the run")

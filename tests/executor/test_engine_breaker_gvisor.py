@@ -101,7 +101,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("how", BROKEN)
-async def test_a_broken_runsc_closes_the_engine_and_nothing_else(machine: Machine, how: str):
+async def test_a_broken_runsc_closes_the_engine_and_nothing_else(
+    machine: Machine, how: str, monkeypatch: pytest.MonkeyPatch
+):
     engine = machine.engine
     neighbour = await engine.create(sandbox_class(LIMITS))
     sink = Recorder()
@@ -111,6 +113,7 @@ async def test_a_broken_runsc_closes_the_engine_and_nothing_else(machine: Machin
     waiting = await engine.create(sandbox_class(LIMITS))
     try:
         machine.replace(BROKEN[how])
+        monkeypatch.setattr(gvisor, "_BOOT_LIMIT", timedelta(seconds=1))  # nothing comes up, however long one waits
         for _ in range(OPEN_AFTER):
             with pytest.raises(EngineUnavailableError):
                 await engine.create(sandbox_class(LIMITS))
@@ -125,6 +128,7 @@ async def test_a_broken_runsc_closes_the_engine_and_nothing_else(machine: Machin
         late = Recorder()
         assert (await waiting.start(python("print('late')"), LIMITS, late)).termination == Exited(0)
         assert late.stdout == b"late\n"
+        monkeypatch.setattr(gvisor, "_BOOT_LIMIT", timedelta(seconds=5))
         machine.mend()
         await until(lambda: engine.failing == "")
         assert (await run(engine, python("print('back')"))).stdout == b"back\n"

@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -23,6 +24,7 @@ from crucible_executor.engines.gvisor import GvisorEngine, GvisorPaths, GvisorSa
 from crucible_executor.images import ImageStore
 from crucible_executor.init_protocol import ReportKind
 from crucible_executor.model import Exited, Limits, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 
 pytestmark = pytest.mark.root
 
@@ -61,6 +63,9 @@ class Output:
         pass
 
     def tried(self, update: Update) -> None:
+        pass
+
+    def sampled(self, sample: Sample) -> None:
         pass
 
 
@@ -282,6 +287,25 @@ def test_launcher_starts_nothing_without_its_cgroup_or_its_parent(init_dir: Path
         done = subprocess.run([launch, *arguments, "/bin/touch", str(witness)], capture_output=True, check=False)
         assert (done.returncode, done.stderr[:16]) == (111, b"crucible-launch:")
     assert not witness.exists()
+
+
+BARRIERS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+MEMBARRIER, QUERY, GLOBAL, PRIVATE, REGISTER_PRIVATE = {"x86_64": 324, "aarch64": 283}[os.uname().machine], 0, 1, 8, 16
+call = lambda command: libc.syscall(MEMBARRIER, command, 0, 0)
+print(call(QUERY) & (GLOBAL | PRIVATE | REGISTER_PRIVATE), call(REGISTER_PRIVATE), call(GLOBAL), call(PRIVATE))
+"""
+
+
+def test_launcher_spares_runsc_a_registration_that_nobody_uses(init_dir: Path):
+    launch = [str(init_dir / "crucible-launch"), str(os.getpid()), "/dev/null", "--"]
+    done = subprocess.run([*launch, sys.executable, "-c", BARRIERS], capture_output=True, check=True)
+    assert done.stdout == b"25 0 0 -1\n"  # answered, not done: the barrier itself is refused
+
+
+async def test_a_program_has_every_memory_barrier_all_the_same(make):
+    assert await trial(make(), "python3", "-c", BARRIERS) == (Exited(0), b"25 0 0 0\n")
 
 
 def test_building_twice_gives_the_same_folder(init_dir: Path):

@@ -19,6 +19,7 @@ CACHE = Path(os.environ.get("CRUCIBLE_CACHE", "/var/cache/crucible"))
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_every_limit_has_a_row_with_what_others_used_and_nothing_is_left(tmp_path: Path):
     built = subprocess.run([ROOT / "executor/init/build.sh", tmp_path], check=True, capture_output=True, text=True)
     settings = {

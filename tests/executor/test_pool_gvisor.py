@@ -24,6 +24,7 @@ from crucible_executor.engines.pooled import PooledEngine, PoolSettings
 from crucible_executor.images import ImageStore
 from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Exited, File, Limits, Program, SandboxClass, StartKind, Stream
+from crucible_executor.sampling import Sample
 
 pytestmark = pytest.mark.root
 
@@ -50,6 +51,9 @@ class Output:
         pass
 
     def tried(self, update: Update) -> None:
+        pass
+
+    def sampled(self, sample: Sample) -> None:
         pass
 
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from crucible_executor.behaviour import Update
 from crucible_executor.model import Limits, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.supervision import Supervision
 
 LIMITS = Limits(timedelta(seconds=20), None, 1, 64 << 20, 16, 64, 1 << 20, 1 << 20, None)
@@ -23,6 +24,9 @@ class Nowhere:
         pass
 
     def tried(self, update: Update) -> None:
+        pass
+
+    def sampled(self, sample: Sample) -> None:
         pass
 
 

@@ -137,6 +137,7 @@ class FakeStore(
         self.finish = True
         self.authentications = 0
         self.listings = 0
+        self.usage_samples = store_api.ListUsageSamplesResponse()
         self.lose_answers = 0
         self.waiting = asyncio.Event()
         self.waits = 0
@@ -282,6 +283,11 @@ class FakeStore(
         data = b"".join(b"%d " % number for number in range(50_000))
         for offset in range(request.offset, len(data), 65_536):
             yield store_api.ReadOutputResponse(offset=offset, data=data[offset : offset + 65_536])
+
+    async def ListUsageSamples(self, request, context):
+        self._find(request.tenant, request.name)
+        self.requests.append(request)
+        return self.usage_samples
 
     async def AuthenticateApiKey(self, request, context):
         self.authentications += 1

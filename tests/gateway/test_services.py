@@ -10,10 +10,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import event_pb2
 from crucible.evaluation.v1 import platform_pb2 as platform
+from crucible.evaluation.v1.usage_samples_pb2 import UsagePoint
 from crucible.gateway.v1 import admin_service_pb2 as admin_api
 from crucible.gateway.v1 import evaluation_service_pb2 as api
 from crucible.gateway.v1 import platform_service_pb2 as platform_api
 from crucible.monitor.v1 import monitor_service_pb2 as monitor_api
+from crucible.storage.v1 import evaluation_store_service_pb2 as store_api
 from crucible_rpc import logs
 from crucible_rpc.channel import connect_public
 from crucible_rpc.errors import (
@@ -81,6 +83,22 @@ async def test_output_is_streamed_from_an_offset(client, spec):
     parts = [part async for part in client.evaluations.ReadOutput(request)]
     assert parts[0].offset == 4
     assert b"".join(part.data for part in parts) == b"".join(b"%d " % number for number in range(50_000))[4:]
+
+
+async def test_usage_samples_are_passed_on_as_storage_has_them(client, store, spec):
+    name = (await client.evaluations.CreateEvaluation(api.CreateEvaluationRequest(spec=spec))).evaluation.name
+    point = UsagePoint(samples=3, memory_bytes=2, min_memory_bytes=1, max_memory_bytes=4, tasks=5, max_tasks=6)
+    store.usage_samples = store_api.ListUsageSamplesResponse(
+        attempt=2, observation=ev.OBSERVATION_PARTIAL, reason="3 of 9 samples are kept", points=[point]
+    )
+    answer = await client.evaluations.ListUsageSamples(api.ListUsageSamplesRequest(name=name, attempt=2))
+    assert (answer.attempt, answer.observation, answer.reason) == (2, 3, "3 of 9 samples are kept")
+    assert list(answer.points) == [point]
+    asked = store.requests[-1]
+    assert (asked.tenant, asked.name, asked.attempt) == ("acme", name, 2)
+    for wrong in (api.ListUsageSamplesRequest(name="x"), api.ListUsageSamplesRequest(name=name, attempt=-1)):
+        with pytest.raises(InvalidArgumentError):
+            await client.evaluations.ListUsageSamples(wrong)
 
 
 async def test_watch_passes_events_and_the_word_that_it_fell_behind(client, watched):
@@ -183,6 +201,7 @@ async def test_another_tenants_evaluation_is_not_found(client, gateway, dial, sp
         for call in (
             other.GetEvaluation(api.GetEvaluationRequest(name=wanted)),
             other.CancelEvaluation(api.CancelEvaluationRequest(name=wanted)),
+            other.ListUsageSamples(api.ListUsageSamplesRequest(name=wanted)),
             anext(aiter(other.ReadOutput(api.ReadOutputRequest(name=wanted, stream=1)))),
         ):
             with pytest.raises(NotFoundError) as caught:

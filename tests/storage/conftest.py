@@ -1,32 +1,38 @@
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from crucible_deploy import postgresql_server
 from crucible_deploy.postgresql_server import PostgreSqlServerError
-from crucible_storage import sweeper
+from crucible_storage import database, sweeper
 from tests.storage import world as worlds
 from tests.storage.databases import PostgreSqlDatabases, SqliteFiles, TestServer
 from tests.storage.world import FakeClock, storage
 
-DATABASES = ("sqlite", "postgresql")
+DATABASES = {"sqlite": "sqlite", "postgresql": pytest.param("postgresql", marks=pytest.mark.postgresql)}
+MEMORY = Path("/dev/shm")
+MUCH = 2 << 30
 
 
 def pytest_generate_tests(metafunc):
     """Every test of a folder's storage runs on each database, but for those that say which they are about."""
     if "databases" in metafunc.fixturenames:
         only = metafunc.definition.get_closest_marker("database")
-        metafunc.parametrize("databases", only.args if only else DATABASES, indirect=True)
+        chosen = [DATABASES[name] for name in (only.args if only else DATABASES)]
+        metafunc.parametrize("databases", chosen, indirect=True)
 
 
 @pytest.fixture(scope="session")
 def postgresql():
-    """A PostgreSQL server of this run.
+    """A PostgreSQL server of this run, in memory where there is room: to make and drop a database is 300 files.
 
     Without PostgreSQL root's tests fail with the reason, for `make test` installs it; `make test-unit` cannot.
     """
     try:
-        with postgresql_server.running() as server:
+        in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MUCH
+        with postgresql_server.running(folder=MEMORY if in_memory else None) as server:
             yield TestServer(server)
     except PostgreSqlServerError as error:
         if os.geteuid() != 0:
@@ -38,6 +44,7 @@ def postgresql():
 def databases(request, monkeypatch):
     """Which database `world.storage` uses for a folder."""
     monkeypatch.setattr(sweeper, "INTERVAL", 3600)  # tests sweep when they say so, however slow the machine is
+    monkeypatch.setattr(database, "_LISTEN_SECONDS", 0.05)  # a storage that ends waits for its listener so long
     wanted = getattr(request, "param", "sqlite")  # unittest's classes are not parametrized: see `on_postgresql`
     if wanted == "sqlite":
         yield SqliteFiles()

@@ -1,17 +1,20 @@
 """Which database a test's storage uses: the file in its state folder, or a database of a real PostgreSQL server.
 
-The server is started once per run. Each state folder of a test has a database of its own there, copied from one that
-was brought to the current schema once, so that a test that opens a folder again finds what it left.
+The server is started once per run. Each state folder of a test has a database of its own, copied from one that was
+brought to the current schema once, so that a test that opens a folder again finds what it left.
 """
 
+import functools
 import itertools
 import os
+import tempfile
 from pathlib import Path
 
 import psycopg
 
 from crucible_deploy.postgresql_server import PostgreSqlServer
-from crucible_storage.databases import choose
+from crucible_storage.clock import DatabaseClock, SystemClock
+from crucible_storage.databases import FILE, choose
 from crucible_storage.databases.base import Backend
 from crucible_storage.state import prepare
 
@@ -23,15 +26,36 @@ class SqliteFiles:
 
     name = "sqlite"
 
+    def __init__(self):
+        self._empty: set[str] = set()
+
     def url(self, folder, *, empty=False):
+        if empty:
+            self._empty.add(os.fspath(folder))
         return ""
 
     def backend(self, folder, clock=None) -> Backend:
-        Path(folder).mkdir(exist_ok=True, parents=True)
-        return choose("", Path(folder), clock=clock)
+        file = Path(folder) / FILE
+        file.parent.mkdir(exist_ok=True, parents=True)
+        if os.fspath(folder) not in self._empty and not file.exists():
+            file.write_bytes(_sqlite_template())
+        return choose("", file.parent, clock=clock)
+
+    def clock(self):
+        """Real time, as storage takes it."""
+        return SystemClock()
 
     def environment(self, folder):
         return {}
+
+
+@functools.cache
+def _sqlite_template() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        backend = choose("", Path(folder))
+        prepare(backend)
+        backend.dispose()
+        return (Path(folder) / FILE).read_bytes()
 
 
 class PostgreSqlDatabases:
@@ -60,6 +84,10 @@ class PostgreSqlDatabases:
 
     def backend(self, folder, clock=None) -> Backend:
         return choose(self.url(folder), Path(folder), clock=clock)
+
+    def clock(self):
+        """Real time, as storage takes it: the server's."""
+        return DatabaseClock()
 
     def environment(self, folder):
         return {"CRUCIBLE_STORAGE_DATABASE_URL": self.url(folder)}

@@ -60,7 +60,10 @@ async def test_results_come_as_they_ended_or_in_the_order_of_items(batches, worl
 
 
 @pytest.mark.parametrize("order", [END, ITEM])
-async def test_a_watch_goes_on_behind_any_cursor(batches, world, order):
+async def test_a_watch_goes_on_behind_any_cursor_and_of_an_ended_batch_waits_for_nothing(
+    batches, world, order, monkeypatch
+):
+    monkeypatch.setattr(batch_watch, "FALLBACK_POLL", 60)
     batch = await ended_backwards(batches, world, 6)
     whole = results(await all_of(world, batch, order))
     for number, one in enumerate(whole):

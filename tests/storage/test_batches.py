@@ -18,6 +18,7 @@ from crucible_rpc.errors import (
     ResourceExhaustedError,
 )
 from crucible_storage import batch_items, batch_tasks, models
+from crucible_storage.batch_items import Item
 from crucible_storage.lists import Filter
 from crucible_storage.policy import Policy
 from tests.storage import batch_world as b
@@ -135,22 +136,45 @@ async def test_a_batch_is_bounded(batches, monkeypatch):
     assert caught.value.reason == "BATCH_TOO_LARGE"
 
 
-async def test_a_full_queue_refuses_a_part_and_takes_it_later(tmp_path):
+async def test_a_full_queue_takes_what_fits_and_the_rest_later(tmp_path):
     async with storage(tmp_path / "state", Policy(max_queued=3)) as world:
         batches = BatchWorld(world)
         batch = await batches.create([item(b"1"), item(b"2")], complete=False)
         more = [item(b"3"), item(b"4")]
-        with pytest.raises(ResourceExhaustedError) as caught:
-            await batches.add(batch, more, first=2)
-        assert caught.value.reason == "QUEUE_FULL"
-        assert caught.value.retry_after
-        assert (await batches.get(batch)).items == 2
+        for _ in range(2):
+            with pytest.raises(ResourceExhaustedError) as caught:
+                await batches.add(batch, more, first=2)
+            assert caught.value.reason == "QUEUE_FULL"
+            assert caught.value.retry_after
+            assert (await batches.get(batch)).items == 3
         await world.register()
         await world.lease_one()
         assert await batches.add(batch, more, first=2) == 4
 
 
-async def test_a_part_is_admitted_by_its_tenants_quotas_as_a_whole(batches, world):
+async def test_a_part_larger_than_its_tenant_may_queue_gets_in_as_room_comes(batches, world):
+    """Sent again and again, as clients do: each time what fits, until all is there, and nothing twice."""
+    await world.service.tenants.create("t", Quota(max_queued=2))
+    await world.register()
+    batch = await batches.open()
+    part = [item(b"%d" % n, key=f"k{n}", after=["k0"] if n == 4 else ()) for n in range(5)]
+    sizes = []
+    for _ in range(2):
+        with pytest.raises(ResourceExhaustedError) as refused:
+            await batches.add(batch, part)
+        facts = refused.value.metadata
+        assert (refused.value.reason, facts["quota"], facts["use"]) == ("QUOTA_EXCEEDED", "max_queued", "2")
+        sizes.append((await batches.get(batch)).items)
+        for assignment in await world.lease(2):
+            assert await world.report(report(assignment, finished(assignment))) == []
+    assert sizes == [2, 4]
+    assert await batches.add(batch, part) == await evaluations_stored(world) == 5
+    await batches.settled()
+    [last] = await world.lease(2)
+    assert (await batches.keys(batch))[last.evaluation] == "k4"
+
+
+async def test_a_part_is_admitted_by_its_tenants_quotas_as_far_as_it_fits(batches, world):
     await world.service.tenants.create("t", Quota(evaluations_per_day=3))
     batch = await batches.open()
     assert await batches.add(batch, [item(), item()]) == 2
@@ -160,6 +184,16 @@ async def test_a_part_is_admitted_by_its_tenants_quotas_as_a_whole(batches, worl
     assert await batches.add(batch, [item(), item(), item()]) == 3  # those that are there do not count again
     [tenant] = await world.service.tenants.list()
     assert tenant.use.evaluations_today == await evaluations_stored(world) == 3
+
+
+async def test_stored_bytes_admit_as_many_as_fit(batches, world):
+    size = len(Item.of(item(), 0, "t", "key-1").wanted.run_spec)
+    await world.service.tenants.create("t", Quota(max_stored_bytes=2 * size + 1))
+    batch = await batches.open()
+    with pytest.raises(ResourceExhaustedError) as refused:
+        await batches.add(batch, [item()] * 4)
+    assert (refused.value.metadata["quota"], refused.value.metadata["use"]) == ("max_stored_bytes", str(2 * size))
+    assert (await batches.get(batch)).items == 2
 
 
 async def test_a_priority_above_the_ceiling_names_its_item(batches, world):

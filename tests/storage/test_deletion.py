@@ -139,7 +139,7 @@ async def test_an_end_and_its_deletion_in_one_commit(world):
 
 
 def aged(world, keep):
-    return Retention(Deletion(world.service.database, world.clock), keep, world.clock)
+    return Retention(Deletion(world.service.database, world.clock), world.service.samples, keep, world.clock)
 
 
 async def test_what_is_older_than_it_is_kept_goes_by_itself_and_nothing_else(world):
@@ -187,9 +187,7 @@ async def test_a_clock_that_is_set_deletes_nothing_for_an_hour(world):
 async def test_without_a_setting_everything_is_kept(world):
     await ended(world)
     world.clock.advance(10_000 * DAY)
-    retention = aged(world, Keep())
-    await asyncio.wait_for(retention.run(), 5)
-    assert await retention.look() == 0
+    assert await aged(world, Keep()).look() == 0
 
 
 async def test_deleted_stays_deleted_over_a_restart(tmp_path):

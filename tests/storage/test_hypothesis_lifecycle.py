@@ -22,7 +22,6 @@ from crucible_rpc import signing
 from crucible_rpc.errors import FailedPreconditionError, NotFoundError
 from crucible_storage.integrity.check import check
 from crucible_storage.lifecycle import TERMINAL
-from crucible_storage.sweeper import Sweeper
 from tests.storage import world as w
 from tests.storage.world import FENCE, FakeClock, exited, finished, killed, output, report, started, storage
 
@@ -48,7 +47,7 @@ NUMBERS = st.integers(0, 50)
 class Lifecycle(RuleBasedStateMachine):
     """Holds, outside storage and by a clock that nobody sets, when a run may last be alive.
 
-    An executor ends a run `orphan_grace` after the last renewal. Storage goes by a wall clock that steps.
+    An executor ends a run `orphan_grace` after the last renewal. Storage's wall clock steps at any moment.
     """
 
     def __init__(self):
@@ -74,7 +73,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
         folder = Path(self.folder.name) / "state"
         self.world = self.run(self.stack.enter_async_context(storage(folder, clock=self.clock)))
-        self.sweeper = Sweeper(self.world.service.leases, w.POLICY, self.clock)
+        self.sweeper = self.world.sweeper
         for name in EXECUTORS:
             self.run(self.world.register(executor_id=name))
 
@@ -244,7 +243,16 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(step=STEPS)
     def the_wall_clock_is_set(self, step):
         self.clock.wall += step // timedelta(microseconds=1)
+
+    @rule(step=STEPS)
+    def nobody_is_heard_of_for_a_fence(self, step):
+        """No lease is kept for ever, however the clock is set meanwhile."""
         self.run(self.sweeper.look())
+        self.the_wall_clock_is_set(step)
+        self.clock.advance(FENCE + timedelta(milliseconds=1))
+        self.run(self.sweeper.look())
+        held = [one for name in EXECUTORS for one in self.run(self.world.renewable(name))]
+        assert held == []
 
     @rule()
     def storage_starts_again(self):
@@ -318,6 +326,7 @@ if CHAOS:
     TestLifecycle = pytest.mark.timeout(1800)(TestLifecycle)
 
 
+@pytest.mark.postgresql
 @pytest.mark.usefixtures("on_postgresql")
 class TestLifecycleOnPostgreSql(Lifecycle.TestCase):
     """Fewer, for each needs a database of its own: what differs is below the rules."""

@@ -228,3 +228,16 @@ async def test_executors_are_listed_with_when_they_were_last_heard_of(world):
     world.clock.advance(timedelta(minutes=1))
     assert [one.live for one in await world.service.executors.list()] == [False, True]
     waiting.cancel()
+
+
+async def test_a_clock_that_is_set_makes_no_executor_silent_and_no_dead_one_live(world):
+    await world.register(executor_id="dead")
+    await world.register(executor_id="live")
+    for days in (-3, 5, -1):
+        world.clock.wall += days * 24 * 3600 * 1_000_000
+        world.clock.advance(w.POLICY.lease)
+        await world.renew(executor_id="live")
+        await world.service.executors.store_all_heard()
+        world.clock.advance(timedelta(microseconds=1))
+        listed = {one.executor.id: one for one in await world.service.executors.list()}
+        assert (listed["live"].live, listed["dead"].live) == (True, False)

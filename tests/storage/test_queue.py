@@ -160,6 +160,7 @@ async def test_the_same_request_makes_one_evaluation(world):
     with pytest.raises(AlreadyExistsError) as caught:
         await world.create(request_id="r", code=b"other")
     assert caught.value.reason == "REQUEST_ID_REUSED"
+    assert caught.value.metadata == {"evaluation": first.name}
     assert (await world.create()).name != (await world.create()).name
     assert len(await world.events()) == 4
 

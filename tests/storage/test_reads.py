@@ -1,11 +1,14 @@
 """How often storage goes to its database for one evaluation: not where it knows the answer."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
+from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc.errors import NotFoundError
-from tests.storage.world import finished, report
+from crucible_storage.evaluations import Wanted
+from tests.storage.world import STDERR, finished, killed, output, report, spec, started
 
 
 @pytest.fixture
@@ -67,6 +70,61 @@ async def test_wait_for_a_new_evaluation_reads_only_its_end(world, reads):
     assert len(reads) == 1
     again = await world.service.evaluations.wait("t", evaluation_id, 30)
     assert again.end_time.seconds
+
+
+async def end_of(world, *reports_of):
+    """What a call that creates and waits answers, when these are reported one after the other; its reads begin here."""
+    wanted = Wanted.of("t", "key-1", "", spec(labels={"a": "b"}))
+    await world.register()
+    running = asyncio.create_task(world.service.evaluations.create_and_wait(wanted, 30))
+    [assignment] = await world.lease(wait=10.0)
+    for events_of in reports_of:
+        assert await world.report(report(assignment, *events_of(assignment))) == []
+    return await asyncio.wait_for(running, 10)
+
+
+async def test_run_that_tells_all_with_its_end_is_answered_without_a_read(world, reads):
+    def events(assignment):
+        return started(), output(b"out"), output(b"err", stream=STDERR), ended(assignment)
+
+    def ended(assignment):
+        return finished(assignment, stdout=b"out", stderr=b"err")
+
+    evaluation = await end_of(world, events)
+    assert reads == []
+    assert (evaluation.stdout.preview, evaluation.stderr.preview) == (b"out", b"err")
+    assert evaluation == await world.get(evaluation)
+
+
+async def test_long_output_is_shown_as_a_read_would(world, reads):
+    written = bytes(range(256)) * 40
+    evaluation = await end_of(world, lambda one: [output(written), finished(one, stdout=written)])
+    assert reads == []
+    assert evaluation.stdout.preview == written[: len(evaluation.stdout.preview)]
+    assert evaluation == await world.get(evaluation)
+
+
+async def test_run_that_told_some_before_its_end_is_read(world, reads):
+    evaluation = await end_of(
+        world, lambda _: [output(b"1")], lambda one: [output(b"2", offset=1), finished(one, stdout=b"12")]
+    )
+    assert len(reads) == 1
+    assert evaluation.stdout.preview == b"12"
+    assert evaluation == await world.get(evaluation)
+
+
+async def test_run_that_failed_before_its_end_is_read(world):
+    wanted = Wanted.of("t", "key-1", "", spec())
+    await world.register()
+    running = asyncio.create_task(world.service.evaluations.create_and_wait(wanted, 30))
+    [lost] = await world.lease(wait=10.0)
+    assert await world.report(report(lost, finished(lost, killed(ex.KILL_CAUSE_SHUTDOWN)))) == []
+    world.clock.advance(timedelta(minutes=1))
+    [assignment] = await world.lease()
+    assert await world.report(report(assignment, finished(assignment))) == []
+    evaluation = await asyncio.wait_for(running, 10)
+    assert len(evaluation.failed_attempts) == 1
+    assert evaluation == await world.get(evaluation)
 
 
 async def test_wait_by_another_tenant_or_for_what_was_undone_finds_nothing(world):

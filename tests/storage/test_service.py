@@ -16,6 +16,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.tenant_pb2 import Quota
 from crucible.storage.v1 import api_key_service_pb2 as key_pb
 from crucible.storage.v1 import audit_service_pb2 as audit_pb
+from crucible.storage.v1 import batch_store_service_pb2 as batch_pb
 from crucible.storage.v1 import evaluation_store_service_pb2 as store_pb
 from crucible.storage.v1 import event_log_service_pb2 as log_pb
 from crucible.storage.v1 import queue_service_pb2 as queue_pb
@@ -24,6 +25,7 @@ from crucible.storage.v1 import tenant_service_pb2 as tenant_pb
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible.storage.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from crucible.storage.v1.audit_service_pb2_grpc import AuditServiceStub
+from crucible.storage.v1.batch_store_service_pb2_grpc import BatchStoreServiceStub
 from crucible.storage.v1.evaluation_store_service_pb2_grpc import EvaluationStoreServiceStub
 from crucible.storage.v1.event_log_service_pb2_grpc import EventLogServiceStub
 from crucible.storage.v1.queue_service_pb2_grpc import QueueServiceStub
@@ -312,6 +314,22 @@ async def test_bad_requests_are_refused_before_anything_is_stored(peers, rpc, re
     tail = peers.log.TailEvents(log_pb.TailEventsRequest(after_position=-1))
     assert (await tail.read()).last_position == 0
     tail.cancel()
+
+
+@pytest.mark.parametrize("size", [0, -1, 1001, 2**31 - 1, -(2**31)])
+async def test_absurd_page_sizes_are_refused_by_every_list(peers, size):
+    calls = [
+        peers.store.ListEvaluations(store_pb.ListEvaluationsRequest(tenant="t", page_size=size)),
+        BatchStoreServiceStub(peers.channel("gateway")).ListBatches(
+            batch_pb.ListBatchesRequest(tenant="t", page_size=size)
+        ),
+        peers.queue.ListDeadLetters(queue_pb.ListDeadLettersRequest(page_size=size)),
+        peers.audit.ListAuditRecords(audit_pb.ListAuditRecordsRequest(page_size=size)),
+    ]
+    for call in calls:
+        with pytest.raises(errors.InvalidArgumentError) as caught:
+            await call
+        assert [one.field for one in caught.value.violations] == ["page_size"]
 
 
 async def test_an_unregistered_executor_and_bad_bounds_are_refused(peers):

@@ -189,6 +189,7 @@ async def test_a_lease_is_renewed_and_a_run_reported_at_either(pair):
 
 async def test_both_sweep_and_an_expired_lease_ends_once(pair, clock):
     [assignment] = [await pair[0].running()]
+    await pair[1].sweeper.observe()
     clock.advance(pair[0].policy.fence)
     assert sum(await asyncio.gather(*(world.sweep() for world in pair for _ in range(3)))) == 1
     evaluation = await pair[0].get(assignment)

@@ -19,6 +19,7 @@ from crucible_storage.leases import held_leases
 from crucible_storage.metrics import Metrics
 from crucible_storage.policy import Policy
 from crucible_storage.service import running
+from crucible_storage.sweeper import Sweeper
 from tests.storage.databases import SqliteFiles
 
 STDOUT, STDERR = pb.OUTPUT_STREAM_STDOUT, pb.OUTPUT_STREAM_STDERR
@@ -141,6 +142,7 @@ class World:
         self.service = service
         self.clock = clock
         self.policy = service.policy
+        self.sweeper = Sweeper(service.database, service.policy, clock)
 
     async def create(self, tenant="t", *, request_id="", **parts):
         return await self.service.evaluations.create(Wanted.of(tenant, "key-1", request_id, spec(**parts)))
@@ -149,7 +151,9 @@ class World:
         return await self.service.leases.register(executor(**parts))
 
     async def lease(self, count=1, *, executor_id="ex-1", boot_id="boot-1", wait=0.0):
-        return await self.service.leases.lease(executor_id, boot_id, count, wait)
+        leased = await self.service.leases.lease(executor_id, boot_id, count, wait)
+        await self.sweeper.observe()
+        return leased
 
     async def lease_one(self, **which):
         [assignment] = await self.lease(**which)
@@ -168,7 +172,9 @@ class World:
 
     async def renew(self, *assignments, executor_id="ex-1"):
         leases = [work.LeaseRef(run_id=one.run_id, epoch=one.epoch) for one in assignments]
-        return await self.service.leases.renew(executor_id, leases)
+        renewed = await self.service.leases.renew(executor_id, leases)
+        await self.sweeper.observe()
+        return renewed
 
     async def renewable(self, executor_id):
         """The run ids of the leases that this executor holds."""
@@ -176,7 +182,8 @@ class World:
         return [one.run_id for one in held]
 
     async def sweep(self):
-        return await self.service.leases.sweep()
+        """As a sweeper that saw each lease when it was given and renewed."""
+        return await self.sweeper.look()
 
     async def running(self, **parts):
         """A new evaluation that an executor runs."""

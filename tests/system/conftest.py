@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(300))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack():
     """The real stack, shared by the tests that leave it as they found it."""
     if os.geteuid() != 0:

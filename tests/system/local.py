@@ -20,11 +20,18 @@ COMMAND = (sys.executable, "-c", "from crucible_client.cli import main; main()")
 
 
 class LocalStack:
-    """One home; `up` and `down` as often as wanted, `remove` at the end."""
+    """One home; `up` and `down` as often as wanted, `remove` at the end.
 
-    def __init__(self, cache: Path = DEFAULT_CACHE) -> None:
+    Args:
+        cache: what was built for it.
+        like: another one, whose environments it takes over instead of building the same again.
+    """
+
+    def __init__(self, cache: Path = DEFAULT_CACHE, *, like: "LocalStack | None" = None) -> None:
         self.layout = Layout(private_homes.make(cache, "crucible-system-"), free_offset())
         self.layout.home.chmod(0o755)
+        if like is not None:
+            subprocess.run(["cp", "-al", like.layout.envs, self.layout.envs], check=True)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -38,8 +38,8 @@ def started(local):
     return found.processes if found is not None else {}
 
 
-def test_ctrl_c_while_the_stack_starts_leaves_no_process(tmp_path):
-    local = LocalStack()
+def test_ctrl_c_while_the_stack_starts_leaves_no_process(stack):
+    local = LocalStack(like=stack)
     try:
         with subprocess.Popen(
             [*COMMAND, "up"], env=local.environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE

@@ -211,12 +211,12 @@ exec {runsc} "$@"
 
 
 @pytest.fixture
-def breakable():
+def breakable(stack):
     made = CountedRunsc.make(DEFAULT_CACHE)
     runsc = made.cache / "runsc" / "current" / "runsc"
     real = os.path.realpath(DEFAULT_CACHE / "runsc" / "current" / "runsc")
     runsc.write_text(BREAKABLE.format(broken=made.cache / "broken", runsc=real))
-    local = LocalStack(made.cache)
+    local = LocalStack(made.cache, like=stack)
     try:
         local.up("--pool", "0")
         yield local

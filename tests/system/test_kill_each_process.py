@@ -22,9 +22,9 @@ for _ in range(6):
 
 
 @pytest.fixture
-def counted():
+def counted(stack):
     made = CountedRunsc.make(DEFAULT_CACHE)
-    local = LocalStack(made.cache)
+    local = LocalStack(made.cache, like=stack)
     try:
         local.up("--slots", "4", "--pool", "0")  # with one, a sandbox lives before its run
         yield local, made

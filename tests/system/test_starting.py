@@ -12,8 +12,8 @@ from tests.system.local import LocalStack, python, until
 
 
 @pytest.fixture
-def local():
-    made = LocalStack()
+def local(stack):
+    made = LocalStack(like=stack)
     try:
         yield made
     finally:

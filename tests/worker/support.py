@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible.evaluation.v1.usage_samples_pb2 import UsageSample
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible.storage.v1 import work_service_pb2_grpc
@@ -43,6 +44,7 @@ class Stored:
     boot_id: str = ""
     out: dict[int, bytes] = field(default_factory=lambda: {1: b"", 2: b""})
     behaviour: list[BehaviourUpdate] = field(default_factory=list)
+    samples: list[UsageSample] = field(default_factory=list)
     started: int = 0
     record: ex.FinalRecord | None = None
     refused: work.Refused | None = None
@@ -209,6 +211,11 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
                     return "OFFSET_GAP"
                 if event.behaviour.sequence == len(run.behaviour) + 1:
                     run.behaviour.append(event.behaviour)
+            elif event.HasField("usage_samples"):
+                told = event.usage_samples
+                if told.first > len(run.samples) + 1:
+                    return "OFFSET_GAP"
+                run.samples += told.samples[len(run.samples) + 1 - told.first :]
             elif not self.takes_records:
                 return "INVALID_RECORD"
             else:

@@ -8,6 +8,7 @@ import pytest
 
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc.errors import AlreadyExistsError
+from crucible_worker import worker as worker_module
 from tests.executor.support import ScriptedEngine, limits, running
 from tests.worker.support import MemoryStorage, working
 
@@ -41,6 +42,14 @@ async def test_runs_are_carried_to_their_end_and_acknowledged(executor, storage,
         assert run.record.termination.exited.code == n % 3
         assert run.started == 1
     assert storage.calls < 60
+    await all_acknowledged(executor)
+
+
+async def test_many_that_wait_to_be_acknowledged_do_not_wait_for_more(executor, storage, worker, monkeypatch):
+    monkeypatch.setattr(worker_module, "ACKNOWLEDGE_DELAY_SECONDS", 3600)
+    monkeypatch.setattr(worker_module, "ACKNOWLEDGE_AT_ONCE", 3)
+    runs = [await storage.add({"out": "x"}) for _ in range(3)]
+    await storage.until(lambda: all(run.over for run in runs))
     await all_acknowledged(executor)
 
 
@@ -183,6 +192,27 @@ async def test_restarted_worker_tells_no_behaviour_update_twice(keys, executor, 
         executor.engine.release.set()
         await storage.until(lambda: run.over)
     assert [update.sequence for update in run.behaviour] == [1, 2]
+
+
+async def test_samples_reach_storage_once_also_over_a_restart_of_the_worker(keys, executor, storage):
+    async with working(keys, storage.port, executor.service.port) as first:
+        run = await storage.add({"samples": 40, **BLOCKS})
+        await storage.until(lambda: len(run.samples) == 32)
+        await first.crash()
+    assert run.record is None
+    del run.samples[20:]  # as if storage had lost the answer, and the rest, with it
+    async with working(keys, storage.port, executor.service.port):
+        await storage.until(lambda: len(run.samples) == 32)
+        executor.engine.release.set()
+        await storage.until(lambda: run.over)
+    assert [sample.memory_bytes for sample in run.samples] == list(range(1, 41))
+
+
+async def test_short_run_that_was_sampled_travels_in_one_report(executor, storage, worker):
+    await storage.until(lambda: storage.registrations)
+    run = await storage.add({"samples": 3})
+    await storage.until(lambda: run.over)
+    assert (storage.calls, len(run.samples)) == (1, 3)
 
 
 async def test_storage_away_for_a_while_loses_nothing(executor, storage, worker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -10,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from crucible.evaluation.v1 import behaviour_update_pb2 as bu
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import platform_pb2
+from crucible.evaluation.v1 import usage_samples_pb2 as us
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import init_protocol
 from crucible_executor.behaviour import Action, Behaviour, Observation, Update
@@ -17,8 +19,9 @@ from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import AskedLimits
 from crucible_executor.engines.base import ProgramRefusedError
 from crucible_executor.model import File, Isolation, Limit, Limits, Program, StartKind, Stream, Usage
-from crucible_executor.run import Chunk, Event, Finished, Started, Tried
+from crucible_executor.run import Chunk, Event, Finished, Sampled, Started, Tried
 from crucible_executor.runtimes import BASE_ENV, Runtime
+from crucible_executor.sampling import Sample
 from crucible_rpc.errors import FieldViolation, InvalidArgumentError
 
 MAX_FILES = 256
@@ -182,6 +185,19 @@ def usage(value: Usage) -> ev.Usage:
         message.sandbox_cpu_time.FromTimedelta(value.sandbox_cpu)
     if value.peak_memory_bytes is not None:
         message.peak_memory_bytes = value.peak_memory_bytes
+    if value.samples is not None:
+        message.samples = value.samples
+    return message
+
+
+def usage_samples(first: int, samples: Sequence[Sample]) -> us.UsageSamples:
+    """The message."""
+    message = us.UsageSamples(first=first)
+    for sample in samples:
+        used = sample.counters
+        made = message.samples.add(memory_bytes=used.memory_bytes, tasks=used.tasks)
+        made.since_start.FromTimedelta(sample.since_start)
+        made.cpu_time.FromTimedelta(used.cpu_time)
     return message
 
 
@@ -233,6 +249,8 @@ def event(value: Event) -> ex.RunEvent:
             return ex.RunEvent(finished=record)
         case Tried(sequence, update, started):
             return ex.RunEvent(behaviour=behaviour_update(sequence, update, started))
+        case Sampled(first, samples):
+            return ex.RunEvent(usage_samples=usage_samples(first, samples))
         case Started(time):
             message = ex.RunEvent()
             message.started.time.FromDatetime(time)

@@ -169,7 +169,7 @@ class DockerSandbox(Sandbox):
         assert self._cgroup is not None  # noqa: S101  # for the type checker
         assert self._control is not None  # noqa: S101
         assert self._attached is not None  # noqa: S101
-        run.begin(self._cgroup.cpu_time, self._cgroup.oom_kills)
+        run.begin(self._cgroup.cpu_time, self._cgroup.oom_kills, self._cgroup.counters)
         if self._killed:
             run.end(Killed())
         self._attached.finished.add_done_callback(lambda _: run.end(None))
@@ -278,10 +278,11 @@ class DockerSandbox(Sandbox):
         last = self._last_report()
         told = None if last is None else last.user_cpu + last.system_cpu
         if self._counters is None:
-            return Usage(run.wall_time, told, None, None)
+            return Usage(run.wall_time, told, None, None, run.samples)
         # The init's word, but never more than the cgroup saw.
         program_cpu = None if told is None else min(told, self._counters.cpu_time)
-        return Usage(run.wall_time, program_cpu, self._counters.cpu_time, self._counters.peak_memory_bytes)
+        used = self._counters
+        return Usage(run.wall_time, program_cpu, used.cpu_time, used.peak_memory_bytes, run.samples)
 
     async def _explain(self) -> str:
         """Why there is no word from the program: the init's refusal, or what Docker and its runtime said."""

@@ -67,11 +67,12 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def Attach(self, request: ex.AttachRequest, context: Any) -> AsyncIterator[ex.AttachResponse]:
         """See the contract."""
-        if min(request.stdout_offset, request.stderr_offset, request.behaviour_sequence) < 0:
-            violation = FieldViolation("stdout_offset, stderr_offset, behaviour_sequence", "must not be negative")
+        have = (request.stdout_offset, request.stderr_offset, request.behaviour_sequence, request.usage_samples)
+        if min(have) < 0:
+            fields = "stdout_offset, stderr_offset, behaviour_sequence, usage_samples"
+            violation = FieldViolation(fields, "must not be negative")
             raise InvalidArgumentError("INVALID_FIELD", "an offset is negative", [violation])
         run = self._runs.get(request.run_id)
-        have = (request.stdout_offset, request.stderr_offset, request.behaviour_sequence)
         async with aclosing(run.events(*have)) as events:
             async for new in events:
                 yield ex.AttachResponse(events=map(convert.event, new))

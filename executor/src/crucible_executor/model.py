@@ -187,12 +187,13 @@ class LimitHit:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a run used. None where this engine cannot measure it."""
+    """What a run used, and how many `Sample`s were taken of it. None where this engine cannot measure it."""
 
     wall_time: timedelta
     program_cpu: timedelta | None
     sandbox_cpu: timedelta | None
     peak_memory_bytes: int | None
+    samples: int | None = None
 
 
 @dataclass(frozen=True)

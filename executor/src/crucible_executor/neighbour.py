@@ -34,6 +34,7 @@ from crucible_executor.cgroups import CgroupsUnavailableError
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
 from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.model import Exited, File, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.settings import Settings
 from crucible_rpc import settings
 
@@ -139,6 +140,9 @@ class _Count:
         """Ignored."""
 
     def tried(self, update: Update) -> None:
+        """Ignored."""
+
+    def sampled(self, sample: Sample) -> None:
         """Ignored."""
 
     @property

@@ -6,7 +6,7 @@ import asyncio
 import enum
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible_executor.behaviour import MAX_UPDATES, Update
@@ -14,6 +14,7 @@ from crucible_executor.engines.base import Sandbox
 from crucible_executor.model import Stream
 from crucible_executor.output import KeptOutput
 from crucible_executor.permits import Permit
+from crucible_executor.sampling import MAX_SAMPLES, Sample
 
 COALESCE_BYTES = 16 << 10
 COALESCE_SECONDS = 0.02
@@ -24,6 +25,11 @@ ENDING_SECONDS = 0.2
 """As does what it wrote last: removing the processes of a sandbox takes some ten milliseconds."""
 
 MAX_CHUNK_BYTES = 64 << 10
+SAMPLES_TOGETHER = 16
+SAMPLES_WITHIN = timedelta(seconds=10)
+"""Samples hurry even less: so many travel together, or what has come in so long, or what is there at the end."""
+
+MAX_SAMPLES_TOGETHER = 256
 
 
 class KillCause(enum.Enum):
@@ -69,13 +75,21 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """The run's samples from number `first` (from 1) on."""
+
+    first: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
 class Finished:
     """The run ended; `record` is a signed, serialized `FinalRecord`. The last event."""
 
     record: SignedBytes
 
 
-Event = Started | Chunk | Tried | Finished
+Event = Started | Chunk | Tried | Sampled | Finished
 
 
 class Run:
@@ -127,6 +141,8 @@ class Run:
         self.accepted_at = asyncio.get_running_loop().time()
         self._on_fault = on_fault
         self._updates: list[Update] = []
+        self._samples: list[Sample] = []
+        self._released, self._released_at = 0, timedelta(0)
         self._news = 0
         self._unannounced = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -174,6 +190,15 @@ class Run:
             self._updates.append(update)
             self._announce_within(COALESCE_SECONDS)
 
+    def sampled(self, sample: Sample) -> None:
+        """See `Sink`."""
+        if self.record is None and len(self._samples) < MAX_SAMPLES:
+            self._samples.append(sample)
+            waiting, waited = len(self._samples) - self._released, sample.since_start - self._released_at
+            if waiting >= SAMPLES_TOGETHER or waited >= SAMPLES_WITHIN:
+                self._released, self._released_at = len(self._samples), sample.since_start
+                self._announce_within(COALESCE_SECONDS)
+
     def finish(self, record: SignedBytes) -> None:
         """The run is over, and that is on disk."""
         self.record = record
@@ -186,9 +211,9 @@ class Run:
         return self.record
 
     async def events(
-        self, stdout_offset: int = 0, stderr_offset: int = 0, behaviour_sequence: int = 0
+        self, stdout_offset: int = 0, stderr_offset: int = 0, behaviour_sequence: int = 0, samples: int = 0
     ) -> AsyncGenerator[list[Event], None]:
-        """What happened and happens, from these offsets and after this update on; ends after `Finished`.
+        """What happened and happens, from these offsets and after this update and sample on; ends after `Finished`.
 
         Each time all that is new, at least one event, and of output little more than `MAX_CHUNK_BYTES`.
         """
@@ -208,6 +233,11 @@ class Run:
                 for sequence in range(behaviour_sequence + 1, len(self._updates) + 1):
                     behaviour_sequence = sequence
                     new.append(Tried(sequence, self._updates[sequence - 1], self.started_at))
+                released = self._released if record is None else len(self._samples)
+                while samples < released:
+                    some = tuple(self._samples[samples : min(released, samples + MAX_SAMPLES_TOGETHER)])
+                    new.append(Sampled(samples + 1, some))
+                    samples += len(some)
             # Only what was there when the news came: a writer of single bytes must not make events of single bytes.
             for stream, kept, end in ends:
                 while data := kept.read(at[stream], min(MAX_CHUNK_BYTES, max(0, end - at[stream]))):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from datetime import timedelta
 
+from crucible_executor.cgroups import Counters
 from crucible_executor.engines.base import Sink
 from crucible_executor.host_pipes import PipeReader
 from crucible_executor.model import OUTPUT_KILL_FACTOR, Limit, LimitExceeded, Limits, Stream, Termination
+from crucible_executor.sampling import MAX_SAMPLES, Sample, interval
 
 _SHORTEST_CPU_CHECK_S = 0.02
 _MEMORY_CHECK_S = 0.2
@@ -29,19 +32,31 @@ class Supervision:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._readers: list[PipeReader] = []
         self._began = self._ended = 0.0
+        self._taken = 0
+        self._unreadable = True
+        self._last_cpu = timedelta(0)
         self.over: asyncio.Future[Termination | None] = self._loop.create_future()
         self.output_bytes = {Stream.STDOUT: 0, Stream.STDERR: 0}
 
     def begin(
-        self, cpu_time: Callable[[], timedelta] | None = None, oom_kills: Callable[[], int] | None = None
+        self,
+        cpu_time: Callable[[], timedelta] | None = None,
+        oom_kills: Callable[[], int] | None = None,
+        counters: Callable[[], Counters | None] | None = None,
     ) -> None:
-        """Starts the clock. What is not given, of what tells the cgroup's CPU time and OOM kills, is not watched."""
+        """Starts the clock.
+
+        What is not given, of what tells the cgroup's CPU time, OOM kills and counters, is not watched.
+        """
         self._began = time.monotonic()
         self._timers["wall"] = self._loop.call_later(self._limits.wall_time.total_seconds(), self._wall_time_over)
         if cpu_time is not None and self._limits.cpu_time is not None:
             self._check_cpu(cpu_time, self._limits.cpu_time, cpu_time())
         if oom_kills is not None:
             self._check_memory(oom_kills)
+        if counters is not None:
+            self._unreadable = False
+            self._sample_later(counters)
 
     def read_output(self, fd: int, stream: Stream) -> None:
         """Passes the bytes of a pipe on to the sink and counts them."""
@@ -59,6 +74,11 @@ class Supervision:
     def wall_time(self) -> timedelta:
         """From `begin` to `end`."""
         return timedelta(seconds=max(0.0, self._ended - self._began))
+
+    @property
+    def samples(self) -> int | None:
+        """How many were passed on; None when the kernel does not tell what there is to sample."""
+        return None if self._unreadable and not self._taken else self._taken
 
     async def drain(self, limit: timedelta = timedelta(seconds=5)) -> bool:
         """Reads the rest of the output; False when a stream had no end within `limit` (somebody still holds it)."""
@@ -99,6 +119,20 @@ class Supervision:
             self.end(None)
         else:
             self._timers["memory"] = self._loop.call_later(_MEMORY_CHECK_S, self._check_memory, oom_kills)
+
+    def _sample_later(self, counters: Callable[[], Counters | None]) -> None:
+        if self._taken < MAX_SAMPLES:
+            self._timers["sample"] = self._loop.call_later(interval(self._taken), self._sample, counters)
+
+    def _sample(self, counters: Callable[[], Counters | None]) -> None:
+        found = counters()
+        self._unreadable = found is None
+        if found is not None:
+            self._taken += 1
+            self._last_cpu = max(self._last_cpu, found.cpu_time)  # whoever takes it in refuses one that falls
+            since_start = timedelta(seconds=time.monotonic() - self._began)
+            self._sink.sampled(Sample(since_start, dataclasses.replace(found, cpu_time=self._last_cpu)))
+        self._sample_later(counters)
 
     def _check_cpu(self, cpu_time: Callable[[], timedelta], limit: timedelta, before: timedelta) -> None:
         used = cpu_time() - before

@@ -68,6 +68,16 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         """See the contract."""
         return api.GetReceiptResponse(receipt=await self._audit.receipt(caller.current(), request.name))
 
+    async def ListUsageSamples(
+        self, request: api.ListUsageSamplesRequest, _context: Any
+    ) -> api.ListUsageSamplesResponse:
+        """See the contract."""
+        validation.check_usage_samples(request)
+        found = await self._evaluations.usage_samples(caller.current(), request.name, request.attempt)
+        return api.ListUsageSamplesResponse(
+            attempt=found.attempt, observation=found.observation, reason=found.reason, points=found.points
+        )
+
     async def WatchEvaluation(  # type: ignore[override]  # a coroutine that writes, which grpc.aio takes too
         self, request: api.WatchEvaluationRequest, context: Any
     ) -> None:

@@ -37,6 +37,7 @@ class EvaluationStore(Protocol):
     async def list_page(self, request: store.ListEvaluationsRequest) -> store.ListEvaluationsResponse: ...  # noqa: D102
     async def cancel(self, request: store.CancelEvaluationRequest) -> ev.Evaluation: ...  # noqa: D102
     async def delete(self, request: store.DeleteEvaluationRequest) -> store.DeleteEvaluationResponse: ...  # noqa: D102
+    async def usage_samples(self, request: store.ListUsageSamplesRequest) -> store.ListUsageSamplesResponse: ...  # noqa: D102
     def read_output(self, request: store.ReadOutputRequest) -> AsyncGenerator[store.ReadOutputResponse, None]: ...  # noqa: D102
 
 
@@ -175,3 +176,9 @@ class Evaluations:
                 attempt=request.attempt,
             )
         )
+
+    async def usage_samples(self, caller: Caller, name: str, attempt: int) -> store.ListUsageSamplesResponse:
+        """What an attempt (0: the latest) used over time."""
+        logs.bind(evaluation=name)
+        request = store.ListUsageSamplesRequest(tenant=caller.tenant, name=name, attempt=attempt)
+        return await self._storage.usage_samples(request)

@@ -214,6 +214,12 @@ class Storage:
                 async for answer in answers:
                     yield answer
 
+    async def usage_samples(self, request: store.ListUsageSamplesRequest) -> store.ListUsageSamplesResponse:
+        """What is kept of an attempt's usage over time."""
+        with self._errors:
+            answer: store.ListUsageSamplesResponse = await self._evaluations.ListUsageSamples(request)
+            return answer
+
     async def authenticate(self, key_sha256: bytes) -> Caller:
         """See `auth.KeyStore`."""
         request = keys.AuthenticateApiKeyRequest(key_sha256=key_sha256)

@@ -218,6 +218,17 @@ def check_read_output(request: api.ReadOutputRequest) -> None:
     found.check()
 
 
+def check_usage_samples(request: api.ListUsageSamplesRequest) -> None:
+    """Checks a request for usage samples.
+
+    Raises:
+        InvalidArgumentError: with the field at fault.
+    """
+    check_name(request.name)
+    if request.attempt < 0:
+        raise invalid([FieldViolation("attempt", "must be an attempt's number, or 0 for the latest")])
+
+
 def check_create_key(request: admin.CreateApiKeyRequest) -> None:
     """Checks a request to make an API key.
 

@@ -33,8 +33,10 @@ async def main() -> None:
     metrics = Metrics(REGISTRY)
     clock: Clock = DatabaseClock() if config.database_url else SystemClock()
     backend = choose(config.database_url, config.state, config.database_password_file, clock)
-    keep = config.retention
-    async with running(config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep) as service:
+    keep, ages = config.retention, config.sample_ages
+    async with running(
+        config.state, config.policy, clock, signer, verifier, heads, metrics, backend, keep, ages
+    ) as service:
         if config.bootstrap_digest and await service.api_keys.bootstrap(config.bootstrap_digest):
             _LOG.info("the operator's admin key was stored")
         server = Server(

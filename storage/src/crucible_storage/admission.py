@@ -4,9 +4,10 @@ Checked in the transaction that stores them, against counters that the same tran
 reads all that is known of a tenant, once per group commit; what the group adds is added in memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlalchemy import bindparam, select, text
 
@@ -86,16 +87,37 @@ def admit(
         InvalidArgumentError: INVALID_FIELD, `spec.priority` is above the tenant's ceiling.
         ResourceExhaustedError: QUEUE_FULL or QUOTA_EXCEEDED.
     """
+    highest = _account(transaction, tenant, now).max_priority
+    if priority > highest:
+        raise invalid("spec.priority", f"must be at most {highest}, the highest that this tenant may use")
+    refused = refusal(transaction, policy, tenant, now, count=count, stored_bytes=stored_bytes)
+    if refused is not None:
+        raise refused
+    transaction.usage.created(tenant, now, count, stored_bytes)
+
+
+def fitting(transaction: WriteTransaction, policy: Policy, tenant: str, now: int, sizes: Sequence[int]) -> int:
+    """How many evaluations `admit` would let in now, of some whose programs have these sizes, from the first on."""
+    least, most = 0, len(sizes)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if refusal(transaction, policy, tenant, now, count=middle, stored_bytes=sum(sizes[:middle])) is None:
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+def refusal(
+    transaction: WriteTransaction, policy: Policy, tenant: str, now: int, *, count: int, stored_bytes: int
+) -> ResourceExhaustedError | None:
+    """What `admit` would raise for want of room; None when there is room."""
     account = _account(transaction, tenant, now)
-    if priority > account.max_priority:
-        raise invalid("spec.priority", f"must be at most {account.max_priority}, the highest that this tenant may use")
     if transaction.queued + count > policy.max_queued:
         message = f"{transaction.queued} evaluations are queued, {policy.max_queued} may be; try again later"
         facts = {"limit": str(policy.max_queued), "use": str(transaction.queued)}
-        raise ResourceExhaustedError("QUEUE_FULL", message, retry_after=SOON, metadata=facts)
-    if account.limited:
-        _check_quotas(transaction, account, tenant, now, count, stored_bytes)
-    transaction.usage.created(tenant, now, count, stored_bytes)
+        return ResourceExhaustedError("QUEUE_FULL", message, retry_after=SOON, metadata=facts)
+    return _over_quota(transaction, account, tenant, now, count, stored_bytes) if account.limited else None
 
 
 def _account(transaction: WriteTransaction, tenant: str, now: int) -> _Account:
@@ -124,27 +146,32 @@ def _account_of(row: Any) -> _Account:
     return _Account(*row)
 
 
-def _check_quotas(
+def _over_quota(
     transaction: WriteTransaction, account: _Account, tenant: str, now: int, count: int, stored_bytes: int
-) -> None:
+) -> ResourceExhaustedError | None:
     today, cpu_today, _ = transaction.usage.added(tenant, day_of(now))
     queued = account.queued + transaction.counts.get((tenant, QUEUED), 0)
     created, cpu_micros = account.evaluations + today, account.cpu_micros + cpu_today
     stored = account.stored_bytes + transaction.usage.added(tenant, ALL_DAYS)[2]
     tomorrow = timedelta(microseconds=midnight_after(now) - now)
     if 0 < account.max_queued < queued + count:
-        _refuse("max_queued", account.max_queued, queued, "evaluations are queued", SOON)
+        return _refused("max_queued", account.max_queued, queued, "evaluations are queued", SOON)
     if 0 < account.evaluations_per_day < created + count:
-        _refuse("evaluations_per_day", account.evaluations_per_day, created, "evaluations were created today", tomorrow)
+        return _refused(
+            "evaluations_per_day", account.evaluations_per_day, created, "evaluations were created today", tomorrow
+        )
     if 0 < account.cpu_seconds_per_day * 1_000_000 <= cpu_micros:
         used = cpu_micros // 1_000_000
-        _refuse("cpu_seconds_per_day", account.cpu_seconds_per_day, used, "CPU seconds were used today", tomorrow)
+        return _refused(
+            "cpu_seconds_per_day", account.cpu_seconds_per_day, used, "CPU seconds were used today", tomorrow
+        )
     if 0 < account.max_stored_bytes < stored + stored_bytes:
-        _refuse("max_stored_bytes", account.max_stored_bytes, stored, "bytes are stored", LATER)
+        return _refused("max_stored_bytes", account.max_stored_bytes, stored, "bytes are stored", LATER)
+    return None
 
 
-def _refuse(quota: str, limit: int, use: int, what: str, retry_after: timedelta) -> NoReturn:
+def _refused(quota: str, limit: int, use: int, what: str, retry_after: timedelta) -> ResourceExhaustedError:
     when = "at midnight UTC" if quota.endswith("_per_day") else "later"
     message = f"this tenant's quota {quota} is used up: {use} {what}, {limit} may be; try again {when}"
     facts = {"quota": quota, "limit": str(limit), "use": str(use)}
-    raise ResourceExhaustedError("QUOTA_EXCEEDED", message, retry_after=retry_after, metadata=facts)
+    return ResourceExhaustedError("QUOTA_EXCEEDED", message, retry_after=retry_after, metadata=facts)

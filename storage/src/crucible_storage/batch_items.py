@@ -83,6 +83,19 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """What became of a part.
+
+    Attributes:
+        items: how many the batch has now.
+        refused: why the rest of the part was not taken; None when all of it is stored.
+    """
+
+    items: int
+    refused: CallError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Addition:
     """Adds items to one batch, inside a transaction that has locked its row."""
 
@@ -92,20 +105,20 @@ class Addition:
     now: int
     ids: Callable[[], str]
 
-    def add(self, items: Sequence[Item]) -> int:
-        """Stores those that are not there yet; answers how many the batch has then.
+    def add(self, items: Sequence[Item]) -> Added:
+        """Stores those that are not there yet, from the first on, as many as there is room for.
 
         Raises:
             AlreadyExistsError: BATCH_ITEM_REUSED.
             OutOfRangeError: BATCH_ITEMS_MISSING.
             FailedPreconditionError: BATCH_CLOSED or BATCH_TOO_LARGE.
             InvalidArgumentError: INVALID_FIELD, `after` names no earlier item, or a priority is above the tenant's.
-            ResourceExhaustedError: QUEUE_FULL or QUOTA_EXCEEDED.
+            ResourceExhaustedError: QUEUE_FULL or QUOTA_EXCEEDED, there is no room even for the first.
         """
         new = self._new(items)
         stored: int = self.batch.items
         if not new:
-            return stored
+            return Added(stored)
         if self.batch.complete_time is not None or self.batch.cancel_time is not None:
             raise closed(self.batch)
         if stored + len(new) > MAX_ITEMS:
@@ -113,9 +126,9 @@ class Addition:
             raise FailedPreconditionError("BATCH_TOO_LARGE", text, metadata=_named(self.batch))
         needed = self._needed(new)
         _check_dependencies(new, needed)
-        self._admit(new)
-        self._insert(new, needed)
-        return stored + len(new)
+        taken = self._admit(new)
+        self._insert(new[:taken], needed)
+        return Added(stored + taken, self._refusal(new[taken]) if taken < len(new) else None)
 
     def _new(self, items: Sequence[Item]) -> list[Item]:
         """Those that are not stored, each once."""
@@ -148,9 +161,17 @@ class Addition:
         rows = self.transaction.execute(_NEEDED, {"batch": self.batch.id, "keys": keys})
         return {row.key: (row.seq, row.state) for row in rows}
 
-    def _admit(self, new: Sequence[Item]) -> None:
+    def _refusal(self, following: Item) -> CallError | None:
+        """Why there is no room for the first item that was not taken."""
+        size = len(following.wanted.run_spec)
+        return admission.refusal(self.transaction, self.policy, self.batch.tenant, self.now, count=1, stored_bytes=size)
+
+    def _admit(self, new: Sequence[Item]) -> int:
+        """Lets in as many of them as there is room for, at least one; answers how many."""
         first = max(new, key=lambda item: item.wanted.spec.priority)
-        size = sum(len(item.wanted.run_spec) for item in new)
+        sizes = [len(item.wanted.run_spec) for item in new]
+        fitting = admission.fitting(self.transaction, self.policy, self.batch.tenant, self.now, sizes)
+        count = max(fitting, 1)  # where not even one fits, `admit` says why
         try:
             admission.admit(
                 self.transaction,
@@ -158,12 +179,13 @@ class Addition:
                 self.batch.tenant,
                 self.now,
                 priority=first.wanted.spec.priority,
-                stored_bytes=size,
-                count=len(new),
+                stored_bytes=sum(sizes[:count]),
+                count=count,
             )
         except InvalidArgumentError as error:  # it knows of one evaluation, not of its place
             [violation] = error.violations
             raise invalid(f"items[{first.number}].{violation.field}", violation.description) from error
+        return count
 
     def _insert(self, new: Sequence[Item], needed: Mapping[str, tuple[int, int]]) -> None:
         batch, transaction = self.batch, self.transaction
@@ -204,7 +226,8 @@ class Addition:
         ]
         if rows:
             _INSERT_DEPENDENCIES.many(self.transaction.connection, rows)
-        if ended := sorted(seq for seq, state in needed.values() if state in TERMINAL):
+        stored = [needed[key] for key in {key for item in new for key in item.after} & needed.keys()]
+        if ended := sorted(seq for seq, state in stored if state in TERMINAL):
             progress.settle(self.transaction, self.batch.tenant, ended)
 
     def _reused(self, item: Item, evaluation_id: str) -> AlreadyExistsError:

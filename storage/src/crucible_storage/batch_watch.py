@@ -92,7 +92,8 @@ class BatchWatches:
             if ended:
                 return
             self._hub.check_open()
-            if len(look.results) < PAGE:
+            # What has ended changes no more: the next look finds the rest, or nothing.
+            if len(look.results) < PAGE and look.batch.state != pb.BATCH_STATE_ENDED:
                 left = FALLBACK_POLL if look.batch == told else max(0.0, told_at + PROGRESS_INTERVAL - clock())
                 await asyncio.sleep(PAUSE)  # many ends are one look
                 await wait_for(changed, left)

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from crucible.evaluation.v1 import batch_pb2 as pb
 from crucible_rpc.errors import AlreadyExistsError, NotFoundError, OutOfRangeError
 from crucible_storage import audit, models, progress
-from crucible_storage.batch_items import Addition, Item, closed
+from crucible_storage.batch_items import Added, Addition, Item, closed
 from crucible_storage.batch_tasks import CANCEL, RELEASE
 from crucible_storage.clock import Clock, timestamp
 from crucible_storage.cursors import Cursors
@@ -141,14 +141,17 @@ class Batches:
 
         Raises:
             NotFoundError: BATCH_NOT_FOUND.
-            CallError: see `Addition.add`.
+            CallError: see `Addition.add`. QUEUE_FULL and QUOTA_EXCEEDED also when only the first of them were stored.
         """
 
-        def run(transaction: WriteTransaction) -> int:
+        def run(transaction: WriteTransaction) -> Added:
             row = _locked(transaction, tenant, batch_id)
             return Addition(transaction, row, self._policy, self._clock.now(), self._ids).add(items)
 
-        return await self._database.write(run)
+        added = await self._database.write(run)
+        if added.refused is not None:
+            raise added.refused
+        return added.items
 
     async def complete(self, tenant: str, batch_id: str, items: int) -> pb.Batch:
         """The batch has all its items; `items` is how many that must be, 0 any number.

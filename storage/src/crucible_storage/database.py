@@ -15,6 +15,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -48,8 +49,8 @@ class Observer(Protocol):
         """A batch of `operations` was committed; BEGIN to COMMIT took `seconds`."""
 
 
-class _Pending(Operation):
-    """An operation whose caller waits."""
+class Pending(Operation):
+    """An operation whose caller waits, for `future`."""
 
     __slots__ = ("future",)
 
@@ -83,7 +84,8 @@ class Database:
         self.process = secrets.randbits(31)
         """Names this process to the others on the same database."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._standing: deque[Pending] = deque()
         self._closing = False
         self._readers = ThreadPoolExecutor(backend.readers, thread_name_prefix="storage-read")
         self._threads = [threading.Thread(target=self._write_loop, name="storage-write", daemon=True)]
@@ -91,7 +93,7 @@ class Database:
             listening = threading.Thread(target=self._listen, args=(listener,), name="storage-listen", daemon=True)
             self._threads.append(listening)
         self._begun = self._delivered = 0
-        self._group_commit = GroupCommit(backend, self.process, lambda: self._closing)
+        self._group_commit = GroupCommit(backend, self.process, lambda: self._closing, self._take_standing)
         totals = self._group_commit.load()
         self._last_position, self._queued = totals.last_position, totals.queued
 
@@ -141,8 +143,32 @@ class Database:
             text_ = "storage has too many writes waiting; try again in a moment"
             raise UnavailableError("PEER_UNAVAILABLE", text_, retry_after=timedelta(seconds=1))
         future: asyncio.Future[T] = self._loop.create_future()
-        self._pending.put(_Pending(run, future))
+        self._pending.put(Pending(run, future))
         return await future
+
+    def stand_by(self, run: Callable[[WriteTransaction], T]) -> Pending:
+        """Has `run` run once, in the next transaction that makes work to be leased; `stand_down` ends that.
+
+        Who waits for work so gets it in the transaction that makes it, without one of its own. The future of what is
+        returned then has what `write` would answer. Where processes share the database it is never run.
+        """
+        standing = Pending(run, asyncio.get_running_loop().create_future())
+        self._standing.append(standing)
+        return standing
+
+    def stand_down(self, standing: Pending) -> bool:
+        """Ends a `stand_by`. False: the writer has run it, and its future will have an answer."""
+        try:
+            self._standing.remove(standing)
+        except ValueError:
+            return False
+        return True
+
+    def _take_standing(self) -> Pending | None:
+        try:
+            return self._standing.popleft()
+        except IndexError:
+            return None
 
     async def read(self, run: Callable[[Connection], T]) -> T:
         """Runs `run` on a read-only connection, all of it in one snapshot of what is committed.
@@ -180,6 +206,8 @@ class Database:
                     return run(connection)
             except Exception as error:
                 fault = faults.fault_of(error)
+                if fault is Fault.DAMAGED:
+                    raise faults.to_read_error(fault) from error
                 if fault in (None, Fault.READ_ONLY) or not self._backend.shared:
                     raise
                 if fault is not Fault.GONE or tries + 1 == READ_TRIES or self._closing:
@@ -199,14 +227,14 @@ class Database:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._deliver, batch, committed, totals)
 
-    def _next_batch(self) -> list[_Pending] | None:
+    def _next_batch(self) -> list[Pending] | None:
         """Waits for an operation and takes all that wait with it; None when the database is closed."""
         first = self._pending.get()
         return None if first is None else [first, *self._waiting(MAX_BATCH - 1)]
 
-    def _waiting(self, most: int) -> list[_Pending]:
+    def _waiting(self, most: int) -> list[Pending]:
         """Takes what waits, at most so many."""
-        taken: list[_Pending] = []
+        taken: list[Pending] = []
         while len(taken) < most:
             try:
                 more = self._pending.get_nowait()
@@ -218,7 +246,7 @@ class Database:
             taken.append(more)
         return taken
 
-    def _refuse_waiting(self, error: BaseException | None) -> list[_Pending]:
+    def _refuse_waiting(self, error: BaseException | None) -> list[Pending]:
         """Takes all that wait: a database that is gone must not let each group wait for it in turn."""
         waiting = self._waiting(MAX_PENDING)
         for operation in waiting:
@@ -233,7 +261,7 @@ class Database:
             _LOG.exception("the database cannot be read after a failed commit")
             return None
 
-    def _deliver(self, batch: list[_Pending], committed: Committed | None, totals: Totals | None) -> None:
+    def _deliver(self, batch: list[Pending], committed: Committed | None, totals: Totals | None) -> None:
         self._delivered += 1
         try:
             if totals is not None:

@@ -1,8 +1,8 @@
 """Deletes evaluations that have ended, on request and by age, each in one transaction.
 
-Program, result, labels and output go. The row stays as a tombstone with `lifecycle.DELETED`; the last event tells the
-digests of the final record and of the output, who deleted it and when; the events before it are emptied and keep their
-positions, so that the log has no gap for those who follow it.
+Program, result, labels, output and usage samples go. The row stays as a tombstone with `lifecycle.DELETED`; the last
+event tells the digests of the final record and of the output, who deleted it and when; the events before it are emptied
+and keep their positions, so that the log has no gap for those who follow it.
 
 An item of a batch is deleted only when its batch has ended: until then others may wait for it. Its place in the batch
 and the batch's counts stay as they were.
@@ -35,7 +35,15 @@ _PAGE = 50
 _TRIES = 3
 
 _EVALUATION, _EVENT = models.evaluation.c, models.event.c
-_OWNED = (models.output, models.result, models.program, models.label, models.failed_attempt, models.dead_letter)
+_OWNED = (
+    models.output,
+    models.result,
+    models.program,
+    models.label,
+    models.failed_attempt,
+    models.dead_letter,
+    models.usage_sample,
+)
 _DELETE_OWNED = [delete(table).where(table.c.evaluation_seq == bindparam("seq")) for table in _OWNED]
 _EMPTY_EVENTS = update(models.event).where(_EVENT.evaluation_seq == bindparam("seq")).values(body=bindparam("marker"))
 _LAST_EVENT = (

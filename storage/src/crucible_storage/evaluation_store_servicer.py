@@ -11,6 +11,7 @@ from crucible_storage.deletion import Deletion
 from crucible_storage.evaluations import Evaluations, Wanted
 from crucible_storage.lists import Filter, Lists
 from crucible_storage.names import parse_batch_name, parse_evaluation_name
+from crucible_storage.usage_samples import Samples
 
 MAX_PAGE = 1000
 MAX_WAIT_SECONDS = 60.0
@@ -21,10 +22,11 @@ _LAST_STATE = 6
 class EvaluationStoreServicer(rpc.EvaluationStoreServiceServicer):
     """Evaluations for the gateway."""
 
-    def __init__(self, evaluations: Evaluations, lists: Lists, deletion: Deletion) -> None:
+    def __init__(self, evaluations: Evaluations, lists: Lists, deletion: Deletion, samples: Samples) -> None:
         self._evaluations = evaluations
         self._lists = lists
         self._deletion = deletion
+        self._samples = samples
 
     async def CreateEvaluation(self, request: pb.CreateEvaluationRequest, context: Any) -> pb.CreateEvaluationResponse:
         """See the contract."""
@@ -72,6 +74,12 @@ class EvaluationStoreServicer(rpc.EvaluationStoreServiceServicer):
         parts = self._evaluations.read_output(request.tenant, evaluation_id, stream, first, attempt)
         async for offset, data in parts:
             yield pb.ReadOutputResponse(offset=offset, data=data)
+
+    async def ListUsageSamples(self, request: pb.ListUsageSamplesRequest, context: Any) -> pb.ListUsageSamplesResponse:
+        """See the contract."""
+        evaluation_id = parse_evaluation_name(request.name)
+        attempt = checks.between(request.attempt, 0, 1 << 30, "attempt")
+        return await self._samples.list(request.tenant, evaluation_id, attempt)
 
     async def DeleteEvaluation(self, request: pb.DeleteEvaluationRequest, context: Any) -> pb.DeleteEvaluationResponse:
         """See the contract."""

@@ -165,7 +165,8 @@ class Evaluations:
         evaluation = await self.create(wanted)
         if not seconds or int(evaluation.state) in TERMINAL:
             return evaluation
-        return await self.wait(wanted.tenant, parse_evaluation_name(evaluation.name), seconds)
+        evaluation_id = parse_evaluation_name(evaluation.name)
+        return await self.wait(wanted.tenant, evaluation_id, seconds, wanted.spec.program)
 
     def _earlier(self, connection: Connection, wanted: Wanted) -> Record | None:
         row = _BY_REQUEST.first(connection, {"tenant": wanted.tenant, "request_id": wanted.request_id})
@@ -193,8 +194,16 @@ class Evaluations:
         """
         return await self._database.read(lambda connection: views.load(connection, tenant, evaluation_id))
 
-    async def wait(self, tenant: str, evaluation_id: str, seconds: float) -> pb.Evaluation:
+    async def wait(
+        self, tenant: str, evaluation_id: str, seconds: float, program: pb.Program | None = None
+    ) -> pb.Evaluation:
         """The evaluation when it is terminal, or as it is after `seconds`.
+
+        Args:
+            tenant: whose it must be.
+            evaluation_id: which.
+            seconds: at most so long.
+            program: its program, when that is known: then an end that comes meanwhile need not be read back.
 
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND.
@@ -208,7 +217,7 @@ class Evaluations:
         with self._hub.end_of(evaluation_id) as ended:
             unended = self._hub.is_unended(tenant, evaluation_id)  # then a first look would find nothing
             while True:
-                ended.clear()
+                ended.changed.clear()
                 left = deadline - asyncio.get_running_loop().time()
                 last = left <= 0 or self._hub.closing
                 if last or not unended:
@@ -218,7 +227,9 @@ class Evaluations:
                             self._hub.forget(evaluation_id)
                         return view
                 unended = False
-                await wait_for(ended, min(left, FALLBACK_POLL))
+                await wait_for(ended.changed, min(left, FALLBACK_POLL))
+                if program is not None and ended.end is not None:
+                    return views.at_its_end(ended.end, program)
 
     async def cancel(self, tenant: str, evaluation_id: str, by: str, reason: str) -> pb.Evaluation:
         """Stores the wish to end an evaluation; a queued one ends at once, a terminal one is returned unchanged.

@@ -20,7 +20,7 @@ from crucible_storage.prepared import Prepared
 MAX_EVENTS = 256
 MAX_BATCH_BYTES = 1 << 20
 FALLBACK_POLL = 5.0
-COLLECT_SECONDS = 0.005
+COLLECT_SECONDS = 0.02
 """An event waits so long for those of further commits, which then travel in one message."""
 
 _EVENT, _OUTPUT = models.event.c, models.output.c

@@ -19,6 +19,7 @@ from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.models import PLATFORM, ExecutorRow
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import WriteTransaction
 
 MAX_EXECUTORS = 1000
@@ -27,9 +28,14 @@ FORGET_AFTER = timedelta(hours=1)
 
 _ROW = models.executor.c
 # Until the transaction that goes by it ends, a later start of the executor cannot register with another process.
-_CURRENT = select(_ROW.boot_id, _ROW.registration).where(_ROW.id == bindparam("id")).with_for_update(read=True)
+_CURRENT = Prepared(
+    select(_ROW.boot_id, _ROW.registration).where(_ROW.id == bindparam("id")).with_for_update(read=True)
+)
 _DESCRIPTION = select(_ROW.description, _ROW.registration).where(_ROW.id == bindparam("id"))
-_SEEN = text("UPDATE executor SET last_seen = :now WHERE id = :id AND last_seen < :now")
+# What lies more than a minute ahead was written before the clock was set back.
+_SEEN = text(
+    "UPDATE executor SET last_seen = :now WHERE id = :id AND (last_seen < :now OR last_seen > :now + 60000000)"
+)
 
 
 _LOG = logging.getLogger(__name__)
@@ -54,6 +60,14 @@ class Listed:
     live: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """When this process heard of an executor last: `time` for people, `monotonic` for how long that is ago."""
+
+    time: int
+    monotonic: float
+
+
 class Executors:
     """The registry. The table is the truth; what was read of it is remembered, and who was heard of since."""
 
@@ -62,7 +76,7 @@ class Executors:
         self._policy = policy
         self._clock = clock
         self._known: dict[str, Known] = {}
-        self._heard: dict[str, int] = {}
+        self._heard: dict[str, _Heard] = {}
         self._unstored: dict[str, int] = {}
         self._calling: dict[str, int] = {}
 
@@ -105,7 +119,7 @@ class Executors:
         """Makes room: where executors are replaced under new ids, those of the past would one day be the most."""
         held = text("SELECT 1 FROM evaluation WHERE executor = :id AND state IN (2, 3) LIMIT 1")
         for row in session.exec(select(ExecutorRow).order_by(col(ExecutorRow.last_seen), col(ExecutorRow.id))):
-            seen = max(row.last_seen, self._heard.get(row.id, 0))
+            seen = max(row.last_seen, self._heard[row.id].time if row.id in self._heard else 0)
             gone = now - seen > micros(FORGET_AFTER) and not self._calling.get(row.id)
             if gone and session.connection().execute(held, {"id": row.id}).first() is None:
                 session.delete(row)
@@ -120,11 +134,11 @@ class Executors:
         Raises:
             FailedPreconditionError: NOT_REGISTERED.
         """
-        row = transaction.execute(_CURRENT, {"id": executor_id}).mappings().first()
-        if row is None or row["boot_id"] != boot_id:
+        row = _CURRENT.first(transaction.connection, {"id": executor_id})
+        if row is None or row[0] != boot_id:
             raise _not_registered()
         known = self._known.get(executor_id)
-        if known is None or known.registration != row["registration"]:
+        if known is None or known.registration != row[1]:
             known = _read(transaction.connection, executor_id)
         if known is None:
             raise _not_registered()
@@ -152,7 +166,8 @@ class Executors:
     def heard(self, executor_id: str) -> None:
         """Notes that an executor's worker was heard of now."""
         if executor_id in self._known:
-            self._heard[executor_id] = self._unstored[executor_id] = self._clock.now()
+            now = self._unstored[executor_id] = self._clock.now()
+            self._heard[executor_id] = _Heard(now, self._clock.monotonic())
 
     @contextmanager
     def calling(self, executor_id: str) -> Iterator[None]:
@@ -198,11 +213,15 @@ class Executors:
         return [self._listed(Executor.FromString(blob), seen) for blob, seen in await self._database.read(run)]
 
     def _listed(self, executor: Executor, stored: int) -> Listed:
-        now = self._clock.now()
+        now, lease = self._clock.now(), self._policy.lease
         if self._calling.get(executor.id):
             return Listed(executor, now, live=True)
-        seen = max(stored, self._heard.get(executor.id, 0))
-        return Listed(executor, seen, live=now - seen <= micros(self._policy.lease))
+        heard = self._heard.get(executor.id)
+        if heard is not None and self._clock.monotonic() - heard.monotonic <= lease.total_seconds():
+            return Listed(executor, heard.time, live=True)
+        # Another process may have heard of it since, or an earlier start of this one.
+        seen = max(stored, 0 if heard is None else heard.time)
+        return Listed(executor, seen, live=abs(now - stored) <= micros(lease))
 
 
 def _not_registered() -> FailedPreconditionError:

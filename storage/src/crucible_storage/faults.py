@@ -7,11 +7,11 @@ from enum import Enum, auto
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from crucible_rpc.errors import CallError, InternalError, ResourceExhaustedError, UnavailableError
+from crucible_rpc.errors import CallError, DataLossError, InternalError, ResourceExhaustedError, UnavailableError
 
 
 class Fault(Enum):
-    """A failure after which the whole transaction is over, not only a statement of it."""
+    """A failure of the database: but for DAMAGED, the whole transaction is over, not only a statement of it."""
 
     FULL = auto()
     DISK = auto()
@@ -20,6 +20,8 @@ class Fault(Enum):
     CONFLICT = auto()
     GONE = auto()
     UNDO = auto()
+    DAMAGED = auto()
+    """What one operation needs cannot be read; the rest of the transaction is whole."""
     OTHER = auto()
 
 
@@ -41,6 +43,8 @@ _SQLITE = {
     sqlite3.SQLITE_READONLY: Fault.FULL,
     sqlite3.SQLITE_IOERR: Fault.DISK,
     sqlite3.SQLITE_CANTOPEN: Fault.DISK,
+    sqlite3.SQLITE_CORRUPT: Fault.DAMAGED,
+    sqlite3.SQLITE_NOTADB: Fault.DAMAGED,
     sqlite3.SQLITE_NOMEM: Fault.OTHER,
     sqlite3.SQLITE_INTERRUPT: Fault.OTHER,
     sqlite3.SQLITE_BUSY: Fault.OTHER,
@@ -57,6 +61,8 @@ _SQLSTATES = {
     "57P02": Fault.GONE,
     "57P03": Fault.GONE,
     "57P05": Fault.GONE,
+    "XX001": Fault.DAMAGED,
+    "XX002": Fault.DAMAGED,  # an index
 }
 _SQLSTATE_CLASSES = {"08": Fault.GONE, "53": Fault.BUSY, "57": Fault.OTHER, "58": Fault.DISK}
 _DUPLICATE = "23505"
@@ -85,7 +91,7 @@ def fault_of(error: BaseException) -> Fault | None:
 
 def ends_transaction(error: BaseException) -> bool:
     """Whether the whole transaction may be gone, not only the statement."""
-    return fault_of(error) is not None
+    return fault_of(error) not in (None, Fault.DAMAGED)
 
 
 def is_of_database(error: BaseException) -> bool:
@@ -120,6 +126,8 @@ def to_call_error(error: BaseException) -> CallError:
             return _unavailable("storage cannot reach its database now; nothing was stored, try again")
         case Fault.READ_ONLY:
             return _unavailable("storage's database takes no writes now; nothing was stored, try again", _RETRY)
+        case Fault.DAMAGED:
+            return _damaged()
         case Fault.BUSY | Fault.CONFLICT:
             return _unavailable("storage's database is too busy now; nothing was stored, try again")
         case _:
@@ -128,8 +136,15 @@ def to_call_error(error: BaseException) -> CallError:
 
 def to_read_error(fault: Fault) -> CallError:
     """The error that a caller gets when what it asks for cannot be read now."""
+    if fault is Fault.DAMAGED:
+        return _damaged()
     gone = fault is Fault.GONE
     return _unavailable(f"storage {'cannot reach its database' if gone else 'cannot read its database'} now; try again")
+
+
+def _damaged() -> DataLossError:
+    text = "storage's database is damaged where this is kept; nothing was changed, `crucible storage check` says where"
+    return DataLossError("DATABASE_DAMAGED", text)
 
 
 def _unavailable(text: str, retry_after: timedelta = _SOON) -> UnavailableError:

@@ -3,10 +3,10 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, RootTransaction
@@ -59,19 +59,30 @@ class Committed:
     seconds: float
 
 
-class GroupCommit:
+AnyOperation = TypeVar("AnyOperation", bound=Operation)
+
+
+class GroupCommit(Generic[AnyOperation]):
     """Commits groups; used by one thread.
 
     Args:
         backend: where.
         process: names this process in what it tells the others.
         stopping: whether there is no time left to wait.
+        standing: takes one operation of those that wait for work to be made; None when there is none.
     """
 
-    def __init__(self, backend: Backend, process: int, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        process: int,
+        stopping: Callable[[], bool],
+        standing: Callable[[], AnyOperation | None] = lambda: None,
+    ) -> None:
         self._backend = backend
         self._process = process
         self._stopping = stopping
+        self._standing = standing
         self._connection: Connection | None = None
         self._queued: int | None = None
         self.away = False
@@ -84,11 +95,12 @@ class GroupCommit:
         self._queued = None if self._backend.shared else totals.queued
         return totals
 
-    def commit(self, group: Sequence[Operation]) -> Committed | None:
+    def commit(self, group: list[AnyOperation]) -> Committed | None:
         """Runs and commits a group, and fills in each operation's result or error. None when nothing was committed.
 
-        A group that met another process's, or whose connection was lost before its commit, is tried again; one that
-        could not undo a failed operation, with savepoints.
+        When it makes work, operations that stand by for that join it. A group that met another process's, or whose
+        connection was lost before its commit, is tried again; one that could not undo a failed operation, with
+        savepoints.
         """
         begun = time.monotonic()
         tries = 0
@@ -113,7 +125,7 @@ class GroupCommit:
         """Ends the connection."""
         self._drop()
 
-    def _attempt(self, group: Sequence[Operation], *, ahead: bool) -> Committed:
+    def _attempt(self, group: list[AnyOperation], *, ahead: bool) -> Committed:
         connection = self._connected()
         begun = time.perf_counter()
         under_way = connection.begin()
@@ -121,6 +133,7 @@ class GroupCommit:
             transaction = WriteTransaction(connection, self._backend, self._queued, ahead=ahead)
             for operation in group:
                 _run(operation, transaction)
+            self._give_out(group, transaction)
             transaction.flush()
             if self._backend.shared and (told := announcements.encoded(transaction, self._process)):
                 self._backend.announce(connection, told)
@@ -132,6 +145,18 @@ class GroupCommit:
             self._queued += transaction.queued_change
         seconds = time.perf_counter() - begun
         return Committed(transaction.notices, transaction.counts, transaction.queued_change, seconds)
+
+    def _give_out(self, group: list[AnyOperation], transaction: WriteTransaction) -> None:
+        """Lets those who wait for work take what the group made, in the same transaction.
+
+        Not where processes share the database: locks of tenants who create and of tenants whose work is leased would
+        be taken in different orders.
+        """
+        if self._backend.shared or not transaction.notices.work:
+            return
+        while transaction.queued > 0 and (operation := self._standing()) is not None:
+            group.append(operation)
+            _run(operation, transaction)
 
     def _end(self, under_way: RootTransaction) -> None:
         try:
@@ -180,7 +205,7 @@ class GroupCommit:
         time.sleep(min(_BACKOFF * (1 << min(tries - 1, 10)), _MAX_BACKOFF) * random.uniform(0.5, 1))  # noqa: S311
         return True
 
-    def _give_up(self, group: Sequence[Operation], error: Exception) -> None:
+    def _give_up(self, group: list[AnyOperation], error: Exception) -> None:
         known = faults.fault_of(error) is Fault.GONE
         if known and not self.away:
             _LOG.error("the database cannot be reached: %s", self._backend.place)
@@ -208,6 +233,7 @@ def _run(operation: Operation, transaction: WriteTransaction) -> None:
         except Exception as error:
             if faults.ends_transaction(error):
                 raise
-            operation.error = error
+            damaged = faults.fault_of(error) is Fault.DAMAGED
+            operation.error = faults.to_call_error(error) if damaged else error
             if last or not faults.is_duplicate(error):  # else another process stored it just now: it will be seen
                 return

@@ -5,9 +5,11 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from crucible_rpc.errors import UnavailableError
+from crucible_storage.lifecycle import End
 from crucible_storage.recent import Recent
 from crucible_storage.transaction import Notices, Stop
 
@@ -39,6 +41,19 @@ class Signal:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+
+@dataclass(slots=True, eq=False)
+class EndWatch:
+    """Somebody who waits for an evaluation to end.
+
+    Attributes:
+        changed: set when it may have ended.
+        end: how, when all of that is known.
+    """
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    end: End | None = None
 
 
 class StopWatch:
@@ -85,7 +100,7 @@ class Hub:
         self.batch_work = Signal()
         self._batches: dict[str, Signal] = {}
         self.recent = Recent()
-        self._finished: dict[str, Signal] = {}
+        self._finished: defaultdict[str, set[EndWatch]] = defaultdict(set)
         self._unended: dict[str, str] = {}
         self.closing = False
         self._stops: defaultdict[str, set[StopWatch]] = defaultdict(set)
@@ -98,10 +113,12 @@ class Hub:
             self.appended,
             self.inspections,
             self.batch_work,
-            *self._finished.values(),
             *self._batches.values(),
         ):
             signal.fire()
+        for waiting in self._finished.values():
+            for one in waiting:
+                one.changed.set()
         for watches in self._stops.values():
             for watch in watches:
                 watch.wake()
@@ -131,8 +148,9 @@ class Hub:
                 self._unended[evaluation_id] = tenant
         for evaluation_id in notices.finished:
             self._unended.pop(evaluation_id, None)
-            if signal := self._finished.get(evaluation_id):
-                signal.fire()
+            for waiting in self._finished.get(evaluation_id, ()):
+                waiting.end = notices.ends.get(evaluation_id)
+                waiting.changed.set()
         if notices.batch_work:
             self.batch_work.fire()
         for batch in notices.batches:
@@ -151,16 +169,27 @@ class Hub:
         return self._unended.get(evaluation_id) == tenant
 
     @contextmanager
-    def end_of(self, evaluation_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the evaluation becomes terminal."""
-        with _subscribed(self._finished, evaluation_id) as event:
-            yield event
+    def end_of(self, evaluation_id: str) -> Iterator[EndWatch]:
+        """Told when the evaluation becomes terminal."""
+        watch = EndWatch()
+        self._finished[evaluation_id].add(watch)
+        try:
+            yield watch
+        finally:
+            self._finished[evaluation_id].discard(watch)
+            if not self._finished[evaluation_id]:
+                del self._finished[evaluation_id]
 
     @contextmanager
     def changes_of(self, batch: str) -> Iterator[asyncio.Event]:
         """An event that is set when something of a batch changed."""
-        with _subscribed(self._batches, batch) as event:
-            yield event
+        signal = self._batches.setdefault(batch, Signal())
+        try:
+            with signal.subscribed() as event:
+                yield event
+        finally:
+            if not len(signal):
+                self._batches.pop(batch, None)
 
     @contextmanager
     def stops_of(self, executor: str) -> Iterator[StopWatch]:
@@ -173,18 +202,6 @@ class Hub:
             self._stops[executor].discard(watch)
             if not self._stops[executor]:
                 del self._stops[executor]
-
-
-@contextmanager
-def _subscribed(signals: dict[str, Signal], name: str) -> Iterator[asyncio.Event]:
-    """Subscribes to a signal that is there as long as it has subscribers."""
-    signal = signals.setdefault(name, Signal())
-    try:
-        with signal.subscribed() as event:
-            yield event
-    finally:
-        if not len(signal):
-            signals.pop(name, None)
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> None:

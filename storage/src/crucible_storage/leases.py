@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import bindparam, or_, select, text, update
+from sqlalchemy import bindparam, case, select, text, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.storage.v1 import work_service_pb2 as work
-from crucible_rpc import logs
 from crucible_rpc.errors import CallError
 from crucible_rpc.signing import Signer
 from crucible_storage import models, outputs, queue, store, tickets
@@ -32,7 +31,6 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES = 3 << 20
 FALLBACK_POLL = 5.0
 _CONTENDED_POLL = 0.05
-_SWEEP_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
 _ROW = models.evaluation.c
@@ -54,21 +52,12 @@ _SELECT_HELD = (
 )
 _HELD = Prepared(_SELECT_HELD)
 _HELD_TO_CHANGE = Prepared(_SELECT_HELD.with_for_update(key_share=True))
+# Whoever watches a lease sees each renewal (`Sweeper`), also after the clock was set back.
+_GROWN = case((_ROW.lease_renewed < bindparam("now"), bindparam("now")), else_=_ROW.lease_renewed + 1)
 _RENEW = Prepared(
     update(models.evaluation)
     .where(_ROW.seq == bindparam("key"))
-    .values(lease_renewed=bindparam("now"), lease_expiry=bindparam("expiry"))
-)
-# Those that `Record.fenced_off` tells.
-_EXPIRED = (
-    select(_ROW.seq)
-    .where(
-        _STATE_HELD,
-        or_(_ROW.lease_renewed <= bindparam("latest"), _ROW.lease_renewed > bindparam("impossible")),
-    )
-    .order_by(_ROW.lease_renewed)
-    .limit(bindparam("limit"))
-    .with_for_update(key_share=True, skip_locked=True)
+    .values(lease_renewed=_GROWN, lease_expiry=bindparam("expiry"))
 )
 
 
@@ -166,12 +155,15 @@ class Leases:
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
                 look = _Look()
-                given = await self._given(executor_id, boot_id, max_runs, look) if waiting else []
+                give = self._giver(executor_id, boot_id, max_runs, look)
+                given = await self._kept(self._database.write(give), _itself) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
                 patience = await self._until_delayed() if waiting else FALLBACK_POLL
-                await wait_for(changed, min(left, _CONTENDED_POLL if look.met_another else patience))
+                seconds = min(left, _CONTENDED_POLL if look.met_another else patience)
+                if given := await self._given_as_it_comes(give, changed, seconds):
+                    return given
 
     async def after(
         self, first: Callable[[WriteTransaction], T], executor_id: str, wish: work.LeaseMore
@@ -206,10 +198,18 @@ class Leases:
             self._answered.pop(executor_id, None)
         return done, given
 
-    async def _given(self, executor_id: str, boot_id: str, max_runs: int, look: _Look) -> list[work.Assignment]:
-        """Leases what there is."""
-        giving = self._database.write(self._giver(executor_id, boot_id, max_runs, look))
-        return await self._kept(giving, lambda given: given)
+    async def _given_as_it_comes(
+        self, give: Callable[[WriteTransaction], list[work.Assignment]], changed: asyncio.Event, seconds: float
+    ) -> list[work.Assignment]:
+        """Waits until there may be work, at most so long; leases what comes meanwhile as it is stored."""
+        standing = self._database.stand_by(give)
+        try:
+            await wait_for(changed, seconds)
+        except asyncio.CancelledError:
+            if not self._database.stand_down(standing):
+                self._return_later(standing.future, _itself)
+            raise
+        return [] if self._database.stand_down(standing) else await self._kept(standing.future, _itself)
 
     async def _kept(self, giving: Awaitable[T], leased: Callable[[T], list[work.Assignment]]) -> T:
         """Waits. When the caller leaves meanwhile nobody has the tickets: the work goes back at once."""
@@ -217,10 +217,13 @@ class Leases:
         try:
             return await asyncio.shield(given)
         except asyncio.CancelledError:
-            returning = asyncio.ensure_future(self._give_back(given, leased))
-            self._returning.add(returning)
-            returning.add_done_callback(self._returning.discard)
+            self._return_later(given, leased)
             raise
+
+    def _return_later(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
+        returning = asyncio.ensure_future(self._give_back(giving, leased))
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
 
     async def _give_back(self, giving: "asyncio.Future[T]", leased: Callable[[T], list[work.Assignment]]) -> None:
         def run(transaction: WriteTransaction) -> None:
@@ -317,27 +320,9 @@ class Leases:
                 self._hub.check_open()
                 stops = await watch.take()
 
-    async def sweep(self) -> int:
-        """Ends the attempts whose fence has passed; answers how many."""
 
-        def run(transaction: WriteTransaction) -> list[Record]:
-            now = self._clock.now()
-            fence = micros(self._policy.fence)
-            bounds = {"latest": now - fence, "impossible": now + fence, "limit": _SWEEP_LIMIT}
-            expired: list[Record] = []
-            for (seq,) in transaction.execute(_EXPIRED, bounds).fetchall():
-                record = store.load_by_seq(transaction.connection, seq, to_change=True)
-                before = store.Before(record)
-                record.expire(now, self._policy, self._jitter())
-                store.save(transaction, record, before, now)
-                expired.append(record)
-            return expired
-
-        expired = await self._database.write(run)
-        for record in expired:
-            facts = {"evaluation": evaluation_name(record.id), "attempt": record.attempt, "executor": record.executor}
-            _LOG.warning("the lease of an attempt expired", extra=logs.fields(**facts))
-        return len(expired)
+def _itself(given: list[work.Assignment]) -> list[work.Assignment]:
+    return given
 
 
 def _unstarted(transaction: WriteTransaction, assignment: work.Assignment) -> Record | None:

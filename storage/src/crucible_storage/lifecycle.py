@@ -108,14 +108,6 @@ class Record:
         """Whether this executor holds the lease of this epoch now."""
         return self.state in HELD and self.epoch == epoch and self.executor == executor and self.lost_reason is None
 
-    def fenced_off(self, now: int, policy: Policy) -> bool:
-        """Whether nothing of the latest attempt can be alive any more.
-
-        A renewal further ahead than a fence was noted before the clock was set back: who lives has renewed since.
-        """
-        fence = micros(policy.fence)
-        return not now - fence < (self.lease_renewed or 0) <= now + fence
-
     # Changes of state.
 
     def create(self) -> None:
@@ -254,8 +246,8 @@ class Record:
         self.lost_reason = storable(reason)
 
     def expire(self, now: int, policy: Policy, jitter: float) -> None:
-        """The fence has passed without a renewal: nothing of the attempt can be alive."""
-        self._expect(self.state in HELD and self.fenced_off(now, policy))
+        """The fence has passed without a renewal, as `Sweeper` measures it: nothing of the attempt can be alive."""
+        self._expect(self.state in HELD)
         reason = self.lost_reason or "the lease expired: the executor or its worker was not heard of any more"
         self.epoch += 1  # whoever still writes under the old one comes too late
         if self.cancel_wanted:
@@ -314,3 +306,18 @@ class Record:
 
     def _seen(self, detail: str) -> pb.Evidence:
         return pb.Evidence(source=pb.EVIDENCE_SOURCE_STORAGE, detail=detail)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """All that there is to tell of an evaluation that ended in its first attempt and wrote nothing before.
+
+    Attributes:
+        record: as it is stored.
+        result: what the end added.
+        output: what it wrote, by stream.
+    """
+
+    record: Record
+    result: pb.Evaluation
+    output: dict[int, bytes]

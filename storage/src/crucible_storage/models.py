@@ -24,6 +24,7 @@ _HELD = text("state IN (2, 3)")
 _ACTIVE = text("state IN (1, 2)")
 _NOT_RETRIED = text("retried_as IS NULL")
 _UNDER_WAY = text("state IN (2, 3) AND count > 0")
+_WHOLE = text("downsampled = 0")
 _NOT_PLAIN = text("weight <> 1 OR max_running > 0")
 
 
@@ -152,6 +153,27 @@ class OutputRow(SQLModel, table=True):
     stream: int
     offset: int = Field(sa_column=columns.number())
     size: int
+    data: bytes = Field(sa_column=columns.blob())
+
+
+class UsageSampleRow(SQLModel, table=True):
+    """What one attempt used over time: `data` is a series as `usage_series` packs it, of so many `samples`.
+
+    `recorded` is when the last of them came.
+    """
+
+    __tablename__ = "usage_sample"
+    __table_args__ = (
+        Index("ix_usage_sample_recorded", "recorded"),
+        Index("ix_usage_sample_whole", "recorded", **columns.only(_WHOLE)),
+    )
+
+    evaluation_seq: int = Field(sa_column=columns.owner())
+    attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    tenant: str
+    samples: int
+    downsampled: int
+    recorded: int = Field(sa_column=columns.number())
     data: bytes = Field(sa_column=columns.blob())
 
 
@@ -401,6 +423,7 @@ label = _table("label")
 failed_attempt = _table("failed_attempt")
 event = _table("event")
 output = _table("output")
+usage_sample = _table("usage_sample")
 evaluation_count = _table("evaluation_count")
 batch = _table("batch")
 batch_item = _table("batch_item")

@@ -29,6 +29,7 @@ PERMISSIONS: Permissions = {
     "/crucible.storage.v1.EvaluationStoreService/DeleteEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/GetEvaluation": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ListEvaluations": _GATEWAY,
+    "/crucible.storage.v1.EvaluationStoreService/ListUsageSamples": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/ReadOutput": _GATEWAY,
     "/crucible.storage.v1.EvaluationStoreService/WaitEvaluation": _GATEWAY,
     "/crucible.storage.v1.EventLogService/ReadEvents": _MONITOR,

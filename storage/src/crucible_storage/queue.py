@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sqlalchemy import BindParameter, bindparam, or_, select, text, update
+from sqlalchemy import BindParameter, bindparam, null, or_, select, text, update
 from sqlalchemy.engine import Connection
 
 from crucible_storage import models
@@ -45,7 +45,7 @@ _DUE = (
     )
     .with_for_update(key_share=True, skip_locked=True)
 )
-_RELEASE_DELAYED = update(models.evaluation).where(_ROW.seq.in_(_DUE)).values(not_before=None)
+_RELEASE_DELAYED = Prepared(update(models.evaluation).where(_ROW.seq.in_(_DUE)).values(not_before=null()))
 _NEXT_DELAYED = text("SELECT min(not_before) FROM evaluation WHERE state = 1 AND not_before IS NOT NULL")
 _LANES = Prepared(
     text(
@@ -185,7 +185,7 @@ class Queue:
         Runs in the writer's transaction.
         """
         connection = transaction.connection
-        connection.execute(_RELEASE_DELAYED, {"now": now})
+        _RELEASE_DELAYED.run(connection, {"now": now})
         settings, paused = _settings(connection)
         lanes = {} if PLATFORM in paused else _lanes(connection, known, paused)
         shares = _shares(transaction, lanes, settings)

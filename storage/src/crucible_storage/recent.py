@@ -52,8 +52,9 @@ class Recent:
             return None
         found: list[Event] = []
         room = max_bytes
-        begin = len(self._events) - behind
-        for event, size in islice(self._events, begin, begin + max_events):
+        # From the end, where those who follow are: a deque is slow to reach its middle.
+        newest_first = list(islice(reversed(self._events), behind))
+        for event, size in islice(reversed(newest_first), max_events):
             room -= size
             if found and room < 0:
                 break

@@ -17,7 +17,7 @@ from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
 from crucible_rpc.errors import AbortedError, CallError, InvalidArgumentError
 from crucible_rpc.signing import Verifier
-from crucible_storage import behaviour_updates, faults, final_records, outputs, store
+from crucible_storage import behaviour_updates, faults, final_records, outputs, store, usage_samples
 from crucible_storage.clock import Clock, from_timestamp
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import STARTING, Record
@@ -82,8 +82,7 @@ class Reports:
         checked = [self._check(report) for report in reports]
 
         def run(transaction: WriteTransaction) -> list[work.RejectedReport]:
-            names = [parse_run_id(one.report.lease.run_id) for one in checked if one.refused is None]
-            known = store.load_all(transaction.connection, list({name.evaluation_id: None for name in names if name}))
+            known = _known(transaction, checked)
             answers = (self._store_one(transaction, executor, one, known) for one in checked)
             return [refused for refused in answers if refused is not None]
 
@@ -103,6 +102,8 @@ class Reports:
                     _check_chunk(event.output)
                 elif kind == "behaviour":
                     behaviour_updates.check(event.behaviour)
+                elif kind == "usage_samples":
+                    usage_samples.check(event.usage_samples)
                 elif kind is None:
                     raise _invalid("an event must say what happened")
         except CallError as error:
@@ -150,6 +151,19 @@ class Reports:
             store.save(transaction, record, before, now)
 
 
+def _known(transaction: WriteTransaction, reports: Sequence[_Checked]) -> dict[str, Record]:
+    """The records of these reports, by one statement; none of them where one cannot be read, for that fails alone."""
+    names = [parse_run_id(one.report.lease.run_id) for one in reports if one.refused is None]
+    try:
+        with transaction.savepoint():
+            return store.load_all(transaction.connection, list({name.evaluation_id: None for name in names if name}))
+    except Exception as error:
+        if faults.ends_transaction(error):
+            raise
+        _LOG.warning("the records of some reports are read one by one", exc_info=error)
+        return {}
+
+
 class _OneReport:
     """Applies one report to the record of its run."""
 
@@ -173,6 +187,9 @@ class _OneReport:
                 self._output(event.output)
             elif kind == "behaviour":
                 self._behaviour(event.behaviour)
+            elif kind == "usage_samples":
+                self._record.start(self._now)  # as with output
+                usage_samples.add(self._transaction, self._record, event.usage_samples, self._now)
             elif final is not None:
                 self._finish(final, event.finished)
         outcome = report.WhichOneof("outcome")

@@ -6,6 +6,7 @@ import logging
 from crucible_rpc.errors import CallError
 from crucible_storage.clock import Clock
 from crucible_storage.deletion import Deletion, Keep
+from crucible_storage.usage_samples import Samples
 
 INTERVAL = 60.0
 PAUSE = 0.05  # between two transactions: other writes go first
@@ -17,16 +18,17 @@ _LOG = logging.getLogger(__name__)
 class Retention:
     """Looks once a minute, but not for an hour after the wall clock was set: a wrong clock would delete everything."""
 
-    def __init__(self, deletion: Deletion, keep: Keep, clock: Clock) -> None:
+    def __init__(self, deletion: Deletion, samples: Samples, keep: Keep, clock: Clock) -> None:
         self._deletion = deletion
+        self._samples = samples
         self._keep = keep
         self._clock = clock
         self._wall, self._steady = clock.now(), clock.monotonic()
         self._not_before = self._steady
 
     async def run(self) -> None:
-        """Deletes until cancelled; returns when everything is kept for ever."""
-        while not self._keep.for_ever:
+        """Deletes until cancelled."""
+        while True:
             await asyncio.sleep(INTERVAL)
             try:
                 await self.look()
@@ -36,7 +38,7 @@ class Retention:
                 _LOG.exception("old evaluations could not be deleted; trying again")
 
     async def look(self) -> int:
-        """Deletes all that is old enough now; answers how many."""
+        """Deletes all evaluations that are old enough now, and ages their samples; answers how many were deleted."""
         wall, steady = self._clock.now(), self._clock.monotonic()
         stepped = (wall - self._wall) - (steady - self._steady) * 1e6
         self._wall, self._steady = wall, steady
@@ -51,4 +53,10 @@ class Retention:
             await asyncio.sleep(PAUSE)
         if total:
             _LOG.info("deleted %d evaluations that were older than they are kept", total)
+        aged = 0
+        while some := await self._samples.age():
+            aged += some
+            await asyncio.sleep(PAUSE)
+        if aged:
+            _LOG.info("downsampled or removed the usage samples of %d attempts", aged)
         return total

@@ -41,6 +41,7 @@ from crucible_storage.sealer import Sealer
 from crucible_storage.state import FILE, open_state
 from crucible_storage.sweeper import Sweeper
 from crucible_storage.tenants import Tenants
+from crucible_storage.usage_samples import Ages, Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Service:
     pauses: Pauses
     dead_letters: DeadLetters
     deletion: Deletion
+    samples: Samples
     live: LiveDatabase
 
 
@@ -84,6 +86,7 @@ async def running(
     metrics: Metrics,
     backend: Backend | None = None,
     keep: Keep | None = None,
+    ages: Ages | None = None,
 ) -> AsyncIterator[Service]:
     """Opens the state folder and the database (None: the file in the folder) until the block ends.
 
@@ -98,11 +101,11 @@ async def running(
     database.start()
     try:
         live = LiveDatabase(folder / FILE, clock)
-        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live)
+        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live, ages or Ages())
         metrics.start(await _counts(database), database.last_position)
         jobs = [
-            Sweeper(service.leases, policy, clock).run(),
-            Retention(service.deletion, keep or Keep(), clock).run(),
+            Sweeper(database, policy, clock).run(),
+            Retention(service.deletion, service.samples, keep or Keep(), clock).run(),
             service.sealer.run(),
             service.login_failures.run(),
             service.batch_tasks.run(),
@@ -131,6 +134,7 @@ async def _composed(
     verifier: Verifier,
     heads: HeadKeys,
     live: LiveDatabase,
+    ages: Ages,
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
@@ -165,6 +169,7 @@ async def _composed(
         pauses=Pauses(database, clock),
         dead_letters=DeadLetters(database, pages, evaluations),
         deletion=Deletion(database, clock),
+        samples=Samples(database, clock, ages),
         live=live,
     )
 

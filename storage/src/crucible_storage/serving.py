@@ -31,7 +31,7 @@ from crucible_storage.work_servicer import WorkServicer
 
 def add_services(server: Server, service: Service) -> None:
     """Adds storage's RPCs to a server, and lets its streams end when it drains."""
-    evaluations = EvaluationStoreServicer(service.evaluations, service.lists, service.deletion)
+    evaluations = EvaluationStoreServicer(service.evaluations, service.lists, service.deletion, service.samples)
     status = StatusServicer(service.executors, service.evaluations, service.policy.max_attempts)
     server.add(add_EvaluationStoreServiceServicer_to_server, evaluations)
     batches = BatchStoreServicer(service.batches, service.batch_watches)

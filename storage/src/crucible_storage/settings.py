@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crucible_storage.deletion import Keep
 from crucible_storage.policy import Policy
+from crucible_storage.usage_samples import Ages
 
 PREFIX = "CRUCIBLE_STORAGE_"
 _LEAST_AGE = timedelta(minutes=1)
@@ -38,6 +39,9 @@ class Settings:
         database_url: `postgresql://…`, which several processes may share; empty: a file in `state`.
         database_password_file: holds the password for `database_url` on its first line.
         keep: how long an evaluation is kept after its end; empty: for ever.
+        usage_samples_whole: how long usage samples are kept as they were taken, after the last of their attempt; then
+            they are downsampled. Empty: for ever.
+        usage_samples_keep: how long they are kept at all; empty: as long as their evaluation.
         keep_tenants: what differs from that, as `tenant=720h` or `tenant=forever`, separated by commas.
         bootstrap_key_sha256: hex SHA-256 of the operator's admin key, stored at the start unless it is there.
 
@@ -64,6 +68,8 @@ class Settings:
     database_password_file: Path | None = None
     keep: timedelta | None = None
     keep_tenants: tuple[str, ...] = ()
+    usage_samples_whole: timedelta | None = timedelta(days=1)
+    usage_samples_keep: timedelta | None = timedelta(days=30)
     bootstrap_key_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -71,7 +77,7 @@ class Settings:
             raise ValueError("records_pub must name at least one public key")
         if len(self.bootstrap_digest) not in (0, 32):
             raise ValueError("bootstrap_key_sha256 must have 64 hex digits")
-        _ = self.policy, self.retention
+        _ = self.policy, self.retention, self.sample_ages
 
     @property
     def bootstrap_digest(self) -> bytes:
@@ -90,6 +96,14 @@ class Settings:
                 "keep and keep_tenants must be at least one minute, or people could not read their results"
             )
         return keep
+
+    @property
+    def sample_ages(self) -> Ages:
+        """How long usage samples are kept."""
+        ages = Ages(self.usage_samples_whole, self.usage_samples_keep)
+        if any(age is not None and age < _LEAST_AGE for age in (ages.whole, ages.keep)):
+            raise ValueError("usage_samples_whole and usage_samples_keep must be at least one minute")
+        return ages
 
     @property
     def policy(self) -> Policy:

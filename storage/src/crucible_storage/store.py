@@ -13,7 +13,7 @@ from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
 from crucible_storage import audit, models, progress
 from crucible_storage.clock import timestamp
-from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, Record
+from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, End, Record
 from crucible_storage.names import evaluation_name, run_id
 from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import Stop, WriteTransaction
@@ -167,6 +167,8 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
         if not _update(tuple(values)).changes(connection, parameters, rows=1):
             raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
+        if (end := _whole_end(record, before)) is not None:
+            transaction.notices.ends[record.id] = end
         blob = record.changes.result.SerializeToString()
         _INSERT_RESULT.changes(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
         audit.evaluation_finished(transaction, record, record.changes.result, now)
@@ -199,6 +201,21 @@ class Before:
         """The columns that have other values now."""
         now = zip(_MUTABLE, self._values, _mutable(record), strict=True)
         return {name: new for name, old, new in now if old != new}
+
+
+def _whole_end(record: Record, before: "Before") -> End | None:
+    """The end that is about to be stored, when nothing that belongs to it is in the database alone."""
+    result = record.changes.result
+    if result is None or before.state not in HELD or not record.attempt == before.attempt == 1:
+        return None
+    written: dict[int, bytes] = {}
+    for event in record.changes.events:
+        if event.WhichOneof("kind") == "output":
+            stream = int(event.output.stream)
+            written[stream] = written.get(stream, b"") + event.output.data
+    if sum(map(len, written.values())) != record.stdout_bytes + record.stderr_bytes:
+        return None
+    return End(record, result, written)
 
 
 def _append(transaction: WriteTransaction, record: Record, now: int) -> None:

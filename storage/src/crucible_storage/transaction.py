@@ -24,6 +24,7 @@ from crucible.evaluation.v1.event_pb2 import Event
 from crucible_storage import faults, models, usage
 from crucible_storage.databases.base import Backend
 from crucible_storage.faults import MustBeUndoneError
+from crucible_storage.lifecycle import End
 from crucible_storage.prepared import Prepared, wire_of
 
 _INSERT_EVENTS = Prepared(insert(models.event))
@@ -81,6 +82,7 @@ class Notices:
         work: whether an evaluation may now be leased that could not before.
         created: ids of new evaluations, each with its tenant.
         finished: ids of evaluations that became terminal.
+        ends: all of those of them that ended at once, in their first attempt, by id.
         freed: tenants of whom a run ended.
         stops: runs to be ended.
         batches: ids of batches of which something changed.
@@ -94,6 +96,7 @@ class Notices:
     work: bool = False
     created: list[tuple[str, str]] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    ends: dict[str, End] = field(default_factory=dict)
     freed: set[str] = field(default_factory=set)
     stops: list[Stop] = field(default_factory=list)
     batches: set[str] = field(default_factory=set)
@@ -237,6 +240,8 @@ class WriteTransaction:
                 self._undo(name, error)
             elif not faults.ends_transaction(error) and (ahead.writes != writes or faults.is_of_database(error)):
                 raise MustBeUndoneError("an operation failed after it had written") from error
+            for finished_id in self.notices.finished[finished:]:
+                self.notices.ends.pop(finished_id, None)
             del self._events[events:], self._outputs[outputs:], self._ends[ends:], self._audit[audit:]
             del self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]

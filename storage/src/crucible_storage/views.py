@@ -11,7 +11,7 @@ from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
 from crucible_storage import models, outputs, store
 from crucible_storage.clock import timestamp
-from crucible_storage.lifecycle import Record
+from crucible_storage.lifecycle import End, Record
 from crucible_storage.names import batch_name, evaluation_name
 from crucible_storage.prepared import Prepared
 
@@ -52,6 +52,17 @@ def complete(connection: Connection, record: Record) -> pb.Evaluation:
     return view
 
 
+def at_its_end(end: End, program: pb.Program) -> pb.Evaluation:
+    """The same as `complete`, of an evaluation that has just ended; reads nothing."""
+    view = new(end.record)
+    _merge_result(view, end.result)
+    view.spec.program.CopyFrom(program)
+    for stream, summary in ((pb.OUTPUT_STREAM_STDOUT, view.stdout), (pb.OUTPUT_STREAM_STDERR, view.stderr)):
+        if written := end.output.get(int(stream)):
+            summary.preview = written[:MAX_PREVIEW]
+    return view
+
+
 def add_previews(connection: Connection, record: Record, view: pb.Evaluation) -> None:
     """Adds the beginnings of an evaluation's output."""
     if record.stdout_bytes:
@@ -72,7 +83,10 @@ def listed(connection: Connection, records: Iterable[Record]) -> list[pb.Evaluat
 
 
 def _add_result(view: pb.Evaluation, blob: bytes) -> None:
-    end = pb.Evaluation.FromString(blob)
+    _merge_result(view, pb.Evaluation.FromString(blob))
+
+
+def _merge_result(view: pb.Evaluation, end: pb.Evaluation) -> None:
     for name in _REPLACED:
         if end.HasField(name):
             view.ClearField(name)

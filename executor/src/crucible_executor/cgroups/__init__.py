@@ -4,7 +4,14 @@ Only files are touched, as root. On a v2 machine all lies below `/sys/fs/cgroup/
 no other manager's settings are changed except that the needed controllers are switched on for the root's children.
 """
 
-from crucible_executor.cgroups.cgroup import Bounds, Cgroup, CgroupsUnavailableError, CgroupTree, ProcessesLeftError
+from crucible_executor.cgroups.cgroup import (
+    Bounds,
+    Cgroup,
+    CgroupsUnavailableError,
+    CgroupTree,
+    Counters,
+    ProcessesLeftError,
+)
 from crucible_executor.cgroups.hierarchy import detect, of_process
 from crucible_executor.cgroups.oom import OomWatch
 from crucible_executor.cgroups.v1 import CgroupTreeV1
@@ -17,6 +24,7 @@ __all__ = [
     "CgroupTreeV1",
     "CgroupTreeV2",
     "CgroupsUnavailableError",
+    "Counters",
     "OomWatch",
     "ProcessesLeftError",
     "detect",

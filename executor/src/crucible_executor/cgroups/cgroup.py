@@ -35,6 +35,21 @@ class Bounds:
     tasks: int
 
 
+@dataclass(frozen=True)
+class Counters:
+    """What the host's kernel says of a cgroup at one moment.
+
+    Attributes:
+        cpu_time: user and system time of everything that ever ran in it.
+        memory_bytes: what is charged to it now.
+        tasks: processes and threads in it now.
+    """
+
+    cpu_time: timedelta
+    memory_bytes: int
+    tasks: int
+
+
 class Cgroup(abc.ABC):
     """The cgroup of one sandbox. Counters read 0 or None once it is removed."""
 
@@ -117,6 +132,10 @@ class Cgroup(abc.ABC):
     @abc.abstractmethod
     def cpu_time(self) -> timedelta:
         """User and system CPU time of everything that ever ran here."""
+
+    @abc.abstractmethod
+    def counters(self) -> Counters | None:
+        """What it uses now; None when the kernel does not say, or it is gone."""
 
     @abc.abstractmethod
     def _signal_all(self, pids: Iterable[int]) -> None:

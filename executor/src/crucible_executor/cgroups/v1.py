@@ -10,7 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 
 from crucible_executor.cgroups import freezer
-from crucible_executor.cgroups.cgroup import CPU_PERIOD_US, Bounds, Cgroup, CgroupTree, make, make_parent
+from crucible_executor.cgroups.cgroup import (
+    CPU_PERIOD_US,
+    Bounds,
+    Cgroup,
+    CgroupTree,
+    Counters,
+    make,
+    make_parent,
+)
 from crucible_executor.cgroups.files import children, field, read, removed, write
 from crucible_executor.cgroups.oom import EventfdWatch, OomWatch
 
@@ -100,6 +108,15 @@ class CgroupV1(Cgroup):
     def cpu_time(self) -> timedelta:
         """`cpuacct.usage`."""
         return timedelta(microseconds=int(read(f"{self._cpuacct}/cpuacct.usage") or 0) // 1000)
+
+    def counters(self) -> Counters | None:
+        """`cpuacct.usage`, `memory.usage_in_bytes` and `pids.current`."""
+        cpu = read(f"{self._cpuacct}/cpuacct.usage")
+        memory = read(f"{self._memory}/memory.usage_in_bytes")
+        tasks = read(f"{self._tasks}/pids.current")
+        if not (cpu and memory and tasks):
+            return None
+        return Counters(timedelta(microseconds=int(cpu) // 1000), int(memory), int(tasks))
 
     def _signal_all(self, pids: Iterable[int]) -> None:
         for pid in pids:

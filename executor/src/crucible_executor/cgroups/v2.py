@@ -16,10 +16,11 @@ from crucible_executor.cgroups.cgroup import (
     Cgroup,
     CgroupsUnavailableError,
     CgroupTree,
+    Counters,
     make,
     make_parent,
 )
-from crucible_executor.cgroups.files import children, field, read, removed, write
+from crucible_executor.cgroups.files import children, field, of_lines, read, removed, write
 from crucible_executor.cgroups.oom import EventsWatch, OomWatch
 
 CONTROLLERS = ("memory", "cpu", "pids")
@@ -94,6 +95,15 @@ class CgroupV2(Cgroup):
     def cpu_time(self) -> timedelta:
         """`usage_usec` of `cpu.stat`."""
         return timedelta(microseconds=field(f"{self._folder}/cpu.stat", "usage_usec"))
+
+    def counters(self) -> Counters | None:
+        """`usage_usec` of `cpu.stat`, `memory.current` and `pids.current`."""
+        cpu = read(f"{self._folder}/cpu.stat")
+        memory = read(f"{self._folder}/memory.current")
+        tasks = read(f"{self._folder}/pids.current")
+        if not (cpu and memory and tasks):
+            return None
+        return Counters(timedelta(microseconds=of_lines(cpu, "usage_usec")), int(memory), int(tasks))
 
     def _signal_all(self, pids: Iterable[int]) -> None:
         try:

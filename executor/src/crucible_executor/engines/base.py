@@ -20,6 +20,7 @@ from crucible_executor.model import (
     StartKind,
     Stream,
 )
+from crucible_executor.sampling import Sample
 from crucible_executor.selftest.model import Check
 
 
@@ -37,6 +38,9 @@ class Sink(Protocol):
 
     def tried(self, update: Update) -> None:
         """The program tried something, or nobody sees any more what it tries; at most `MAX_UPDATES` times."""
+
+    def sampled(self, sample: Sample) -> None:
+        """The sandbox was looked at; at most `MAX_SAMPLES` times, and never before 100 ms have passed."""
 
 
 @dataclass(frozen=True)

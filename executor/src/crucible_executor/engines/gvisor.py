@@ -385,7 +385,7 @@ class GvisorSandbox(HoldableSandbox):
         assert self._reports is not None  # noqa: S101
         if not self._killed:
             self._cgroup.limit_cpus(limits.cpus)
-        run.begin(self._cgroup.cpu_time, self._cgroup.oom_kills)
+        run.begin(self._cgroup.cpu_time, self._cgroup.oom_kills, self._cgroup.counters)
         if self._killed:
             run.end(Killed())
         self._reports.finished.add_done_callback(lambda _: run.end(None))
@@ -459,7 +459,7 @@ class GvisorSandbox(HoldableSandbox):
         last = self._last_report()
         # The init's word, but never more than the cgroup saw.
         program_cpu = None if last is None else min(last.user_cpu + last.system_cpu, sandbox_cpu)
-        return Usage(run.wall_time, program_cpu, sandbox_cpu, self._cgroup.peak_memory_bytes())
+        return Usage(run.wall_time, program_cpu, sandbox_cpu, self._cgroup.peak_memory_bytes(), run.samples)
 
     def _explain(self) -> str:
         """Why there is no word from the program: the init's refusal, the OOM killer, or what runsc said."""

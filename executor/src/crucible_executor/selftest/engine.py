@@ -28,6 +28,7 @@ from crucible_executor.model import (
     Stream,
 )
 from crucible_executor.runtimes import BASE_ENV, RUNTIMES
+from crucible_executor.sampling import Sample
 from crucible_executor.selftest import host
 from crucible_executor.selftest.model import (
     ENGINE,
@@ -180,6 +181,9 @@ class _Sink:
         """Ignored."""
 
     def tried(self, update: Update) -> None:
+        """Ignored."""
+
+    def sampled(self, sample: Sample) -> None:
         """Ignored."""
 
 

@@ -20,6 +20,7 @@ from crucible_executor.behaviour import Update
 from crucible_executor.cgroups import Cgroup
 from crucible_executor.engines.base import Engine
 from crucible_executor.model import File, Outcome, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.verify.attempts.prelude import program
 from crucible_executor.verify.bait import Bait
 from crucible_executor.verify.model import LIMITS, bounds
@@ -272,6 +273,9 @@ class _Said:
         """Of no interest."""
 
     def tried(self, update: Update) -> None:
+        """Of no interest."""
+
+    def sampled(self, sample: Sample) -> None:
         """Of no interest."""
 
     def told(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from crucible_executor.behaviour import Update
 from crucible_executor.cgroups import Cgroup, CgroupsUnavailableError, CgroupTree
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
+from crucible_executor.sampling import Sample
 from crucible_executor.tracing.tracer import Tracer, Tracing
 from crucible_executor.verify import judges
 from crucible_executor.verify.attempts.prelude import program
@@ -109,6 +110,9 @@ class _Taken:
 
     def tried(self, update: Update) -> None:
         """What a trace says proves nothing here."""
+
+    def sampled(self, sample: Sample) -> None:
+        """Of no interest."""
 
 
 class Suite:

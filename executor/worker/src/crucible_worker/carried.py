@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 
 from crucible.evaluation.v1.evaluation_pb2 import OUTPUT_STREAM_STDOUT
@@ -22,12 +23,16 @@ class CarriedRun:
         stdout_offset: bytes of stdout received.
         stderr_offset: bytes of stderr received.
         behaviour_sequence: number of the last behaviour update received.
+        usage_samples: number of the last usage sample received. Taken over, a run begins again at 0: storage ignores
+            what it has, and they are few.
         ended: the executor said how it ended, or never will: its slot is free.
         outcome: what is reported instead of an end.
         resync: its reports do not fit to what storage has: to be attached again where storage says.
         resyncs: how often that happened.
         generation: rises when pending events are thrown away.
         task: carries its events.
+        due: when what is pending is to be reported, by the event loop's clock.
+        reported: something of it was in a report.
     """
 
     def __init__(
@@ -38,14 +43,17 @@ class CarriedRun:
         self.stdout_offset = stdout_offset
         self.stderr_offset = stderr_offset
         self.behaviour_sequence = behaviour_sequence
+        self.usage_samples = 0
         self.ended = False
         self.outcome: work.Refused | work.RunLost | None = None
         self.resync = False
         self.resyncs = 0
         self.generation = 0
         self.task: asyncio.Task[None] | None = None
+        self.due = math.inf
+        self.reported = False
         self.pending: deque[tuple[RunEvent, int]] = deque()
-        self._pending_bytes = 0
+        self.pending_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
 
@@ -64,6 +72,9 @@ class CarriedRun:
                 self.stderr_offset = max(self.stderr_offset, end)
         elif kind == "behaviour":
             self.behaviour_sequence = max(self.behaviour_sequence, event.behaviour.sequence)
+        elif kind == "usage_samples":
+            last = event.usage_samples.first + len(event.usage_samples.samples) - 1
+            self.usage_samples = max(self.usage_samples, last)
         elif kind == "finished":
             self.ended = True
         size = event.ByteSize()
@@ -80,9 +91,9 @@ class CarriedRun:
     def restart(self, stdout_offset: int, stderr_offset: int, behaviour_sequence: int) -> None:
         """Throws away what is pending, to begin again at these offsets and after this update."""
         self.pending.clear()
-        self._count(-self._pending_bytes)
+        self._count(-self.pending_bytes)
         self.stdout_offset, self.stderr_offset = stdout_offset, stderr_offset
-        self.behaviour_sequence = behaviour_sequence
+        self.behaviour_sequence, self.usage_samples = behaviour_sequence, 0
         self.ended = self.resync = False
         self.generation += 1
 
@@ -91,8 +102,8 @@ class CarriedRun:
         await self._room.wait()
 
     def _count(self, size: int) -> None:
-        self._pending_bytes += size
-        if self._pending_bytes < MAX_PENDING_BYTES:
+        self.pending_bytes += size
+        if self.pending_bytes < MAX_PENDING_BYTES:
             self._room.set()
         else:
             self._room.clear()

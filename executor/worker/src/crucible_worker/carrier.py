@@ -125,7 +125,7 @@ class Carrier:
         while not run.ended:
             await self._link.back()
             try:
-                have = (run.stdout_offset, run.stderr_offset, run.behaviour_sequence)
+                have = (run.stdout_offset, run.stderr_offset, run.behaviour_sequence, run.usage_samples)
                 await self._carry(run, self._executor.attach(run.run_id, *have))
             except NotFoundError:
                 await self._unknown(run)

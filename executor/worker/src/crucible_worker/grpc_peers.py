@@ -81,7 +81,7 @@ class GrpcExecutor:
                 yield event
 
     async def attach(
-        self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int
+        self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int, usage_samples: int
     ) -> AsyncIterator[ex.RunEvent]:
         """See `ExecutorPeer`."""
         request = ex.AttachRequest(
@@ -89,6 +89,7 @@ class GrpcExecutor:
             stdout_offset=stdout_offset,
             stderr_offset=stderr_offset,
             behaviour_sequence=behaviour_sequence,
+            usage_samples=usage_samples,
         )
         async for response in self._stub.Attach(request):
             for event in response.events:

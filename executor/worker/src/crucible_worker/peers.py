@@ -49,7 +49,7 @@ class ExecutorPeer(Protocol):
         ...
 
     def attach(
-        self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int
+        self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int, usage_samples: int
     ) -> AsyncIterator[ex.RunEvent]:
         """See `ExecutorService.Attach`."""
         ...

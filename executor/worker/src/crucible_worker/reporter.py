@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,10 +18,14 @@ from crucible_worker.carried import CarriedRun
 
 MAX_REPORTS = 1000
 MAX_BATCH_BYTES = (3 << 20) - (64 << 10)
-STARTED_DELAY = timedelta(milliseconds=50)
-"""A start without output hardly hurries: of a short program it travels with the end."""
+FIRST_DELAY = timedelta(milliseconds=200)
+"""What a run does first waits so long for the rest: of a short program all is one report, with its end."""
 BEHAVIOUR_DELAY = timedelta(milliseconds=50)
-"""The executor collected it for longer than that already; of a short program it travels with the end."""
+"""The executor collected it for longer than that already."""
+HURRY_BYTES = 64 << 10
+"""So much of one run does not wait at all."""
+SAMPLES_DELAY = timedelta(seconds=1)
+"""What a program used is told in batches of seconds: so it seldom makes a report of its own."""
 
 _REPORT_OVERHEAD_BYTES = 128
 _FIRST_BACKOFF_SECONDS = 0.05
@@ -59,6 +64,9 @@ class _Sent:
 class Reporter:
     """Collects events for a moment, sends them, and sends again until storage has answered.
 
+    Each run has a time when it is due; a report has those that are due by then or so soon that they can as well come
+    along. The end of one run does not cut the story of another that has just begun in two.
+
     Args:
         target: see `ReportTarget`.
         delay: how long output waits for company. An end never waits.
@@ -66,10 +74,10 @@ class Reporter:
 
     def __init__(self, target: ReportTarget, delay: timedelta) -> None:
         self._target = target
+        self._company = delay.total_seconds()
         self._delays = {
-            "started": STARTED_DELAY.total_seconds(),
-            "output": delay.total_seconds(),
             "behaviour": BEHAVIOUR_DELAY.total_seconds(),
+            "usage_samples": SAMPLES_DELAY.total_seconds(),
         }
         self._dirty: dict[str, CarriedRun] = {}
         self._wake = asyncio.Event()
@@ -81,7 +89,13 @@ class Reporter:
     def take(self, run: CarriedRun, event: RunEvent) -> None:
         """Adds an event of a run."""
         run.take(event)
-        self._schedule(run, self._delays.get(event.WhichOneof("kind") or "", 0.0))
+        if run.ended or run.pending_bytes >= HURRY_BYTES:
+            delay = 0.0
+        elif not run.reported:
+            delay = FIRST_DELAY.total_seconds()
+        else:
+            delay = self._delays.get(event.WhichOneof("kind") or "", self._company)
+        self._schedule(run, delay)
 
     def conclude(self, run: CarriedRun, outcome: work.Refused | work.RunLost) -> None:
         """Adds that a run will send no end."""
@@ -94,8 +108,8 @@ class Reporter:
 
     async def flushed(self) -> None:
         """Returns when storage has everything that was added."""
-        if self._dirty:
-            self._wake.set()
+        for run in self._dirty.values():
+            self._schedule(run, 0.0)
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -112,17 +126,20 @@ class Reporter:
             backoff = _FIRST_BACKOFF_SECONDS
             if not self._dirty:
                 self._idle.set()
+            self._wake_at(min((run.due for run in self._dirty.values()), default=math.inf))
 
     def _schedule(self, run: CarriedRun, delay: float) -> None:
         self._dirty[run.run_id] = run
         self._idle.clear()
-        loop = asyncio.get_running_loop()
-        due = loop.time() + delay
+        run.due = min(run.due, asyncio.get_running_loop().time() + delay)
+        self._wake_at(run.due)
+
+    def _wake_at(self, due: float) -> None:
+        if due == math.inf or (self._timer is not None and self._timer.when() <= due):
+            return
         if self._timer is not None:
-            if self._timer.when() <= due:
-                return
             self._timer.cancel()
-        self._timer = loop.call_at(due, self._due)
+        self._timer = asyncio.get_running_loop().call_at(due, self._due)
 
     def _due(self) -> None:
         self._timer = None
@@ -131,34 +148,46 @@ class Reporter:
     async def _send(self) -> bool:
         """Sends one batch; False when the call failed."""
         reports, sent = self._batch()
+        if not reports:
+            return True
         try:
             rejected = {one.run_id: one for one in await self._target.send(reports)}
         except InvalidArgumentError as error:
             # One report spoils the batch: find it by sending each alone, so that the others are not held up by it.
             if len(reports) > 1:
                 self._one_by_one = True
-                self._wake.set()
+                self._again(sent)
             else:
                 self._settle(sent[0], work.RejectedReport(reason=error.reason, message=error.message))
             return True
         except CallError as error:
             _log.warning("storage did not take a report", extra=logs.fields(error=str(error), reports=len(reports)))
             self._target.failed(error)
+            self._again(sent)
             return False
         for one in sent:
             self._settle(one, rejected.get(one.run.run_id))
         self._one_by_one = self._one_by_one and bool(self._dirty)
         return True
 
+    def _again(self, sent: Sequence[_Sent]) -> None:
+        """What was not taken is due still."""
+        for one in sent:
+            if self._dirty.get(one.run.run_id) is one.run:
+                self._schedule(one.run, 0.0)
+
     def _batch(self) -> tuple[list[work.RunReport], list[_Sent]]:
         reports: list[work.RunReport] = []
         sent: list[_Sent] = []
         size = 0
         most = 1 if self._one_by_one else MAX_REPORTS
+        soon = asyncio.get_running_loop().time() + self._company
         for run in self._dirty.values():
+            if run.due > soon:
+                continue
             if len(reports) >= most or size >= MAX_BATCH_BYTES:
-                self._wake.set()  # the rest goes at once
-                break
+                break  # the rest goes at once
+            run.due, run.reported = math.inf, True
             report = work.RunReport(lease=run.ref())
             events: list[RunEvent] = []
             for event, event_bytes in run.pending:
@@ -169,7 +198,7 @@ class Reporter:
             report.events.extend(events)
             whole = len(events) == len(run.pending)
             if not whole:
-                self._wake.set()
+                self._schedule(run, 0.0)
             if whole and isinstance(run.outcome, work.Refused):
                 report.refused.CopyFrom(run.outcome)
             elif whole and isinstance(run.outcome, work.RunLost):

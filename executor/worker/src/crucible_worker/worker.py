@@ -23,7 +23,10 @@ from crucible_worker.settings import Settings
 from crucible_worker.slots import Slots
 
 MAX_RESYNCS = 3
-ACKNOWLEDGE_DELAY_SECONDS = 0.25
+ACKNOWLEDGE_DELAY_SECONDS = 1.0
+"""The executor keeps what was reported so much longer, and is called so much less."""
+ACKNOWLEDGE_AT_ONCE = 100
+"""So many are not kept waiting: what an executor keeps is bounded."""
 
 _ANSWER_SECONDS = 0.5  # storage answers a lease call within it, unless there is no work to give
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -454,7 +457,9 @@ class Worker:
 
     def _acknowledge_later(self, run_id: str) -> None:
         self._acknowledgments.add(run_id)
-        if self._acknowledge_timer is None:
+        if len(self._acknowledgments) == ACKNOWLEDGE_AT_ONCE:
+            self._spawn(self._acknowledge())
+        elif self._acknowledge_timer is None:
             self._acknowledge_timer = asyncio.get_running_loop().call_later(
                 ACKNOWLEDGE_DELAY_SECONDS, lambda: self._spawn(self._acknowledge())
             )

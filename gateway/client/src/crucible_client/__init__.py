@@ -46,6 +46,7 @@ from crucible_client.settings import ClientSettings, ClientSettingsError
 from crucible_client.specs import EvaluationSpec, File, Limits, Program, ProgramError, program_from_files
 from crucible_client.sync_client import Client
 from crucible_client.tenants import Quota
+from crucible_client.usage_samples import UsagePoint, UsageSamples
 
 __all__ = [
     "ActionKind",
@@ -94,6 +95,8 @@ __all__ = [
     "Stream",
     "Termination",
     "Usage",
+    "UsagePoint",
+    "UsageSamples",
     "Verdict",
     "VerificationSummary",
     "program_from_files",

@@ -24,6 +24,7 @@ from crucible_client import (
 from crucible_client.async_batches import AsyncBatchCalls
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
+from crucible_client.usage_samples import UsageSamples
 from crucible_rpc.channel import connect_public
 
 R = TypeVar("R")
@@ -95,6 +96,10 @@ class AsyncClient(AsyncBatchCalls):
     async def get(self, name: str) -> results.Evaluation:
         """The evaluation as it is now."""
         return await self._call(calls.get(name))
+
+    async def usage_samples(self, name: str, *, attempt: int = 0) -> UsageSamples:
+        """What an attempt (0: the latest) used over time, as far as it is stored now."""
+        return await self._call(calls.usage_list(name, attempt))
 
     async def list(
         self,

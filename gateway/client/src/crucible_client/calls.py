@@ -14,7 +14,7 @@ from crucible.gateway.v1 import evaluation_service_pb2 as evaluations
 from crucible.gateway.v1 import evaluation_service_pb2_grpc as evaluations_grpc
 from crucible.gateway.v1 import platform_service_pb2 as platform
 from crucible.gateway.v1 import platform_service_pb2_grpc as platform_grpc
-from crucible_client import audit, convert, public_keys, results
+from crucible_client import audit, convert, public_keys, results, usage_samples
 from crucible_client.specs import EvaluationSpec
 
 R = TypeVar("R")
@@ -95,6 +95,12 @@ def get(name: str) -> Call[results.Evaluation]:
     """`GetEvaluation`."""
     request = evaluations.GetEvaluationRequest(name=full_name(name))
     return Call(lambda stubs: stubs.evaluations.GetEvaluation, request, _evaluation)
+
+
+def usage_list(name: str, attempt: int) -> Call[usage_samples.UsageSamples]:
+    """`ListUsageSamples`."""
+    request = evaluations.ListUsageSamplesRequest(name=full_name(name), attempt=attempt)
+    return Call(lambda stubs: stubs.evaluations.ListUsageSamples, request, usage_samples.decoded)
 
 
 def cancel(name: str, reason: str) -> Call[results.Evaluation]:

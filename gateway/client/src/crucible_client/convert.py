@@ -238,6 +238,7 @@ def _usage(message: evaluation_pb2.Usage) -> results.Usage:
         program_cpu_time=_duration(message, "program_cpu_time"),
         sandbox_cpu_time=_duration(message, "sandbox_cpu_time"),
         peak_memory_bytes=message.peak_memory_bytes if message.HasField("peak_memory_bytes") else None,
+        samples=message.samples if message.HasField("samples") else None,
     )
 
 
@@ -273,7 +274,7 @@ _ACTIONS = ("programs", "files_written", "probes", "sockets", "connections", "pr
 
 def _behaviour(message: evaluation_pb2.Behaviour) -> results.Behaviour:
     return results.Behaviour(
-        observation=member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
+        observation=observation(message.observation),
         reason=message.reason,
         dropped=message.dropped,
         **{name: _actions(getattr(message, name)) if message.HasField(name) else None for name in _ACTIONS},  # type: ignore[arg-type]
@@ -290,7 +291,7 @@ def _behaviour_seen(
     return results.BehaviourSeen(
         *base,
         sequence=message.sequence,
-        observation=member(results.Observation, evaluation_pb2.Observation, message.observation, "OBSERVATION_"),
+        observation=observation(message.observation),
         reason=message.reason,
         actions=tuple(
             results.SeenAction(_action_kind(one.kind), one.example, one.count, _duration(one, "since_start"))
@@ -321,6 +322,11 @@ def member(enum: type[E], contract: Any, number: int, prefix: str) -> E:
     """The member of the same name; UNKNOWN for a number that this client does not know."""
     name = contract.Name(number).removeprefix(prefix) if number in contract.values() else ""
     return enum(name) if name in enum.__members__ else enum("UNKNOWN")
+
+
+def observation(number: int) -> results.Observation:
+    """How far something was observed."""
+    return member(results.Observation, evaluation_pb2.Observation, number, "OBSERVATION_")
 
 
 def _duration(message: Any, field: str) -> timedelta | None:

@@ -192,12 +192,14 @@ class Usage:
         program_cpu_time: of the program and its children.
         sandbox_cpu_time: of the whole sandbox, as the host counted it.
         peak_memory_bytes: the most that the whole sandbox held at once.
+        samples: how many samples were taken of it while it ran; see `Client.usage_samples`.
     """
 
     wall_time: timedelta | None
     program_cpu_time: timedelta | None
     sandbox_cpu_time: timedelta | None
     peak_memory_bytes: int | None
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.retry import Patience
 from crucible_client.specs import EvaluationSpec
 from crucible_client.sync_batches import BatchCalls
+from crucible_client.usage_samples import UsageSamples
 from crucible_rpc.channel import calling
 from crucible_rpc.tls import public_credentials
 
@@ -89,6 +90,10 @@ class Client(BatchCalls):
     def get(self, name: str) -> results.Evaluation:
         """See `AsyncClient.get`."""
         return self._call(calls.get(name))
+
+    def usage_samples(self, name: str, *, attempt: int = 0) -> UsageSamples:
+        """See `AsyncClient.usage_samples`."""
+        return self._call(calls.usage_list(name, attempt))
 
     def list(
         self,

@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import Engine, create_engine, event
@@ -74,8 +75,14 @@ def _reader_engine(file: Path) -> Engine:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    _by_the_driver(connection, "BEGIN IMMEDIATE")
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    _by_the_driver(connection, "BEGIN")
+
+
+def _by_the_driver(connection: Connection, statement: str) -> None:
+    """SQLAlchemy's own way of running a text costs several times what SQLite does with these."""
+    raw: Any = connection.connection.dbapi_connection
+    raw.execute(statement)

@@ -6,7 +6,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.engine import Connection
 
 from crucible_storage import migrate, models
-from crucible_storage.integrity import batches
+from crucible_storage.integrity import batches, usage_samples
 from crucible_storage.integrity.findings import Findings
 from crucible_storage.lifecycle import DELETED
 
@@ -48,6 +48,7 @@ def check(connection: Connection, findings: Findings) -> None:
         _log(connection),
         _counts(connection),
         batches.check(connection),
+        usage_samples.check(connection),
     ):
         for text_ in found:
             findings.add(text_)

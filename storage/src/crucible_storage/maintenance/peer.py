@@ -68,7 +68,14 @@ class Peer:
             used.free_disk_bytes,
             [TableUsage(one.name, one.rows, one.bytes) for one in used.tables],
             [
-                TenantUsage(one.tenant, one.evaluations, one.output_bytes, one.program_bytes, one.event_bytes)
+                TenantUsage(
+                    one.tenant,
+                    one.evaluations,
+                    one.output_bytes,
+                    one.program_bytes,
+                    one.event_bytes,
+                    one.sample_bytes,
+                )
                 for one in used.tenants
             ],
             [EvaluationUsage(one.name, one.tenant, one.bytes) for one in used.largest],

@@ -17,10 +17,11 @@ def of(used: Usage) -> str:
     lines += _table(("TABLE", "ROWS", "SIZE"), ((one.name, str(one.rows), _size(one.bytes)) for one in used.tables))
     lines += [""]
     lines += _table(
-        ("TENANT", "EVALUATIONS", "OUTPUT", "PROGRAMS", "EVENTS"),
+        ("TENANT", "EVALUATIONS", "OUTPUT", "PROGRAMS", "EVENTS", "SAMPLES"),
         (
-            (one.tenant, str(one.evaluations), *map(_size, (one.output_bytes, one.program_bytes, one.event_bytes)))
+            (one.tenant, str(one.evaluations), *map(_size, parts))
             for one in used.tenants
+            for parts in [(one.output_bytes, one.program_bytes, one.event_bytes, one.sample_bytes)]
         ),
     )
     lines += [""]

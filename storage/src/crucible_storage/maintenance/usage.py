@@ -18,6 +18,7 @@ _EVALUATION, _EVENT, _OUTPUT = models.evaluation.c, models.event.c, models.outpu
 _THERE = _EVALUATION.state != DELETED
 _EVALUATIONS = select(_EVALUATION.tenant, func.count(), func.sum(_EVALUATION.run_spec_size)).where(_THERE)
 _OUTPUTS = select(_OUTPUT.tenant, func.sum(_OUTPUT.size).label("size")).group_by(_OUTPUT.tenant)
+_SAMPLES = select(models.usage_sample.c.tenant, func.sum(func.length(models.usage_sample.c.data)).label("size"))
 _EVENTS = select(_EVENT.tenant, func.sum(func.length(_EVENT.body)).label("size")).group_by(_EVENT.tenant)
 _KEPT = (
     select(func.coalesce(func.sum(_OUTPUT.size), 0))
@@ -57,11 +58,12 @@ class TenantUsage:
     output_bytes: int
     program_bytes: int
     event_bytes: int
+    sample_bytes: int
 
     @property
     def bytes(self) -> int:
         """All of it."""
-        return self.output_bytes + self.program_bytes + self.event_bytes
+        return self.output_bytes + self.program_bytes + self.event_bytes + self.sample_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +155,13 @@ def _contents(connection: Connection, name: str) -> int:
 def _tenants(connection: Connection) -> list[TenantUsage]:
     output = {row.tenant: int(row.size) for row in connection.execute(_OUTPUTS)}
     events = {row.tenant: int(row.size) for row in connection.execute(_EVENTS)}
+    by_tenant = _SAMPLES.group_by(models.usage_sample.c.tenant)
+    samples = {row.tenant: int(row.size) for row in connection.execute(by_tenant)}
     rows = connection.execute(_EVALUATIONS.group_by(_EVALUATION.tenant))
     there = {tenant: (number, size) for tenant, number, size in rows}
     made = []
-    for tenant in there.keys() | output.keys() | events.keys():
+    for tenant in there.keys() | output.keys() | events.keys() | samples.keys():
         evaluations, programs = there.get(tenant, (0, 0))
-        made.append(TenantUsage(tenant, evaluations, output.get(tenant, 0), programs, events.get(tenant, 0)))
+        more = events.get(tenant, 0), samples.get(tenant, 0)
+        made.append(TenantUsage(tenant, evaluations, output.get(tenant, 0), programs, *more))
     return made

@@ -3,7 +3,7 @@
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
-HEAD = "0008"
+HEAD = "0010"
 """The latest revision in `versions`."""
 
 

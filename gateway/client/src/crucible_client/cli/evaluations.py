@@ -9,7 +9,7 @@ import click
 
 from crucible_client import results
 from crucible_client.async_client import AsyncClient
-from crucible_client.cli import exits, interruptible
+from crucible_client.cli import exits, interruptible, usage
 from crucible_client.cli.failures import Failure, failures
 from crucible_client.cli.output import (
     plain,
@@ -57,10 +57,21 @@ def _row(evaluation: results.Evaluation) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("name")
+@click.option("--usage", "over_time", is_flag=True, help="Shows CPU, memory and processes over time instead.")
+@click.option("--attempt", type=click.IntRange(min=1), help="With --usage: of this attempt. Default: the latest.")
 @_json
-def get(*, name: str, as_json: bool) -> None:
+def get(*, name: str, over_time: bool, attempt: int | None, as_json: bool) -> None:
     """Shows one evaluation."""
+    if attempt is not None and not over_time:
+        raise click.UsageError("--attempt needs --usage")
     with failures(), Client.from_settings(retry_for=_AT_ONCE) as client:
+        if over_time:
+            found = client.usage_samples(name, attempt=attempt or 0)
+            if as_json:
+                print_json(found)
+            else:
+                usage.show(found)
+            return
         evaluation = client.get(name)
         if as_json:
             print_json(evaluation)
@@ -88,12 +99,12 @@ def _pairs(evaluation: results.Evaluation) -> list[tuple[str, str]]:
         evidence = evaluation.termination.evidence
         pairs.insert(3, ("evidence", f"{evidence.source}: {evidence.detail}"))
     if evaluation.usage is not None:
-        usage = evaluation.usage
-        peak = "-" if usage.peak_memory_bytes is None else show_size(usage.peak_memory_bytes)
+        used = evaluation.usage
+        peak = "-" if used.peak_memory_bytes is None else show_size(used.peak_memory_bytes)
         pairs += [
-            ("wall time", show_seconds(usage.wall_time)),
-            ("CPU of the program", show_seconds(usage.program_cpu_time)),
-            ("CPU of the sandbox", show_seconds(usage.sandbox_cpu_time)),
+            ("wall time", show_seconds(used.wall_time)),
+            ("CPU of the program", show_seconds(used.program_cpu_time)),
+            ("CPU of the sandbox", show_seconds(used.sandbox_cpu_time)),
             ("peak memory", peak),
         ]
     if evaluation.unobserved_limits:

@@ -136,6 +136,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: another backup of storage is being made."""
     ERROR_REASON_NO_DATABASE_FILE: _ErrorReason.ValueType  # 72
     """FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
+    ERROR_REASON_DATABASE_DAMAGED: _ErrorReason.ValueType  # 90
+    """DATA_LOSS: what this needs of storage's database is damaged, and nothing was changed; `crucible storage check` says
+    where.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The `reason` of the `google.rpc.ErrorInfo` that every error carries (domain `crucible`), without the prefix
@@ -256,4 +260,8 @@ ERROR_REASON_BACKUP_RUNNING: ErrorReason.ValueType  # 71
 """FAILED_PRECONDITION: another backup of storage is being made."""
 ERROR_REASON_NO_DATABASE_FILE: ErrorReason.ValueType  # 72
 """FAILED_PRECONDITION: the database is a server's, and no file that storage could copy."""
+ERROR_REASON_DATABASE_DAMAGED: ErrorReason.ValueType  # 90
+"""DATA_LOSS: what this needs of storage's database is damaged, and nothing was changed; `crucible storage check` says
+where.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -860,8 +860,13 @@ class Usage(_message.Message):
     PROGRAM_CPU_TIME_FIELD_NUMBER: _builtins.int
     SANDBOX_CPU_TIME_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
     """The most memory that the whole sandbox held at once, as the host counted it."""
+    samples: _builtins.int
+    """How many samples of it were taken while it ran, see `ListUsageSamples`; 0: it ended before the first was due. Unset
+    where the engine cannot be sampled.
+    """
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
         """From the program's start to the end of its sandbox."""
@@ -881,14 +886,20 @@ class Usage(_message.Message):
         program_cpu_time: _duration_pb2.Duration | None = ...,
         sandbox_cpu_time: _duration_pb2.Duration | None = ...,
         peak_memory_bytes: _builtins.int | None = ...,
+        samples: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "program_cpu_time", b"program_cpu_time", "sandbox_cpu_time", b"sandbox_cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_samples", b"_samples", "peak_memory_bytes", b"peak_memory_bytes", "program_cpu_time", b"program_cpu_time", "samples", b"samples", "sandbox_cpu_time", b"sandbox_cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "program_cpu_time", b"program_cpu_time", "sandbox_cpu_time", b"sandbox_cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_samples", b"_samples", "peak_memory_bytes", b"peak_memory_bytes", "program_cpu_time", b"program_cpu_time", "samples", b"samples", "sandbox_cpu_time", b"sandbox_cpu_time", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
+    _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__samples) -> _WhichOneofReturnType__samples | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 

@@ -26,75 +26,76 @@ from crucible.evaluation.v1 import behaviour_update_pb2 as crucible_dot_evaluati
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
 from crucible.evaluation.v1 import platform_pb2 as crucible_dot_evaluation_dot_v1_dot_platform__pb2
 from crucible.evaluation.v1 import signed_pb2 as crucible_dot_evaluation_dot_v1_dot_signed__pb2
+from crucible.evaluation.v1 import usage_samples_pb2 as crucible_dot_evaluation_dot_v1_dot_usage__samples__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+crucible/executor/v1/executor_service.proto\x12\x14\x63rucible.executor.v1\x1a-crucible/evaluation/v1/behaviour_update.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x02\n\x06Ticket\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0frun_spec_sha256\x18\x04 \x01(\x0c\x12.\n\x06limits\x18\x05 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xecutor_id\x18\x07 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x07RunSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x92\x03\n\x0eRunTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12.\n\x06killed\x18\x04 \x01(\x0b\x32\x1c.crucible.executor.v1.KilledH\x00\x12=\n\x0esandbox_failed\x18\x05 \x01(\x0b\x32#.crucible.executor.v1.SandboxFailedH\x00\x12*\n\x04lost\x18\x06 \x01(\x0b\x32\x1a.crucible.executor.v1.LostH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"8\n\x06Killed\x12.\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1f.crucible.executor.v1.KillCause\"\x1f\n\rSandboxFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x16\n\x04Lost\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"D\n\tRunOutput\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\x97\x07\n\x0b\x46inalRecord\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12\x17\n\x0frun_spec_sha256\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63ode_sha256\x18\x06 \x01(\x0c\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x14\n\x0cimage_digest\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12\x34\n\tisolation\x18\x0b \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12.\n\x06limits\x18\x0c \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x39\n\x0btermination\x18\r \x01(\x0b\x32$.crucible.executor.v1.RunTermination\x12\x34\n\nlimit_hits\x18\x0e \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12/\n\x06stdout\x18\x10 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12/\n\x06stderr\x18\x11 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12\x13\n\x0b\x65xecutor_id\x18\x12 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x13 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nstart_kind\x18\x18 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\x12\x34\n\tbehaviour\x18\x19 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x12\x38\n\x11unobserved_limits\x18\x1c \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\"\xfa\x01\n\x08RunEvent\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.crucible.executor.v1.ProgramStartedH\x00\x12\x36\n\x06output\x18\x02 \x01(\x0b\x32$.crucible.executor.v1.RunOutputChunkH\x00\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytesH\x00\x12<\n\tbehaviour\x18\x04 \x01(\x0b\x32\'.crucible.evaluation.v1.BehaviourUpdateH\x00\x42\x06\n\x04kind\":\n\x0eProgramStarted\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x0eRunOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12GetExecutorRequest\"{\n\x13GetExecutorResponse\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\x12\x30\n\x04time\x18\x02 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\"J\n\x0c\x45xecutorTime\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\x0e\x45xecuteRequest\x12\x33\n\x06ticket\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x02 \x01(\x0c\x12)\n\x06permit\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x0f\x45xecuteResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"i\n\rAttachRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rstdout_offset\x18\x02 \x01(\x03\x12\x15\n\rstderr_offset\x18\x03 \x01(\x03\x12\x1a\n\x12\x62\x65haviour_sequence\x18\x04 \x01(\x05\"@\n\x0e\x41ttachResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x1d\n\x0bKillRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x0cKillResponse\x12\x34\n\x0cstate_before\x18\x01 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"%\n\x12\x41\x63knowledgeRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\"\x15\n\x13\x41\x63knowledgeResponse\"\x11\n\x0fListRunsRequest\";\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.crucible.executor.v1.Run\"D\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"\x85\x01\n\x14\x45xtendPermitsRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12)\n\x06permit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x05since\x18\x03 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\",\n\x15\x45xtendPermitsResponse\x12\x13\n\x0bnot_running\x18\x01 \x03(\t*y\n\tKillCause\x12\x1a\n\x16KILL_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14KILL_CAUSE_REQUESTED\x10\x01\x12\x1d\n\x19KILL_CAUSE_PERMIT_EXPIRED\x10\x02\x12\x17\n\x13KILL_CAUSE_SHUTDOWN\x10\x03*k\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x15\n\x11RUN_STATE_REFUSED\x10\x03\x32\x9e\x05\n\x0f\x45xecutorService\x12\x62\n\x0bGetExecutor\x12(.crucible.executor.v1.GetExecutorRequest\x1a).crucible.executor.v1.GetExecutorResponse\x12X\n\x07\x45xecute\x12$.crucible.executor.v1.ExecuteRequest\x1a%.crucible.executor.v1.ExecuteResponse0\x01\x12U\n\x06\x41ttach\x12#.crucible.executor.v1.AttachRequest\x1a$.crucible.executor.v1.AttachResponse0\x01\x12M\n\x04Kill\x12!.crucible.executor.v1.KillRequest\x1a\".crucible.executor.v1.KillResponse\x12\x62\n\x0b\x41\x63knowledge\x12(.crucible.executor.v1.AcknowledgeRequest\x1a).crucible.executor.v1.AcknowledgeResponse\x12Y\n\x08ListRuns\x12%.crucible.executor.v1.ListRunsRequest\x1a&.crucible.executor.v1.ListRunsResponse\x12h\n\rExtendPermits\x12*.crucible.executor.v1.ExtendPermitsRequest\x1a+.crucible.executor.v1.ExtendPermitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+crucible/executor/v1/executor_service.proto\x12\x14\x63rucible.executor.v1\x1a-crucible/evaluation/v1/behaviour_update.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a*crucible/evaluation/v1/usage_samples.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x02\n\x06Ticket\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0frun_spec_sha256\x18\x04 \x01(\x0c\x12.\n\x06limits\x18\x05 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xecutor_id\x18\x07 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x07RunSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x92\x03\n\x0eRunTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12.\n\x06killed\x18\x04 \x01(\x0b\x32\x1c.crucible.executor.v1.KilledH\x00\x12=\n\x0esandbox_failed\x18\x05 \x01(\x0b\x32#.crucible.executor.v1.SandboxFailedH\x00\x12*\n\x04lost\x18\x06 \x01(\x0b\x32\x1a.crucible.executor.v1.LostH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"8\n\x06Killed\x12.\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1f.crucible.executor.v1.KillCause\"\x1f\n\rSandboxFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x16\n\x04Lost\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"D\n\tRunOutput\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\x97\x07\n\x0b\x46inalRecord\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12\x17\n\x0frun_spec_sha256\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63ode_sha256\x18\x06 \x01(\x0c\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x14\n\x0cimage_digest\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12\x34\n\tisolation\x18\x0b \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12.\n\x06limits\x18\x0c \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x39\n\x0btermination\x18\r \x01(\x0b\x32$.crucible.executor.v1.RunTermination\x12\x34\n\nlimit_hits\x18\x0e \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12/\n\x06stdout\x18\x10 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12/\n\x06stderr\x18\x11 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12\x13\n\x0b\x65xecutor_id\x18\x12 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x13 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nstart_kind\x18\x18 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\x12\x34\n\tbehaviour\x18\x19 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x12\x38\n\x11unobserved_limits\x18\x1c \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\"\xb9\x02\n\x08RunEvent\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.crucible.executor.v1.ProgramStartedH\x00\x12\x36\n\x06output\x18\x02 \x01(\x0b\x32$.crucible.executor.v1.RunOutputChunkH\x00\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytesH\x00\x12<\n\tbehaviour\x18\x04 \x01(\x0b\x32\'.crucible.evaluation.v1.BehaviourUpdateH\x00\x12=\n\rusage_samples\x18\x05 \x01(\x0b\x32$.crucible.evaluation.v1.UsageSamplesH\x00\x42\x06\n\x04kind\":\n\x0eProgramStarted\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x0eRunOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12GetExecutorRequest\"{\n\x13GetExecutorResponse\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\x12\x30\n\x04time\x18\x02 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\"J\n\x0c\x45xecutorTime\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\x0e\x45xecuteRequest\x12\x33\n\x06ticket\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x02 \x01(\x0c\x12)\n\x06permit\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x0f\x45xecuteResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x80\x01\n\rAttachRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rstdout_offset\x18\x02 \x01(\x03\x12\x15\n\rstderr_offset\x18\x03 \x01(\x03\x12\x1a\n\x12\x62\x65haviour_sequence\x18\x04 \x01(\x05\x12\x15\n\rusage_samples\x18\x05 \x01(\x05\"@\n\x0e\x41ttachResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x1d\n\x0bKillRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x0cKillResponse\x12\x34\n\x0cstate_before\x18\x01 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"%\n\x12\x41\x63knowledgeRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\"\x15\n\x13\x41\x63knowledgeResponse\"\x11\n\x0fListRunsRequest\";\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.crucible.executor.v1.Run\"D\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"\x85\x01\n\x14\x45xtendPermitsRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12)\n\x06permit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x05since\x18\x03 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\",\n\x15\x45xtendPermitsResponse\x12\x13\n\x0bnot_running\x18\x01 \x03(\t*y\n\tKillCause\x12\x1a\n\x16KILL_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14KILL_CAUSE_REQUESTED\x10\x01\x12\x1d\n\x19KILL_CAUSE_PERMIT_EXPIRED\x10\x02\x12\x17\n\x13KILL_CAUSE_SHUTDOWN\x10\x03*k\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x15\n\x11RUN_STATE_REFUSED\x10\x03\x32\x9e\x05\n\x0f\x45xecutorService\x12\x62\n\x0bGetExecutor\x12(.crucible.executor.v1.GetExecutorRequest\x1a).crucible.executor.v1.GetExecutorResponse\x12X\n\x07\x45xecute\x12$.crucible.executor.v1.ExecuteRequest\x1a%.crucible.executor.v1.ExecuteResponse0\x01\x12U\n\x06\x41ttach\x12#.crucible.executor.v1.AttachRequest\x1a$.crucible.executor.v1.AttachResponse0\x01\x12M\n\x04Kill\x12!.crucible.executor.v1.KillRequest\x1a\".crucible.executor.v1.KillResponse\x12\x62\n\x0b\x41\x63knowledge\x12(.crucible.executor.v1.AcknowledgeRequest\x1a).crucible.executor.v1.AcknowledgeResponse\x12Y\n\x08ListRuns\x12%.crucible.executor.v1.ListRunsRequest\x1a&.crucible.executor.v1.ListRunsResponse\x12h\n\rExtendPermits\x12*.crucible.executor.v1.ExtendPermitsRequest\x1a+.crucible.executor.v1.ExtendPermitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.executor.v1.executor_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KILLCAUSE']._serialized_start=3686
-  _globals['_KILLCAUSE']._serialized_end=3807
-  _globals['_RUNSTATE']._serialized_start=3809
-  _globals['_RUNSTATE']._serialized_end=3916
-  _globals['_TICKET']._serialized_start=299
-  _globals['_TICKET']._serialized_end=589
-  _globals['_RUNSPEC']._serialized_start=591
-  _globals['_RUNSPEC']._serialized_end=666
-  _globals['_RUNTERMINATION']._serialized_start=669
-  _globals['_RUNTERMINATION']._serialized_end=1071
-  _globals['_KILLED']._serialized_start=1073
-  _globals['_KILLED']._serialized_end=1129
-  _globals['_SANDBOXFAILED']._serialized_start=1131
-  _globals['_SANDBOXFAILED']._serialized_end=1162
-  _globals['_LOST']._serialized_start=1164
-  _globals['_LOST']._serialized_end=1186
-  _globals['_RUNOUTPUT']._serialized_start=1188
-  _globals['_RUNOUTPUT']._serialized_end=1256
-  _globals['_FINALRECORD']._serialized_start=1259
-  _globals['_FINALRECORD']._serialized_end=2178
-  _globals['_RUNEVENT']._serialized_start=2181
-  _globals['_RUNEVENT']._serialized_end=2431
-  _globals['_PROGRAMSTARTED']._serialized_start=2433
-  _globals['_PROGRAMSTARTED']._serialized_end=2491
-  _globals['_RUNOUTPUTCHUNK']._serialized_start=2493
-  _globals['_RUNOUTPUTCHUNK']._serialized_end=2593
-  _globals['_GETEXECUTORREQUEST']._serialized_start=2595
-  _globals['_GETEXECUTORREQUEST']._serialized_end=2615
-  _globals['_GETEXECUTORRESPONSE']._serialized_start=2617
-  _globals['_GETEXECUTORRESPONSE']._serialized_end=2740
-  _globals['_EXECUTORTIME']._serialized_start=2742
-  _globals['_EXECUTORTIME']._serialized_end=2816
-  _globals['_EXECUTEREQUEST']._serialized_start=2819
-  _globals['_EXECUTEREQUEST']._serialized_end=2949
-  _globals['_EXECUTERESPONSE']._serialized_start=2951
-  _globals['_EXECUTERESPONSE']._serialized_end=3016
-  _globals['_ATTACHREQUEST']._serialized_start=3018
-  _globals['_ATTACHREQUEST']._serialized_end=3123
-  _globals['_ATTACHRESPONSE']._serialized_start=3125
-  _globals['_ATTACHRESPONSE']._serialized_end=3189
-  _globals['_KILLREQUEST']._serialized_start=3191
-  _globals['_KILLREQUEST']._serialized_end=3220
-  _globals['_KILLRESPONSE']._serialized_start=3222
-  _globals['_KILLRESPONSE']._serialized_end=3290
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=3292
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=3329
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=3331
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=3352
-  _globals['_LISTRUNSREQUEST']._serialized_start=3354
-  _globals['_LISTRUNSREQUEST']._serialized_end=3371
-  _globals['_LISTRUNSRESPONSE']._serialized_start=3373
-  _globals['_LISTRUNSRESPONSE']._serialized_end=3432
-  _globals['_RUN']._serialized_start=3434
-  _globals['_RUN']._serialized_end=3502
-  _globals['_EXTENDPERMITSREQUEST']._serialized_start=3505
-  _globals['_EXTENDPERMITSREQUEST']._serialized_end=3638
-  _globals['_EXTENDPERMITSRESPONSE']._serialized_start=3640
-  _globals['_EXTENDPERMITSRESPONSE']._serialized_end=3684
-  _globals['_EXECUTORSERVICE']._serialized_start=3919
-  _globals['_EXECUTORSERVICE']._serialized_end=4589
+  _globals['_KILLCAUSE']._serialized_start=3817
+  _globals['_KILLCAUSE']._serialized_end=3938
+  _globals['_RUNSTATE']._serialized_start=3940
+  _globals['_RUNSTATE']._serialized_end=4047
+  _globals['_TICKET']._serialized_start=343
+  _globals['_TICKET']._serialized_end=633
+  _globals['_RUNSPEC']._serialized_start=635
+  _globals['_RUNSPEC']._serialized_end=710
+  _globals['_RUNTERMINATION']._serialized_start=713
+  _globals['_RUNTERMINATION']._serialized_end=1115
+  _globals['_KILLED']._serialized_start=1117
+  _globals['_KILLED']._serialized_end=1173
+  _globals['_SANDBOXFAILED']._serialized_start=1175
+  _globals['_SANDBOXFAILED']._serialized_end=1206
+  _globals['_LOST']._serialized_start=1208
+  _globals['_LOST']._serialized_end=1230
+  _globals['_RUNOUTPUT']._serialized_start=1232
+  _globals['_RUNOUTPUT']._serialized_end=1300
+  _globals['_FINALRECORD']._serialized_start=1303
+  _globals['_FINALRECORD']._serialized_end=2222
+  _globals['_RUNEVENT']._serialized_start=2225
+  _globals['_RUNEVENT']._serialized_end=2538
+  _globals['_PROGRAMSTARTED']._serialized_start=2540
+  _globals['_PROGRAMSTARTED']._serialized_end=2598
+  _globals['_RUNOUTPUTCHUNK']._serialized_start=2600
+  _globals['_RUNOUTPUTCHUNK']._serialized_end=2700
+  _globals['_GETEXECUTORREQUEST']._serialized_start=2702
+  _globals['_GETEXECUTORREQUEST']._serialized_end=2722
+  _globals['_GETEXECUTORRESPONSE']._serialized_start=2724
+  _globals['_GETEXECUTORRESPONSE']._serialized_end=2847
+  _globals['_EXECUTORTIME']._serialized_start=2849
+  _globals['_EXECUTORTIME']._serialized_end=2923
+  _globals['_EXECUTEREQUEST']._serialized_start=2926
+  _globals['_EXECUTEREQUEST']._serialized_end=3056
+  _globals['_EXECUTERESPONSE']._serialized_start=3058
+  _globals['_EXECUTERESPONSE']._serialized_end=3123
+  _globals['_ATTACHREQUEST']._serialized_start=3126
+  _globals['_ATTACHREQUEST']._serialized_end=3254
+  _globals['_ATTACHRESPONSE']._serialized_start=3256
+  _globals['_ATTACHRESPONSE']._serialized_end=3320
+  _globals['_KILLREQUEST']._serialized_start=3322
+  _globals['_KILLREQUEST']._serialized_end=3351
+  _globals['_KILLRESPONSE']._serialized_start=3353
+  _globals['_KILLRESPONSE']._serialized_end=3421
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=3423
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=3460
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=3462
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=3483
+  _globals['_LISTRUNSREQUEST']._serialized_start=3485
+  _globals['_LISTRUNSREQUEST']._serialized_end=3502
+  _globals['_LISTRUNSRESPONSE']._serialized_start=3504
+  _globals['_LISTRUNSRESPONSE']._serialized_end=3563
+  _globals['_RUN']._serialized_start=3565
+  _globals['_RUN']._serialized_end=3633
+  _globals['_EXTENDPERMITSREQUEST']._serialized_start=3636
+  _globals['_EXTENDPERMITSREQUEST']._serialized_end=3769
+  _globals['_EXTENDPERMITSRESPONSE']._serialized_start=3771
+  _globals['_EXTENDPERMITSRESPONSE']._serialized_end=3815
+  _globals['_EXECUTORSERVICE']._serialized_start=4050
+  _globals['_EXECUTORSERVICE']._serialized_end=4720
 # @@protoc_insertion_point(module_scope)

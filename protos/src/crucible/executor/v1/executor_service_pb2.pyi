@@ -8,6 +8,7 @@ from crucible.evaluation.v1 import behaviour_update_pb2 as _behaviour_update_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
 from crucible.evaluation.v1 import platform_pb2 as _platform_pb2
 from crucible.evaluation.v1 import signed_pb2 as _signed_pb2
+from crucible.evaluation.v1 import usage_samples_pb2 as _usage_samples_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -487,6 +488,7 @@ class RunEvent(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_FIELD_NUMBER: _builtins.int
+    USAGE_SAMPLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___ProgramStarted:
         """The program was started."""
@@ -503,6 +505,10 @@ class RunEvent(_message.Message):
     def behaviour(self) -> _behaviour_update_pb2.BehaviourUpdate:
         """It tried something, or it cannot be seen any more what it tries."""
 
+    @_builtins.property
+    def usage_samples(self) -> _usage_samples_pb2.UsageSamples:
+        """What it used, some samples at a time: 16, or what has come in 10 s, or with the end."""
+
     def __init__(
         self,
         *,
@@ -510,12 +516,13 @@ class RunEvent(_message.Message):
         output: Global___RunOutputChunk | None = ...,
         finished: _signed_pb2.SignedBytes | None = ...,
         behaviour: _behaviour_update_pb2.BehaviourUpdate | None = ...,
+        usage_samples: _usage_samples_pb2.UsageSamples | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started", "usage_samples", b"usage_samples"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behaviour", b"behaviour", "finished", b"finished", "kind", b"kind", "output", b"output", "started", b"started", "usage_samples", b"usage_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["started", "output", "finished", "behaviour"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["started", "output", "finished", "behaviour", "usage_samples"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -720,6 +727,7 @@ class AttachRequest(_message.Message):
     STDOUT_OFFSET_FIELD_NUMBER: _builtins.int
     STDERR_OFFSET_FIELD_NUMBER: _builtins.int
     BEHAVIOUR_SEQUENCE_FIELD_NUMBER: _builtins.int
+    USAGE_SAMPLES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Which run."""
     stdout_offset: _builtins.int
@@ -730,6 +738,8 @@ class AttachRequest(_message.Message):
     """`sequence` of the last behaviour update that the caller has; 0: none. The updates are not on disk: of a run that
     ended in an earlier start of the executor there are none, and its record has the summary.
     """
+    usage_samples: _builtins.int
+    """Number of the last usage sample that the caller has; 0: none. They are not on disk either."""
     def __init__(
         self,
         *,
@@ -737,10 +747,11 @@ class AttachRequest(_message.Message):
         stdout_offset: _builtins.int = ...,
         stderr_offset: _builtins.int = ...,
         behaviour_sequence: _builtins.int = ...,
+        usage_samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behaviour_sequence", b"behaviour_sequence", "run_id", b"run_id", "stderr_offset", b"stderr_offset", "stdout_offset", b"stdout_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behaviour_sequence", b"behaviour_sequence", "run_id", b"run_id", "stderr_offset", b"stderr_offset", "stdout_offset", b"stdout_offset", "usage_samples", b"usage_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

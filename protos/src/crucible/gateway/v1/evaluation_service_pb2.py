@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from crucible.audit.v1 import audit_pb2 as crucible_dot_audit_dot_v1_dot_audit__pb2
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
 from crucible.evaluation.v1 import event_pb2 as crucible_dot_evaluation_dot_v1_dot_event__pb2
+from crucible.evaluation.v1 import usage_samples_pb2 as crucible_dot_evaluation_dot_v1_dot_usage__samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/gateway/v1/evaluation_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1d\x63rucible/audit/v1/audit.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\"c\n\x17\x43reateEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"`\n\x14RunEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"O\n\x15RunEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\xff\x01\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06states\x18\x03 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.crucible.gateway.v1.ListEvaluationsRequest.LabelsEntry\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x17\x43\x61ncelEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\">\n\x16WatchEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"\x89\x01\n\x17WatchEvaluationResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.crucible.evaluation.v1.EventH\x00\x12\x36\n\x0b\x66\x65ll_behind\x18\x02 \x01(\x0b\x32\x1f.crucible.gateway.v1.FellBehindH\x00\x42\x06\n\x04kind\"+\n\nFellBehind\x12\x1d\n\x15resume_after_position\x18\x01 \x01(\x03\"x\n\x11ReadOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06stream\x18\x02 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"!\n\x11GetReceiptRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x12GetReceiptResponse\x12+\n\x07receipt\x18\x01 \x01(\x0b\x32\x1a.crucible.audit.v1.Receipt2\xe3\x06\n\x11\x45valuationService\x12o\n\x10\x43reateEvaluation\x12,.crucible.gateway.v1.CreateEvaluationRequest\x1a-.crucible.gateway.v1.CreateEvaluationResponse\x12\x66\n\rRunEvaluation\x12).crucible.gateway.v1.RunEvaluationRequest\x1a*.crucible.gateway.v1.RunEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.gateway.v1.GetEvaluationRequest\x1a*.crucible.gateway.v1.GetEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.gateway.v1.ListEvaluationsRequest\x1a,.crucible.gateway.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.gateway.v1.CancelEvaluationRequest\x1a-.crucible.gateway.v1.CancelEvaluationResponse\x12n\n\x0fWatchEvaluation\x12+.crucible.gateway.v1.WatchEvaluationRequest\x1a,.crucible.gateway.v1.WatchEvaluationResponse0\x01\x12_\n\nReadOutput\x12&.crucible.gateway.v1.ReadOutputRequest\x1a\'.crucible.gateway.v1.ReadOutputResponse0\x01\x12]\n\nGetReceipt\x12&.crucible.gateway.v1.GetReceiptRequest\x1a\'.crucible.gateway.v1.GetReceiptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/gateway/v1/evaluation_service.proto\x12\x13\x63rucible.gateway.v1\x1a\x1d\x63rucible/audit/v1/audit.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\x1a*crucible/evaluation/v1/usage_samples.proto\"c\n\x17\x43reateEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"`\n\x14RunEvaluationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x04spec\x18\x02 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\"O\n\x15RunEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"$\n\x14GetEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\xff\x01\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06states\x18\x03 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.crucible.gateway.v1.ListEvaluationsRequest.LabelsEntry\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x17\x43\x61ncelEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\">\n\x16WatchEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x02 \x01(\x03\"\x89\x01\n\x17WatchEvaluationResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.crucible.evaluation.v1.EventH\x00\x12\x36\n\x0b\x66\x65ll_behind\x18\x02 \x01(\x0b\x32\x1f.crucible.gateway.v1.FellBehindH\x00\x42\x06\n\x04kind\"+\n\nFellBehind\x12\x1d\n\x15resume_after_position\x18\x01 \x01(\x03\"x\n\x11ReadOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06stream\x18\x02 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"8\n\x17ListUsageSamplesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"\xa9\x01\n\x18ListUsageSamplesResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x38\n\x0bobservation\x18\x02 \x01(\x0e\x32#.crucible.evaluation.v1.Observation\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x32\n\x06points\x18\x04 \x03(\x0b\x32\".crucible.evaluation.v1.UsagePoint\"!\n\x11GetReceiptRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x12GetReceiptResponse\x12+\n\x07receipt\x18\x01 \x01(\x0b\x32\x1a.crucible.audit.v1.Receipt2\xd4\x07\n\x11\x45valuationService\x12o\n\x10\x43reateEvaluation\x12,.crucible.gateway.v1.CreateEvaluationRequest\x1a-.crucible.gateway.v1.CreateEvaluationResponse\x12\x66\n\rRunEvaluation\x12).crucible.gateway.v1.RunEvaluationRequest\x1a*.crucible.gateway.v1.RunEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.gateway.v1.GetEvaluationRequest\x1a*.crucible.gateway.v1.GetEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.gateway.v1.ListEvaluationsRequest\x1a,.crucible.gateway.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.gateway.v1.CancelEvaluationRequest\x1a-.crucible.gateway.v1.CancelEvaluationResponse\x12n\n\x0fWatchEvaluation\x12+.crucible.gateway.v1.WatchEvaluationRequest\x1a,.crucible.gateway.v1.WatchEvaluationResponse0\x01\x12_\n\nReadOutput\x12&.crucible.gateway.v1.ReadOutputRequest\x1a\'.crucible.gateway.v1.ReadOutputResponse0\x01\x12o\n\x10ListUsageSamples\x12,.crucible.gateway.v1.ListUsageSamplesRequest\x1a-.crucible.gateway.v1.ListUsageSamplesResponse\x12]\n\nGetReceipt\x12&.crucible.gateway.v1.GetReceiptRequest\x1a\'.crucible.gateway.v1.GetReceiptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,42 +37,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=177
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=276
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=278
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=360
-  _globals['_RUNEVALUATIONREQUEST']._serialized_start=362
-  _globals['_RUNEVALUATIONREQUEST']._serialized_end=458
-  _globals['_RUNEVALUATIONRESPONSE']._serialized_start=460
-  _globals['_RUNEVALUATIONRESPONSE']._serialized_end=539
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=541
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=577
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=579
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=658
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=661
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=916
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=871
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=916
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=918
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1025
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1027
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1082
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1084
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1166
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1168
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1230
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1233
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1370
-  _globals['_FELLBEHIND']._serialized_start=1372
-  _globals['_FELLBEHIND']._serialized_end=1415
-  _globals['_READOUTPUTREQUEST']._serialized_start=1417
-  _globals['_READOUTPUTREQUEST']._serialized_end=1537
-  _globals['_READOUTPUTRESPONSE']._serialized_start=1539
-  _globals['_READOUTPUTRESPONSE']._serialized_end=1589
-  _globals['_GETRECEIPTREQUEST']._serialized_start=1591
-  _globals['_GETRECEIPTREQUEST']._serialized_end=1624
-  _globals['_GETRECEIPTRESPONSE']._serialized_start=1626
-  _globals['_GETRECEIPTRESPONSE']._serialized_end=1691
-  _globals['_EVALUATIONSERVICE']._serialized_start=1694
-  _globals['_EVALUATIONSERVICE']._serialized_end=2561
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=221
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=320
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=322
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=404
+  _globals['_RUNEVALUATIONREQUEST']._serialized_start=406
+  _globals['_RUNEVALUATIONREQUEST']._serialized_end=502
+  _globals['_RUNEVALUATIONRESPONSE']._serialized_start=504
+  _globals['_RUNEVALUATIONRESPONSE']._serialized_end=583
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=585
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=621
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=623
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=702
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=705
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=960
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=915
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=960
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=962
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1069
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1071
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1126
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1128
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1210
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1212
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1274
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1277
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1414
+  _globals['_FELLBEHIND']._serialized_start=1416
+  _globals['_FELLBEHIND']._serialized_end=1459
+  _globals['_READOUTPUTREQUEST']._serialized_start=1461
+  _globals['_READOUTPUTREQUEST']._serialized_end=1581
+  _globals['_READOUTPUTRESPONSE']._serialized_start=1583
+  _globals['_READOUTPUTRESPONSE']._serialized_end=1633
+  _globals['_LISTUSAGESAMPLESREQUEST']._serialized_start=1635
+  _globals['_LISTUSAGESAMPLESREQUEST']._serialized_end=1691
+  _globals['_LISTUSAGESAMPLESRESPONSE']._serialized_start=1694
+  _globals['_LISTUSAGESAMPLESRESPONSE']._serialized_end=1863
+  _globals['_GETRECEIPTREQUEST']._serialized_start=1865
+  _globals['_GETRECEIPTREQUEST']._serialized_end=1898
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=1900
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=1965
+  _globals['_EVALUATIONSERVICE']._serialized_start=1968
+  _globals['_EVALUATIONSERVICE']._serialized_end=2948
 # @@protoc_insertion_point(module_scope)

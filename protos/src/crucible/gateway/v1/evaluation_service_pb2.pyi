@@ -7,6 +7,7 @@ from collections import abc as _abc
 from crucible.audit.v1 import audit_pb2 as _audit_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
 from crucible.evaluation.v1 import event_pb2 as _event_pb2
+from crucible.evaluation.v1 import usage_samples_pb2 as _usage_samples_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -452,6 +453,71 @@ class ReadOutputResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadOutputResponse: _TypeAlias = ReadOutputResponse  # noqa: Y015
+
+@_typing.final
+class ListUsageSamplesRequest(_message.Message):
+    """See `ListUsageSamples`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`evaluations/{uuid}`."""
+    attempt: _builtins.int
+    """Which attempt; default: the latest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageSamplesRequest: _TypeAlias = ListUsageSamplesRequest  # noqa: Y015
+
+@_typing.final
+class ListUsageSamplesResponse(_message.Message):
+    """See `ListUsageSamples`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OBSERVATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Of which attempt; 0: there was none yet."""
+    observation: _evaluation_pb2.Observation.ValueType
+    """OBSERVED: the points stand for every sample that was taken until now; none of a run that ended before the first was
+    due. PARTIAL: some are missing. NOT_OBSERVED: there are no points, and that says nothing of what was used: the engine
+    cannot be sampled, nothing was sampled yet, or the samples were removed.
+    """
+    reason: _builtins.str
+    """Why not everything is there; empty with OBSERVED."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[_usage_samples_pb2.UsagePoint]:
+        """In order; at most 2048, at most 64 of a series that was downsampled."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        observation: _evaluation_pb2.Observation.ValueType = ...,
+        reason: _builtins.str = ...,
+        points: _abc.Iterable[_usage_samples_pb2.UsagePoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "observation", b"observation", "points", b"points", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageSamplesResponse: _TypeAlias = ListUsageSamplesResponse  # noqa: Y015
 
 @_typing.final
 class GetReceiptRequest(_message.Message):

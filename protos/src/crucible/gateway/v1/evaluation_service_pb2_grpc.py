@@ -74,6 +74,11 @@ class EvaluationServiceStub:
                 request_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputRequest.SerializeToString,
                 response_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputResponse.FromString,
                 _registered_method=True)
+        self.ListUsageSamples = channel.unary_unary(
+                '/crucible.gateway.v1.EvaluationService/ListUsageSamples',
+                request_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ListUsageSamplesRequest.SerializeToString,
+                response_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ListUsageSamplesResponse.FromString,
+                _registered_method=True)
         self.GetReceipt = channel.unary_unary(
                 '/crucible.gateway.v1.EvaluationService/GetReceipt',
                 request_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.GetReceiptRequest.SerializeToString,
@@ -144,6 +149,14 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUsageSamples(self, request, context):
+        """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
+        and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReceipt(self, request, context):
         """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
         can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
@@ -190,6 +203,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ReadOutput,
                     request_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputRequest.FromString,
                     response_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputResponse.SerializeToString,
+            ),
+            'ListUsageSamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsageSamples,
+                    request_deserializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ListUsageSamplesRequest.FromString,
+                    response_serializer=crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ListUsageSamplesResponse.SerializeToString,
             ),
             'GetReceipt': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReceipt,
@@ -391,6 +409,33 @@ class EvaluationService:
             '/crucible.gateway.v1.EvaluationService/ReadOutput',
             crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputRequest.SerializeToString,
             crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ReadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsageSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.gateway.v1.EvaluationService/ListUsageSamples',
+            crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ListUsageSamplesRequest.SerializeToString,
+            crucible_dot_gateway_dot_v1_dot_evaluation__service__pb2.ListUsageSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

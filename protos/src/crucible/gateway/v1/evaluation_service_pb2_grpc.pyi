@@ -62,6 +62,10 @@ class EvaluationServiceStub:
     """
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    ListUsageSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListUsageSamplesRequest, _evaluation_service_pb2.ListUsageSamplesResponse]
+    """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
+    and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
+    """
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetReceiptRequest, _evaluation_service_pb2.GetReceiptResponse]
     """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
     can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
@@ -102,6 +106,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
     """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    ListUsageSamples: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListUsageSamplesRequest, _evaluation_service_pb2.ListUsageSamplesResponse]  # type: ignore[assignment]
+    """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
+    and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
+    """
     GetReceipt: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetReceiptRequest, _evaluation_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
     """What proves how the evaluation ended, to be checked offline. The log is sealed for it when it was not yet: a receipt
     can be had as soon as the state is terminal. NOT_FOUND: EVALUATION_NOT_FOUND; RECEIPT_NOT_FOUND, of an evaluation that
@@ -181,6 +189,16 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadOutputResponse]]:
         """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListUsageSamples(
+        self,
+        request: _evaluation_service_pb2.ListUsageSamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.ListUsageSamplesResponse, _abc.Awaitable[_evaluation_service_pb2.ListUsageSamplesResponse]]:
+        """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
+        and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def GetReceipt(

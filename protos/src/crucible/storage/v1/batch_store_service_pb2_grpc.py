@@ -89,7 +89,8 @@ class BatchStoreServiceServicer:
     def AddBatchItems(self, request, context):
         """Stores items in one transaction; those that are stored already are left as they are. INVALID_ARGUMENT: `after` names
         no earlier item. ALREADY_EXISTS: BATCH_ITEM_REUSED. OUT_OF_RANGE: BATCH_ITEMS_MISSING. FAILED_PRECONDITION:
-        BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
+        BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED, when not all of them fit: the first
+        ones, as many as do, are stored all the same.
         NOT_FOUND: BATCH_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,7 +42,8 @@ class BatchStoreServiceStub:
     AddBatchItems: _grpc.UnaryUnaryMultiCallable[_batch_store_service_pb2.AddBatchItemsRequest, _batch_store_service_pb2.AddBatchItemsResponse]
     """Stores items in one transaction; those that are stored already are left as they are. INVALID_ARGUMENT: `after` names
     no earlier item. ALREADY_EXISTS: BATCH_ITEM_REUSED. OUT_OF_RANGE: BATCH_ITEMS_MISSING. FAILED_PRECONDITION:
-    BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
+    BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED, when not all of them fit: the first
+    ones, as many as do, are stored all the same.
     NOT_FOUND: BATCH_NOT_FOUND.
     """
     CompleteBatch: _grpc.UnaryUnaryMultiCallable[_batch_store_service_pb2.CompleteBatchRequest, _batch_store_service_pb2.CompleteBatchResponse]
@@ -72,7 +73,8 @@ class BatchStoreServiceAsyncStub(BatchStoreServiceStub):
     AddBatchItems: _aio.UnaryUnaryMultiCallable[_batch_store_service_pb2.AddBatchItemsRequest, _batch_store_service_pb2.AddBatchItemsResponse]  # type: ignore[assignment]
     """Stores items in one transaction; those that are stored already are left as they are. INVALID_ARGUMENT: `after` names
     no earlier item. ALREADY_EXISTS: BATCH_ITEM_REUSED. OUT_OF_RANGE: BATCH_ITEMS_MISSING. FAILED_PRECONDITION:
-    BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
+    BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED, when not all of them fit: the first
+    ones, as many as do, are stored all the same.
     NOT_FOUND: BATCH_NOT_FOUND.
     """
     CompleteBatch: _aio.UnaryUnaryMultiCallable[_batch_store_service_pb2.CompleteBatchRequest, _batch_store_service_pb2.CompleteBatchResponse]  # type: ignore[assignment]
@@ -111,7 +113,8 @@ class BatchStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_batch_store_service_pb2.AddBatchItemsResponse, _abc.Awaitable[_batch_store_service_pb2.AddBatchItemsResponse]]:
         """Stores items in one transaction; those that are stored already are left as they are. INVALID_ARGUMENT: `after` names
         no earlier item. ALREADY_EXISTS: BATCH_ITEM_REUSED. OUT_OF_RANGE: BATCH_ITEMS_MISSING. FAILED_PRECONDITION:
-        BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED.
+        BATCH_CLOSED, BATCH_TOO_LARGE. RESOURCE_EXHAUSTED: QUEUE_FULL, QUOTA_EXCEEDED, when not all of them fit: the first
+        ones, as many as do, are stored all the same.
         NOT_FOUND: BATCH_NOT_FOUND.
         """
 

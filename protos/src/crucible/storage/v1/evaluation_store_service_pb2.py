@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
 from crucible.evaluation.v1 import event_pb2 as crucible_dot_evaluation_dot_v1_dot_event__pb2
+from crucible.evaluation.v1 import usage_samples_pb2 as crucible_dot_evaluation_dot_v1_dot_usage__samples__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2crucible/storage/v1/evaluation_store_service.proto\x12\x13\x63rucible.storage.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\x17\x43reateEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63reator\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\x12\'\n\x04wait\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"4\n\x14GetEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"^\n\x15WaitEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x16WaitEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x8f\x02\n\x16ListEvaluationsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x37\n\x06states\x18\x04 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x05 \x03(\x0b\x32\x37.crucible.storage.v1.ListEvaluationsRequest.LabelsEntry\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"S\n\x17\x43\x61ncelEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x88\x01\n\x11ReadOutputRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"C\n\x17\x44\x65leteEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x97\x01\n\x18\x44\x65leteEvaluationResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12:\n\x07\x64\x65leted\x18\x02 \x01(\x0b\x32).crucible.evaluation.v1.EvaluationDeleted\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x8d\x06\n\x16\x45valuationStoreService\x12o\n\x10\x43reateEvaluation\x12,.crucible.storage.v1.CreateEvaluationRequest\x1a-.crucible.storage.v1.CreateEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.storage.v1.GetEvaluationRequest\x1a*.crucible.storage.v1.GetEvaluationResponse\x12i\n\x0eWaitEvaluation\x12*.crucible.storage.v1.WaitEvaluationRequest\x1a+.crucible.storage.v1.WaitEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.storage.v1.ListEvaluationsRequest\x1a,.crucible.storage.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.storage.v1.CancelEvaluationRequest\x1a-.crucible.storage.v1.CancelEvaluationResponse\x12_\n\nReadOutput\x12&.crucible.storage.v1.ReadOutputRequest\x1a\'.crucible.storage.v1.ReadOutputResponse0\x01\x12o\n\x10\x44\x65leteEvaluation\x12,.crucible.storage.v1.DeleteEvaluationRequest\x1a-.crucible.storage.v1.DeleteEvaluationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2crucible/storage/v1/evaluation_store_service.proto\x12\x13\x63rucible.storage.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\"crucible/evaluation/v1/event.proto\x1a*crucible/evaluation/v1/usage_samples.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\x17\x43reateEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63reator\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x34\n\x04spec\x18\x04 \x01(\x0b\x32&.crucible.evaluation.v1.EvaluationSpec\x12\'\n\x04wait\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"R\n\x18\x43reateEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"4\n\x14GetEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x15GetEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"^\n\x15WaitEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x16WaitEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x8f\x02\n\x16ListEvaluationsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x37\n\x06states\x18\x04 \x03(\x0e\x32\'.crucible.evaluation.v1.EvaluationState\x12G\n\x06labels\x18\x05 \x03(\x0b\x32\x37.crucible.storage.v1.ListEvaluationsRequest.LabelsEntry\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x17ListEvaluationsResponse\x12\x37\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\".crucible.evaluation.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"S\n\x17\x43\x61ncelEvaluationRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"R\n\x18\x43\x61ncelEvaluationResponse\x12\x36\n\nevaluation\x18\x01 \x01(\x0b\x32\".crucible.evaluation.v1.Evaluation\"\x88\x01\n\x11ReadOutputRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"2\n\x12ReadOutputResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"C\n\x17\x44\x65leteEvaluationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x97\x01\n\x18\x44\x65leteEvaluationResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12:\n\x07\x64\x65leted\x18\x02 \x01(\x0b\x32).crucible.evaluation.v1.EvaluationDeleted\x12/\n\x0b\x64\x65lete_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x17ListUsageSamplesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"\xa9\x01\n\x18ListUsageSamplesResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x38\n\x0bobservation\x18\x02 \x01(\x0e\x32#.crucible.evaluation.v1.Observation\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x32\n\x06points\x18\x04 \x03(\x0b\x32\".crucible.evaluation.v1.UsagePoint2\xfe\x06\n\x16\x45valuationStoreService\x12o\n\x10\x43reateEvaluation\x12,.crucible.storage.v1.CreateEvaluationRequest\x1a-.crucible.storage.v1.CreateEvaluationResponse\x12\x66\n\rGetEvaluation\x12).crucible.storage.v1.GetEvaluationRequest\x1a*.crucible.storage.v1.GetEvaluationResponse\x12i\n\x0eWaitEvaluation\x12*.crucible.storage.v1.WaitEvaluationRequest\x1a+.crucible.storage.v1.WaitEvaluationResponse\x12l\n\x0fListEvaluations\x12+.crucible.storage.v1.ListEvaluationsRequest\x1a,.crucible.storage.v1.ListEvaluationsResponse\x12o\n\x10\x43\x61ncelEvaluation\x12,.crucible.storage.v1.CancelEvaluationRequest\x1a-.crucible.storage.v1.CancelEvaluationResponse\x12_\n\nReadOutput\x12&.crucible.storage.v1.ReadOutputRequest\x1a\'.crucible.storage.v1.ReadOutputResponse0\x01\x12o\n\x10ListUsageSamples\x12,.crucible.storage.v1.ListUsageSamplesRequest\x1a-.crucible.storage.v1.ListUsageSamplesResponse\x12o\n\x10\x44\x65leteEvaluation\x12,.crucible.storage.v1.DeleteEvaluationRequest\x1a-.crucible.storage.v1.DeleteEvaluationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,36 +38,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=218
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=391
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=393
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=475
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=477
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=529
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=531
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=610
-  _globals['_WAITEVALUATIONREQUEST']._serialized_start=612
-  _globals['_WAITEVALUATIONREQUEST']._serialized_end=706
-  _globals['_WAITEVALUATIONRESPONSE']._serialized_start=708
-  _globals['_WAITEVALUATIONRESPONSE']._serialized_end=788
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=791
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1062
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=1017
-  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=1062
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1064
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1171
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1173
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1256
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1258
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1340
-  _globals['_READOUTPUTREQUEST']._serialized_start=1343
-  _globals['_READOUTPUTREQUEST']._serialized_end=1479
-  _globals['_READOUTPUTRESPONSE']._serialized_start=1481
-  _globals['_READOUTPUTRESPONSE']._serialized_end=1531
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=1533
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=1600
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=1603
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=1754
-  _globals['_EVALUATIONSTORESERVICE']._serialized_start=1757
-  _globals['_EVALUATIONSTORESERVICE']._serialized_end=2538
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=262
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=435
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=437
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=519
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=521
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=573
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=575
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=654
+  _globals['_WAITEVALUATIONREQUEST']._serialized_start=656
+  _globals['_WAITEVALUATIONREQUEST']._serialized_end=750
+  _globals['_WAITEVALUATIONRESPONSE']._serialized_start=752
+  _globals['_WAITEVALUATIONRESPONSE']._serialized_end=832
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=835
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1106
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_start=1061
+  _globals['_LISTEVALUATIONSREQUEST_LABELSENTRY']._serialized_end=1106
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1108
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1215
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1217
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1300
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1302
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1384
+  _globals['_READOUTPUTREQUEST']._serialized_start=1387
+  _globals['_READOUTPUTREQUEST']._serialized_end=1523
+  _globals['_READOUTPUTRESPONSE']._serialized_start=1525
+  _globals['_READOUTPUTRESPONSE']._serialized_end=1575
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=1577
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=1644
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=1647
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=1798
+  _globals['_LISTUSAGESAMPLESREQUEST']._serialized_start=1800
+  _globals['_LISTUSAGESAMPLESREQUEST']._serialized_end=1872
+  _globals['_LISTUSAGESAMPLESRESPONSE']._serialized_start=1875
+  _globals['_LISTUSAGESAMPLESRESPONSE']._serialized_end=2044
+  _globals['_EVALUATIONSTORESERVICE']._serialized_start=2047
+  _globals['_EVALUATIONSTORESERVICE']._serialized_end=2941
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
 from crucible.evaluation.v1 import event_pb2 as _event_pb2
+from crucible.evaluation.v1 import usage_samples_pb2 as _usage_samples_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -475,3 +476,69 @@ class DeleteEvaluationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteEvaluationResponse: _TypeAlias = DeleteEvaluationResponse  # noqa: Y015
+
+@_typing.final
+class ListUsageSamplesRequest(_message.Message):
+    """See `ListUsageSamples`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose it must be."""
+    name: _builtins.str
+    """`evaluations/{uuid}`."""
+    attempt: _builtins.int
+    """Which attempt; 0: the latest."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        name: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageSamplesRequest: _TypeAlias = ListUsageSamplesRequest  # noqa: Y015
+
+@_typing.final
+class ListUsageSamplesResponse(_message.Message):
+    """See `ListUsageSamples`. The fields are those of the public answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OBSERVATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Of which attempt; 0: there was none yet."""
+    observation: _evaluation_pb2.Observation.ValueType
+    """How far the points are all of it."""
+    reason: _builtins.str
+    """Why not; empty with OBSERVED."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[_usage_samples_pb2.UsagePoint]:
+        """In order."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        observation: _evaluation_pb2.Observation.ValueType = ...,
+        reason: _builtins.str = ...,
+        points: _abc.Iterable[_usage_samples_pb2.UsagePoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "observation", b"observation", "points", b"points", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageSamplesResponse: _TypeAlias = ListUsageSamplesResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class EvaluationStoreServiceStub:
                 request_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputRequest.SerializeToString,
                 response_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputResponse.FromString,
                 _registered_method=True)
+        self.ListUsageSamples = channel.unary_unary(
+                '/crucible.storage.v1.EvaluationStoreService/ListUsageSamples',
+                request_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ListUsageSamplesRequest.SerializeToString,
+                response_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ListUsageSamplesResponse.FromString,
+                _registered_method=True)
         self.DeleteEvaluation = channel.unary_unary(
                 '/crucible.storage.v1.EvaluationStoreService/DeleteEvaluation',
                 request_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.DeleteEvaluationRequest.SerializeToString,
@@ -119,6 +124,13 @@ class EvaluationStoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUsageSamples(self, request, context):
+        """What is kept of an attempt's usage samples, and how far they are whole. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteEvaluation(self, request, context):
         """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
         stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL,
@@ -160,6 +172,11 @@ def add_EvaluationStoreServiceServicer_to_server(servicer, server):
                     servicer.ReadOutput,
                     request_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputRequest.FromString,
                     response_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputResponse.SerializeToString,
+            ),
+            'ListUsageSamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsageSamples,
+                    request_deserializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ListUsageSamplesRequest.FromString,
+                    response_serializer=crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ListUsageSamplesResponse.SerializeToString,
             ),
             'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteEvaluation,
@@ -330,6 +347,33 @@ class EvaluationStoreService:
             '/crucible.storage.v1.EvaluationStoreService/ReadOutput',
             crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputRequest.SerializeToString,
             crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ReadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsageSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.storage.v1.EvaluationStoreService/ListUsageSamples',
+            crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ListUsageSamplesRequest.SerializeToString,
+            crucible_dot_storage_dot_v1_dot_evaluation__store__service__pb2.ListUsageSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class EvaluationStoreServiceStub:
     """Stores the intent; a queued evaluation becomes CANCELLED at once, a terminal one is returned unchanged. NOT_FOUND."""
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_store_service_pb2.ReadOutputRequest, _evaluation_store_service_pb2.ReadOutputResponse]
     """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+    ListUsageSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.ListUsageSamplesRequest, _evaluation_store_service_pb2.ListUsageSamplesResponse]
+    """What is kept of an attempt's usage samples, and how far they are whole. NOT_FOUND."""
     DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]
     """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
     stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL,
@@ -72,6 +74,8 @@ class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
     """Stores the intent; a queued evaluation becomes CANCELLED at once, a terminal one is returned unchanged. NOT_FOUND."""
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_store_service_pb2.ReadOutputRequest, _evaluation_store_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
     """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+    ListUsageSamples: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.ListUsageSamplesRequest, _evaluation_store_service_pb2.ListUsageSamplesResponse]  # type: ignore[assignment]
+    """What is kept of an attempt's usage samples, and how far they are whole. NOT_FOUND."""
     DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
     """Deletes an evaluation that has ended, whosever it is: program, result, output and what its events told. Its digests
     stay. Deleted before: the same answer. NOT_FOUND. FAILED_PRECONDITION: EVALUATION_NOT_TERMINAL,
@@ -130,6 +134,14 @@ class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_store_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_store_service_pb2.ReadOutputResponse]]:
         """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListUsageSamples(
+        self,
+        request: _evaluation_store_service_pb2.ListUsageSamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_store_service_pb2.ListUsageSamplesResponse, _abc.Awaitable[_evaluation_store_service_pb2.ListUsageSamplesResponse]]:
+        """What is kept of an attempt's usage samples, and how far they are whole. NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def DeleteEvaluation(

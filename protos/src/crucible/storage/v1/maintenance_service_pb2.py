@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-crucible/storage/v1/maintenance_service.proto\x12\x13\x63rucible.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13\x43opyDatabaseRequest\"a\n\x14\x43opyDatabaseResponse\x12\x31\n\x04\x63opy\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.DatabaseCopyH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"o\n\x0c\x44\x61tabaseCopy\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x15\n\rlast_position\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x11\n\x0fGetUsageRequest\"\xf6\x01\n\x10GetUsageResponse\x12\x16\n\x0e\x64\x61tabase_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ereusable_bytes\x18\x02 \x01(\x03\x12\x17\n\x0f\x66ree_disk_bytes\x18\x03 \x01(\x03\x12/\n\x06tables\x18\x04 \x03(\x0b\x32\x1f.crucible.storage.v1.TableUsage\x12\x31\n\x07tenants\x18\x05 \x03(\x0b\x32 .crucible.storage.v1.TenantUsage\x12\x35\n\x07largest\x18\x06 \x03(\x0b\x32$.crucible.storage.v1.EvaluationUsage\"7\n\nTableUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\"t\n\x0bTenantUsage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x15\n\rprogram_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x65vent_bytes\x18\x05 \x01(\x03\">\n\x0f\x45valuationUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x32\xd4\x01\n\x12MaintenanceService\x12\x65\n\x0c\x43opyDatabase\x12(.crucible.storage.v1.CopyDatabaseRequest\x1a).crucible.storage.v1.CopyDatabaseResponse0\x01\x12W\n\x08GetUsage\x12$.crucible.storage.v1.GetUsageRequest\x1a%.crucible.storage.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-crucible/storage/v1/maintenance_service.proto\x12\x13\x63rucible.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13\x43opyDatabaseRequest\"a\n\x14\x43opyDatabaseResponse\x12\x31\n\x04\x63opy\x18\x01 \x01(\x0b\x32!.crucible.storage.v1.DatabaseCopyH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"o\n\x0c\x44\x61tabaseCopy\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x15\n\rlast_position\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x11\n\x0fGetUsageRequest\"\xf6\x01\n\x10GetUsageResponse\x12\x16\n\x0e\x64\x61tabase_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ereusable_bytes\x18\x02 \x01(\x03\x12\x17\n\x0f\x66ree_disk_bytes\x18\x03 \x01(\x03\x12/\n\x06tables\x18\x04 \x03(\x0b\x32\x1f.crucible.storage.v1.TableUsage\x12\x31\n\x07tenants\x18\x05 \x03(\x0b\x32 .crucible.storage.v1.TenantUsage\x12\x35\n\x07largest\x18\x06 \x03(\x0b\x32$.crucible.storage.v1.EvaluationUsage\"7\n\nTableUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\"\x8a\x01\n\x0bTenantUsage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x15\n\rprogram_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x65vent_bytes\x18\x05 \x01(\x03\x12\x14\n\x0csample_bytes\x18\x06 \x01(\x03\">\n\x0f\x45valuationUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x32\xd4\x01\n\x12MaintenanceService\x12\x65\n\x0c\x43opyDatabase\x12(.crucible.storage.v1.CopyDatabaseRequest\x1a).crucible.storage.v1.CopyDatabaseResponse0\x01\x12W\n\x08GetUsage\x12$.crucible.storage.v1.GetUsageRequest\x1a%.crucible.storage.v1.GetUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,10 +44,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUSAGERESPONSE']._serialized_end=604
   _globals['_TABLEUSAGE']._serialized_start=606
   _globals['_TABLEUSAGE']._serialized_end=661
-  _globals['_TENANTUSAGE']._serialized_start=663
-  _globals['_TENANTUSAGE']._serialized_end=779
-  _globals['_EVALUATIONUSAGE']._serialized_start=781
-  _globals['_EVALUATIONUSAGE']._serialized_end=843
-  _globals['_MAINTENANCESERVICE']._serialized_start=846
-  _globals['_MAINTENANCESERVICE']._serialized_end=1058
+  _globals['_TENANTUSAGE']._serialized_start=664
+  _globals['_TENANTUSAGE']._serialized_end=802
+  _globals['_EVALUATIONUSAGE']._serialized_start=804
+  _globals['_EVALUATIONUSAGE']._serialized_end=866
+  _globals['_MAINTENANCESERVICE']._serialized_start=869
+  _globals['_MAINTENANCESERVICE']._serialized_end=1081
 # @@protoc_insertion_point(module_scope)

@@ -208,6 +208,7 @@ class TenantUsage(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     PROGRAM_BYTES_FIELD_NUMBER: _builtins.int
     EVENT_BYTES_FIELD_NUMBER: _builtins.int
+    SAMPLE_BYTES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Its name."""
     evaluations: _builtins.int
@@ -218,6 +219,8 @@ class TenantUsage(_message.Message):
     """Programs and their files."""
     event_bytes: _builtins.int
     """What the event log says of them, without output."""
+    sample_bytes: _builtins.int
+    """Usage samples."""
     def __init__(
         self,
         *,
@@ -226,10 +229,11 @@ class TenantUsage(_message.Message):
         output_bytes: _builtins.int = ...,
         program_bytes: _builtins.int = ...,
         event_bytes: _builtins.int = ...,
+        sample_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "event_bytes", b"event_bytes", "output_bytes", b"output_bytes", "program_bytes", b"program_bytes", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "event_bytes", b"event_bytes", "output_bytes", b"output_bytes", "program_bytes", b"program_bytes", "sample_bytes", b"sample_bytes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

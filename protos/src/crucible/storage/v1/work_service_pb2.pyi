@@ -389,8 +389,8 @@ class RunReport(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_executor_service_pb2.RunEvent]:
-        """What the executor sent. Output and behaviour updates that are stored already are ignored; a gap in either is
-        refused.
+        """What the executor sent. Output, behaviour updates and usage samples that are stored already are ignored; a gap in
+        any of them is refused.
         """
 
     @_builtins.property
