@@ -67,12 +67,12 @@ def test_a_failure_of_the_infrastructure_is_an_end_too(watcher):
 )
 def test_each_broken_promise_is_told(watcher, changes, starts, said):
     (told, *_) = wrongs([ended(**changes)], starts, watcher)
-    assert said in told
+    assert said in told.text
 
 
 def test_two_attempts_that_lived_at_once_are_told(watcher):
     watcher.spans |= {"s0": (1.0, 3.0), "s1": (2.0, 4.0)}
     one = ended(attempt=2, failed_attempts=FAILED)
-    assert any("alive at once" in told for told in wrongs([one], {"0": ["s0", "s1"]}, watcher))
+    assert any("alive at once" in told.text for told in wrongs([one], {"0": ["s0", "s1"]}, watcher))
     watcher.spans["s1"] = (3.5, 4.0)
     assert not list(wrongs([one], {"0": ["s0", "s1"]}, watcher))

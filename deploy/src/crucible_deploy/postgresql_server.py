@@ -63,6 +63,22 @@ class PostgreSqlServer:
         """Where a database of this server is; the same over starts."""
         return f"postgresql://crucible@/{database}?host={self._folder}"
 
+    def admit(self, group: int) -> None:
+        """Lets a group's users connect; otherwise those can who run it, and root."""
+        os.chown(self._folder, -1, group)
+        self._folder.chmod(0o710)
+
+    def execute(self, statement: str) -> str:
+        """Runs one statement as its administrator; answers what it printed, without a heading.
+
+        Raises:
+            PostgreSqlServerError: it failed.
+        """
+        done = self._run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", self.url("postgres"), "-c", statement)
+        if done.returncode:
+            raise PostgreSqlServerError(f"PostgreSQL refused {statement!r}: {done.stdout.strip()[-500:]}")
+        return done.stdout
+
     def start(self) -> None:
         """Starts it and waits until it answers. After `stop` or `kill` it goes on with what it had.
 

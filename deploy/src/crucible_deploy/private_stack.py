@@ -14,14 +14,18 @@ from typing import Any, TypeVar
 from crucible_client import AsyncClient
 from crucible_client.async_client import DEFAULT_RETRY_FOR
 from crucible_client.settings import load
-from crucible_deploy import prepare, private_homes
+from crucible_deploy import prepare, private_homes, users
+from crucible_deploy.atomic import write_file
 from crucible_deploy.daemon import own_identity
 from crucible_deploy.layout import PROCESSES, Layout
 from crucible_deploy.paths import Paths
+from crucible_deploy.postgresql_server import PostgreSqlServer
 from crucible_deploy.stack import Options
 from crucible_deploy.supervisor import Supervisor
 
 T = TypeVar("T")
+
+_DATABASE = "crucible"
 
 
 class PrivateStack:
@@ -50,7 +54,12 @@ class PrivateStack:
 
 @asynccontextmanager
 async def private_stack(
-    common: Layout, options: Options, say: Callable[[str], None], *, like: PrivateStack | None = None
+    common: Layout,
+    options: Options,
+    say: Callable[[str], None],
+    *,
+    like: PrivateStack | None = None,
+    server: PostgreSqlServer | None = None,
 ) -> AsyncIterator[PrivateStack]:
     """A stack that is ready inside and gone without a trace after, however the block ends.
 
@@ -59,6 +68,7 @@ async def private_stack(
         options: what to start.
         say: told what is being done.
         like: another one whose Python environments this one uses; it must outlive this one.
+        server: has the stack's database, in place of a file.
 
     Raises:
         PrepareError and its like (`prepare.EXPECTED_ERRORS`): it cannot be started here.
@@ -70,6 +80,8 @@ async def private_stack(
         with open(lock, "rb", closefd=True):  # noqa: PTH123, ASYNC230  # a descriptor, to be closed at the end
             if like is not None:
                 _share_environments(layout, like.layout)
+            if server is not None:
+                _use(server, layout)
             specs = await _to_its_end(asyncio.to_thread(prepare.prepare, layout, options, say=say))
             say("starting " + ", ".join(PROCESSES))
             async with Supervisor(layout, specs, own=own_identity()) as supervisor:
@@ -81,6 +93,12 @@ async def private_stack(
 def _share_environments(layout: Layout, other: Layout) -> None:
     for process in PROCESSES:
         layout.environment(process).symlink_to(other.environment(process))
+
+
+def _use(server: PostgreSqlServer, layout: Layout) -> None:
+    server.execute(f"CREATE DATABASE {_DATABASE} TEMPLATE template0 ENCODING 'UTF8'")
+    server.admit(users.ensure(layout.home, ["storage"])["storage"].gid)
+    write_file(layout.database_file, f"{server.url(_DATABASE)}\n".encode(), mode=0o600)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 
 from crucible_deploy import environments
 from crucible_deploy.credentials import Credentials
@@ -12,6 +13,19 @@ from crucible_deploy.users import ROOT, Account
 
 _STOP_SECONDS = {"executor": 30.0}
 """It lets runs go on for its `shutdown_grace` (10 s), then ends them, and must never be killed while it does."""
+
+
+@dataclass(frozen=True)
+class Leases:
+    """For how long things go on of which nothing is heard. As storage's and the executor's own defaults are.
+
+    Attributes:
+        lease: of a run, after its last renewal.
+        orphan_grace: until the executor ends a run that nobody renews; longer than that.
+    """
+
+    lease: timedelta = timedelta(seconds=10)
+    orphan_grace: timedelta = timedelta(seconds=15)
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class Options:
         trace: whether what programs try is watched, where an engine can be.
         docker_host: the Docker daemon to use; None: the executor's default.
         keep: how long evaluations are kept after their end, as `720h`; None: for ever.
+        leases: how long leases last; None: the processes' defaults.
     """
 
     unsafe: bool = False
@@ -33,6 +48,7 @@ class Options:
     trace: bool = True
     docker_host: str | None = None
     keep: str | None = None
+    leases: Leases | None = None
 
 
 def specs(
@@ -48,7 +64,8 @@ def specs(
     """
     settings = {
         "storage": _storage(layout)
-        | {"bootstrap_key_sha256": credentials.admin_key_sha256, "keep": options.keep or ""},
+        | {"bootstrap_key_sha256": credentials.admin_key_sha256, "keep": options.keep or ""}
+        | ({} if options.leases is None else _durations(options.leases)),
         "monitor": _monitor(layout),
         "executor": _executor(layout, options),
         "worker": _worker(layout),
@@ -98,6 +115,10 @@ def _storage(layout: Layout) -> dict[str, object]:
         **_database(layout),
         **_tls(layout, "storage"),
     }
+
+
+def _durations(leases: Leases) -> dict[str, object]:
+    return {name: f"{length.total_seconds():g}s" for name, length in asdict(leases).items()}
 
 
 def _database(layout: Layout) -> dict[str, object]:
@@ -150,6 +171,8 @@ def _executor(layout: Layout, options: Options) -> dict[str, object]:
         settings["trace"] = False
     if options.docker_host is not None:
         settings["docker_host"] = options.docker_host
+    if options.leases is not None:
+        settings["orphan_grace"] = _durations(options.leases)["orphan_grace"]
     return settings
 
 

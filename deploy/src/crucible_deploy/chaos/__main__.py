@@ -6,41 +6,42 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from crucible_client import CallError
+from crucible_deploy import postgresql_server
+from crucible_deploy.chaos import report
+from crucible_deploy.chaos.database_faults import database_faults
 from crucible_deploy.chaos.faults import ChaosError, all_faults
-from crucible_deploy.chaos.harness import Chaos, chaos
+from crucible_deploy.chaos.harness import chaos
 from crucible_deploy.interrupt import cancelled_by_signals
 from crucible_deploy.layout import Layout
+from crucible_deploy.postgresql_server import PostgreSqlServer, PostgreSqlServerError
 from crucible_deploy.prepare import EXPECTED_ERRORS
-
-
-def _print(found: Chaos) -> None:
-    lines = [
-        f"seed {found.seed}: {found.accepted} evaluations accepted, all terminal, in {found.seconds:.0f} s",
-        f"{found.retried} needed more than one attempt, {found.given_up} failed for the infrastructure at their last",
-        f"{found.faults.total()} faults:",
-        *(f"  {times:4d} x {name}" for name, times in sorted(found.faults.items())),
-        *(f"WRONG: {one}" for one in found.wrong),
-        "every promise held" if not found.wrong else "FAILED",
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
 
 
 async def _run(common: Layout, say: Callable[[str], None], options: argparse.Namespace) -> int:
     try:
-        with cancelled_by_signals():
-            found = await chaos(common, say, seed=options.seed, count=options.count, faults=all_faults())
+        with cancelled_by_signals(), _server(options.database) as server:
+            faults = [*all_faults(), *(database_faults(server) if server is not None else ())]
+            found = await chaos(common, say, seed=options.seed, count=options.count, faults=faults, server=server)
     except asyncio.CancelledError:
         say("interrupted; the stack is down and nothing of it is left")
         return 130
-    if options.json:
-        sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
-    else:
-        _print(found)
+    text = json.dumps(asdict(found), indent=1) if options.json else "\n".join(report.lines(found))
+    sys.stdout.write(text + "\n")
     return 1 if found.wrong else 0
+
+
+@contextmanager
+def _server(database: str) -> Iterator[PostgreSqlServer | None]:
+    if database == "sqlite":
+        yield None
+        return
+    with postgresql_server.running(durable=True) as server:
+        yield server
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="chaos", description="Faults at random moments, judged from outside.")
     parser.add_argument("--count", type=int, default=2000, help="how many programs; default 2000")
     parser.add_argument("--seed", type=int, help="of the programs and the faults; default: a new one, which is printed")
+    parser.add_argument(
+        "--database", choices=("sqlite", "postgresql"), default="sqlite",
+        help="what storage uses; postgresql: a server of its own, which is restarted, crashed and cut off as well",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.count < 1:
@@ -61,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"seed {options.seed}")
     try:
         return asyncio.run(_run(Layout.of(os.environ), say, options))
-    except (*EXPECTED_ERRORS, ChaosError, CallError, TimeoutError, OSError) as error:
+    except (*EXPECTED_ERRORS, ChaosError, PostgreSqlServerError, CallError, TimeoutError, OSError) as error:
         say(str(error) or "an evaluation was stuck")
         return 1
 

@@ -3,18 +3,16 @@
 import asyncio
 import random
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from crucible_deploy.chaos.alive import Watcher
+from crucible_deploy.chaos.judge import Promise, Wrong
 from crucible_deploy.identity import ProcessIdentity
 from crucible_deploy.layout import PROCESSES
 from crucible_deploy.private_stack import PrivateStack
-
-LEASE_SECONDS = 10.0
-ORPHAN_GRACE_SECONDS = 15.0
-"""Both as storage's defaults are."""
+from crucible_deploy.stack import Leases
 
 _KILL_SECONDS = 2.0
 _RESTART_SECONDS = 60.0
@@ -26,10 +24,17 @@ class ChaosError(Exception):
 
 @dataclass(frozen=True)
 class Scene:
-    """What faults happen to, and who sees it."""
+    """What faults happen to, and who sees it.
+
+    Attributes:
+        stack: the processes.
+        watcher: sees what lives.
+        leases: how long leases last, and runs without their worker.
+    """
 
     stack: PrivateStack
     watcher: Watcher
+    leases: Leases
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,13 @@ class Fault:
 
     name: str
     weight: int
-    happen: Callable[[Scene, random.Random], Awaitable[list[str]]]
+    happen: Callable[[Scene, random.Random], Awaitable[list[Wrong]]]
 
 
 def kill(process: str) -> Fault:
     """`kill -9`, and the wait until the supervisor has started it again."""
 
-    async def happen(scene: Scene, chance: random.Random) -> list[str]:
+    async def happen(scene: Scene, chance: random.Random) -> list[Wrong]:
         del chance
         killed = _identity(scene.stack, process)
         killed.signal(signal.SIGKILL)
@@ -63,7 +68,7 @@ def kill(process: str) -> Fault:
 def pause(process: str, least: float, most: float, weight: int) -> Fault:
     """SIGSTOP, and SIGCONT after some seconds."""
 
-    async def happen(scene: Scene, chance: random.Random) -> list[str]:
+    async def happen(scene: Scene, chance: random.Random) -> list[Wrong]:
         with _paused(scene.stack, process):
             await asyncio.sleep(chance.uniform(least, most))
         return []
@@ -74,7 +79,7 @@ def pause(process: str, least: float, most: float, weight: int) -> Fault:
 def kill_two() -> Fault:
     """Two processes at the same moment."""
 
-    async def happen(scene: Scene, chance: random.Random) -> list[str]:
+    async def happen(scene: Scene, chance: random.Random) -> list[Wrong]:
         names = chance.sample(PROCESSES, 2)
         killed = [(name, _identity(scene.stack, name)) for name in names]
         for _, identity in killed:
@@ -86,16 +91,27 @@ def kill_two() -> Fault:
     return Fault("kill two at once", 2, happen)
 
 
+def fence_off() -> Fault:
+    """The worker is paused for longer than its lease: when it wakes up, others may have its work."""
+
+    async def happen(scene: Scene, chance: random.Random) -> list[Wrong]:
+        with _paused(scene.stack, "worker"):
+            await asyncio.sleep(scene.leases.lease.total_seconds() + chance.uniform(1, 4))
+        return []
+
+    return Fault("pause worker beyond its lease", 1, happen)
+
+
 def cut_off() -> Fault:
     """The executor hears nothing of its worker for longer than the grace: what ran must be dead when it has passed."""
 
-    async def happen(scene: Scene, chance: random.Random) -> list[str]:
+    async def happen(scene: Scene, chance: random.Random) -> list[Wrong]:
         with _paused(scene.stack, "worker"):
             ran = scene.watcher.living()
-            await asyncio.sleep(ORPHAN_GRACE_SECONDS + _KILL_SECONDS)
+            await asyncio.sleep(scene.leases.orphan_grace.total_seconds() + _KILL_SECONDS)
             left = ran & scene.watcher.living()
-            await asyncio.sleep(chance.uniform(1, 5))
-        return [f"sandbox {one} outlived the grace without a worker" for one in sorted(left)]
+            await asyncio.sleep(chance.uniform(0.5, 4))
+        return [Wrong(Promise.GRACE, f"sandbox {one} outlived its worker") for one in sorted(left)]
 
     return Fault("cut the executor off", 1, happen)
 
@@ -109,10 +125,17 @@ def all_faults() -> list[Fault]:
         pause("monitor", 1, 4, 1),
         pause("executor", 1, 4, 2),
         pause("worker", 1, 4, 1),
-        # Longer than its lease: others may take its work when it wakes up, so it is fenced off.
-        pause("worker", LEASE_SECONDS + 1, LEASE_SECONDS + 4, 1),
+        fence_off(),
         cut_off(),
     ]
+
+
+def in_order(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
+    """Each once, in an order of chance, so that none is missed; then, for ever, by weight."""
+    yield from chance.sample(faults, len(faults))
+    weights = [one.weight for one in faults]
+    while True:
+        yield from chance.choices(faults, weights)
 
 
 @contextmanager

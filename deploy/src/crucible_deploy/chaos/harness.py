@@ -16,17 +16,16 @@ from crucible_deploy import host
 from crucible_deploy.chaos import proofs
 from crucible_deploy.chaos.alive import Watcher
 from crucible_deploy.chaos.counted_runsc import CountedRunsc
-from crucible_deploy.chaos.faults import ChaosError, Fault, Scene
-from crucible_deploy.chaos.judge import Ended, wrongs
+from crucible_deploy.chaos.faults import ChaosError, Fault, Scene, in_order
+from crucible_deploy.chaos.judge import Ended, Promise, Wrong, wrongs
 from crucible_deploy.chaos.programs import Case, case
 from crucible_deploy.layout import Layout
 from crucible_deploy.paths import Paths
+from crucible_deploy.postgresql_server import PostgreSqlServer
 from crucible_deploy.private_stack import private_stack
-from crucible_deploy.stack import Options
+from crucible_deploy.stack import Leases, Options
 
 SLOTS = 4
-_LANES = 8
-_LONG_SECONDS = 25.0
 _PATIENCE = timedelta(minutes=10)
 _STUCK_SECONDS = 300.0
 _GONE_SECONDS = 20.0
@@ -43,16 +42,22 @@ class Chaos:
         faults: how often each happened.
         retried: evaluations with more than one attempt.
         given_up: evaluations that failed for the infrastructure at their last attempt.
+        starts: sandboxes that the counting runsc wrote down.
+        looks: how often it was looked what lives.
         wrong: what contradicts the promises; empty when all is well.
+        database: what storage used.
     """
 
     seed: int
+    database: str = "SQLite"
     seconds: float = 0.0
     accepted: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     retried: int = 0
     given_up: int = 0
-    wrong: list[str] = field(default_factory=list)
+    starts: int = 0
+    looks: int = 0
+    wrong: list[Wrong] = field(default_factory=list)
 
 
 async def chaos(
@@ -63,35 +68,45 @@ async def chaos(
     count: int,
     faults: list[Fault],
     calm: tuple[float, float] = (1.0, 6.0),
+    lanes: int = 8,
+    long_seconds: float = 25.0,
+    leases: Leases | None = None,
+    server: PostgreSqlServer | None = None,
 ) -> Chaos:
-    """Runs `count` programs while faults happen.
+    """Runs programs while faults happen: at least `count`, and until each fault has happened.
 
     Args:
         common: the user's own layout; its cache is used, nothing of it is changed.
         say: told of every fault and of the progress.
         seed: of the programs and the faults.
-        count: programs, of at most 1.2 s each; beside them one of 25 s runs at any time.
-        faults: to be drawn from.
+        count: programs, of at most 1.2 s each; beside them a long one runs at any time.
+        faults: each happens once, in an order of chance, then again by weight.
         calm: least and most seconds between two faults.
+        lanes: programs that are under way at once, beside the long one.
+        long_seconds: of the long programs.
+        leases: how long they last; None: as by default.
+        server: has the database, in place of a file.
 
     Raises:
         ChaosError: the stack did not come back.
         PrepareError and its like: it cannot be started here.
     """
-    chance = random.Random(seed)  # noqa: S311  # repeatable, not secret
-    found = Chaos(seed)
+    found = Chaos(seed, "SQLite" if server is None else "PostgreSQL")
     runsc = CountedRunsc.make(common.paths.cache)
     try:
         counted = Layout(Paths(common.paths.home, runsc.cache, common.paths.run), common.port_offset)
         # With a pool a sandbox would live before its run, and its start would be no start of a program.
-        async with private_stack(counted, Options(slots=SLOTS, pool=0), say) as stack:
+        options = Options(slots=SLOTS, pool=0, leases=leases)
+        async with private_stack(counted, options, say, server=server) as stack:
             with Watcher(stack.layout) as watcher:
-                ended = await _storm(Scene(stack, watcher), found, chance, count, faults, calm, say)
+                scene = Scene(stack, watcher, leases or Leases())
+                ended = await _Storm(scene, found, faults, count, calm, lanes, long_seconds, say).run()
                 left = await asyncio.to_thread(host.wait_for_none, stack.layout, _GONE_SECONDS)
-            found.wrong += [f"left on the host: {left}"] if left else []
+            found.wrong += [Wrong(Promise.GONE, f"left on the host: {left}")] if left else []
             async with stack.client() as client:
                 found.wrong += await proofs.failed(stack.layout, client)
             found.wrong += wrongs(ended, runsc.by_mark(), watcher)
+            found.starts, found.looks = len(runsc.sandboxes()), watcher.looks
     finally:
         runsc.remove()
     found.accepted = len(ended)
@@ -100,41 +115,88 @@ async def chaos(
     return found
 
 
-async def _storm(
-    scene: Scene,
-    found: Chaos,
-    chance: random.Random,
-    count: int,
-    faults: list[Fault],
-    calm: tuple[float, float],
-    say: Callable[[str], None],
-) -> list[Ended]:
-    """All programs with their records, in the order of their ends."""
-    began = time.monotonic()
-    ended: list[Ended] = []
-    short = (case(str(number), chance) for number in range(count))
-    async with scene.stack.client(retry_for=_PATIENCE) as client:
-        lanes = [asyncio.create_task(_lane(client, short, ended)) for _ in range(_LANES)]
-        stop = asyncio.Event()
-        long = asyncio.create_task(_long_ones(client, stop, ended))
-        harm = asyncio.create_task(_harm(scene, found, random.Random(found.seed + 1), faults, calm, say))  # noqa: S311
-        shown = asyncio.create_task(_progress(ended, count, say))
-        tasks = [*lanes, long, harm, shown]
-        try:
-            await _first_error(asyncio.gather(*lanes), harm)
-            stop.set()
-            harm.cancel()  # between two faults or within one, whose process comes back all the same
-            await asyncio.wait([harm])
-            async with asyncio.timeout(_STUCK_SECONDS):
-                await long
-        except TimeoutError:
-            raise ChaosError(f"an evaluation was not terminal {_STUCK_SECONDS:.0f} s after the last fault") from None
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-    found.seconds = time.monotonic() - began
-    return ended
+@dataclass
+class _Storm:
+    """Programs and faults, both at once; the arguments are those of `chaos`."""
+
+    scene: Scene
+    found: Chaos
+    faults: list[Fault]
+    count: int
+    calm: tuple[float, float]
+    lanes: int
+    long_seconds: float
+    say: Callable[[str], None]
+    ended: list[Ended] = field(default_factory=list)
+
+    async def run(self) -> list[Ended]:
+        """All programs with their records, in the order of their ends."""
+        began = time.monotonic()
+        cases = self._short_ones()
+        async with self.scene.stack.client(retry_for=_PATIENCE) as client:
+            lanes = [asyncio.create_task(self._lane(client, cases)) for _ in range(self.lanes)]
+            stop = asyncio.Event()
+            long = asyncio.create_task(self._long_ones(client, stop))
+            harm = asyncio.create_task(self._harm())
+            all_lanes = asyncio.gather(*lanes)
+            tasks = [*lanes, all_lanes, long, harm, asyncio.create_task(self._progress())]
+            try:
+                await _first_error(all_lanes, harm)
+                stop.set()
+                harm.cancel()  # between two faults or within one, whose process comes back all the same
+                await asyncio.wait([harm])
+                async with asyncio.timeout(_STUCK_SECONDS):
+                    await long
+            except TimeoutError:
+                text = f"an evaluation was not terminal {_STUCK_SECONDS:.0f} s after the last fault"
+                raise ChaosError(text) from None
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        self.found.seconds = time.monotonic() - began
+        return self.ended
+
+    def _short_ones(self) -> Iterator[Case]:
+        chance = random.Random(self.found.seed)  # noqa: S311  # repeatable, not secret
+        for number in itertools.count():
+            if number >= self.count and all(one.name in self.found.faults for one in self.faults):
+                return
+            yield case(str(number), chance)
+
+    async def _lane(self, client: AsyncClient, cases: Iterator[Case]) -> None:
+        for one in cases:
+            await self._one(client, one)
+
+    async def _one(self, client: AsyncClient, one: Case) -> None:
+        async with asyncio.timeout(_STUCK_SECONDS):
+            submitted = await client.submit(one.spec, request_id=f"chaos-{one.mark}")
+            while True:
+                done = await client.wait(submitted.name)
+                if done.termination is not None:
+                    self.ended.append(Ended(one, done))
+                    return
+
+    async def _long_ones(self, client: AsyncClient, stop: asyncio.Event) -> None:
+        """One long program after the other, so that every fault meets one."""
+        steady = random.Random(0)  # noqa: S311
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            await self._one(client, case(f"long{number}", steady, seconds=self.long_seconds))
+
+    async def _harm(self) -> None:
+        chance = random.Random(self.found.seed + 1)  # noqa: S311
+        for fault in in_order(self.faults, chance):
+            await asyncio.sleep(chance.uniform(*self.calm))
+            self.say(fault.name)
+            self.found.wrong += await fault.happen(self.scene, chance)
+            self.found.faults[fault.name] += 1
+
+    async def _progress(self) -> None:
+        while True:
+            await asyncio.sleep(15)
+            self.say(f"{len(self.ended)} ended, {self.count} asked for, {self.found.faults.total()} faults")
 
 
 async def _first_error(lanes: "asyncio.Future[list[None]]", harm: "asyncio.Task[None]") -> None:
@@ -145,49 +207,3 @@ async def _first_error(lanes: "asyncio.Future[list[None]]", harm: "asyncio.Task[
         lanes.cancel()
         harm.result()
     await lanes
-
-
-async def _lane(client: AsyncClient, cases: Iterator[Case], ended: list[Ended]) -> None:
-    for one in cases:
-        await _one(client, one, ended)
-
-
-async def _one(client: AsyncClient, one: Case, ended: list[Ended]) -> None:
-    async with asyncio.timeout(_STUCK_SECONDS):
-        submitted = await client.submit(one.spec, request_id=f"chaos-{one.mark}")
-        while True:
-            done = await client.wait(submitted.name)
-            if done.termination is not None:
-                ended.append(Ended(one, done))
-                return
-
-
-async def _long_ones(client: AsyncClient, stop: asyncio.Event, ended: list[Ended]) -> None:
-    """One long program after the other, so that every fault meets one."""
-    steady = random.Random(0)  # noqa: S311
-    for number in itertools.count():
-        if stop.is_set():
-            return
-        await _one(client, case(f"long{number}", steady, seconds=_LONG_SECONDS), ended)
-
-
-async def _harm(
-    scene: Scene,
-    found: Chaos,
-    chance: random.Random,
-    faults: list[Fault],
-    calm: tuple[float, float],
-    say: Callable[[str], None],
-) -> None:
-    while True:
-        await asyncio.sleep(chance.uniform(*calm))
-        (fault,) = chance.choices(faults, [one.weight for one in faults])
-        say(fault.name)
-        found.faults[fault.name] += 1
-        found.wrong += await fault.happen(scene, chance)
-
-
-async def _progress(ended: list[Ended], count: int, say: Callable[[str], None]) -> None:
-    while True:
-        await asyncio.sleep(15)
-        say(f"{len(ended)} ended, {count} asked for")

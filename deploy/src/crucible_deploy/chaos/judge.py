@@ -1,12 +1,34 @@
 """What must hold after the faults: told as sentences, one for each thing that does not."""
 
+import enum
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from crucible_client.results import Evaluation, Exited, InfrastructureFailure, State
 from crucible_deploy.chaos.alive import Watcher
 from crucible_deploy.chaos.programs import Case
+
+
+class Promise(enum.StrEnum):
+    """What is promised, as the table of verdicts words it."""
+
+    END = "each accepted evaluation has one terminal state, and the output of its program"
+    START = "at most one start for each attempt, and of nothing else"
+    FAILURE = "each further attempt has its recorded infrastructure failure"
+    ALONE = "two attempts of an evaluation are never alive at once"
+    GRACE = "what runs without its worker is dead when the grace has passed"
+    GONE = "nothing is left on the host"
+    REBUILT = "the event log rebuilds every state (crucible storage check)"
+    AUDIT = "the audit log verifies"
+
+
+class Wrong(NamedTuple):
+    """Something that contradicts a promise."""
+
+    promise: Promise
+    text: str
 
 
 @dataclass(frozen=True)
@@ -17,7 +39,7 @@ class Ended:
     evaluation: Evaluation
 
 
-def wrongs(ended: Sequence[Ended], starts: Mapping[str, Sequence[str]], watcher: Watcher) -> Iterator[str]:
+def wrongs(ended: Sequence[Ended], starts: Mapping[str, Sequence[str]], watcher: Watcher) -> Iterator[Wrong]:
     """Everything that contradicts the promises.
 
     Args:
@@ -26,10 +48,10 @@ def wrongs(ended: Sequence[Ended], starts: Mapping[str, Sequence[str]], watcher:
         watcher: what lived when.
     """
     for one in ended:
-        yield from _wrong_end(one)
+        yield from (Wrong(Promise.END, text) for text in _wrong_end(one))
         yield from _wrong_starts(one, starts.get(one.case.mark, ()), watcher)
     for mark in starts.keys() - {one.case.mark for one in ended}:
-        yield f"program {mark} was started and is no accepted evaluation"
+        yield Wrong(Promise.START, f"program {mark} was started and is no accepted evaluation")
 
 
 def _wrong_end(one: Ended) -> Iterator[str]:
@@ -50,15 +72,15 @@ def _wrong_end(one: Ended) -> Iterator[str]:
             yield f"{name} ended as {other!r}, state {done.state.value}"
 
 
-def _wrong_starts(one: Ended, sandboxes: Sequence[str], watcher: Watcher) -> Iterator[str]:
+def _wrong_starts(one: Ended, sandboxes: Sequence[str], watcher: Watcher) -> Iterator[Wrong]:
     done = one.evaluation
     name = f"program {one.case.mark} ({done.name})"
     if len(sandboxes) > done.attempt:
-        yield f"{name} was started {len(sandboxes)} times in {done.attempt} attempts"
+        yield Wrong(Promise.START, f"{name} was started {len(sandboxes)} times in {done.attempt} attempts")
     if not sandboxes and isinstance(done.termination, Exited):
-        yield f"{name} has a result and was never started"
+        yield Wrong(Promise.START, f"{name} has a result and was never started")
     numbers = [failed.attempt for failed in done.failed_attempts]
     if numbers != list(range(1, done.attempt)) or not all(failed.reason for failed in done.failed_attempts):
-        yield f"{name} is at attempt {done.attempt} and has recorded failures of {numbers}"
+        yield Wrong(Promise.FAILURE, f"{name} is at attempt {done.attempt} and has recorded failures of {numbers}")
     if watcher.overlap(sandboxes):
-        yield f"{name} had two attempts alive at once: {', '.join(sandboxes)}"
+        yield Wrong(Promise.ALONE, f"{name} had two attempts alive at once: {', '.join(sandboxes)}")

@@ -6,22 +6,26 @@ import sys
 
 from crucible_client import AsyncClient
 from crucible_client.audit import AuditFinding
+from crucible_deploy.chaos.judge import Promise, Wrong
 from crucible_deploy.layout import Layout
 
 _CHECK_SECONDS = 300.0
 _SHOWN = 2000
 
 
-async def failed(layout: Layout, client: AsyncClient) -> list[str]:
-    """What does not prove, as sentences; empty when all does.
+async def failed(layout: Layout, client: AsyncClient) -> list[Wrong]:
+    """What does not prove; empty when all does.
 
     Args:
         layout: of a stack that runs.
         client: of an administrator.
     """
-    wrong = [f"audit: {one.message}" async for one in client.verify_audit() if isinstance(one, AuditFinding)]
+    found = [one.message async for one in client.verify_audit() if isinstance(one, AuditFinding)]
+    wrong = [Wrong(Promise.AUDIT, one) for one in found]
     code, said = await _check(layout)
-    return wrong if code == 0 else [*wrong, f"crucible storage check exited with {code}: {said[-_SHOWN:]}"]
+    if code != 0:
+        wrong.append(Wrong(Promise.REBUILT, f"crucible storage check exited with {code}: {said[-_SHOWN:]}"))
+    return wrong
 
 
 async def _check(layout: Layout) -> tuple[int | None, str]:
