@@ -10,7 +10,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-${CRUCIBLE_CACHE:-/var/cache/crucible}/init}
 cd "$here"
-version=$(cat init.c launch.c tend.c protocol.h sys.h build.sh | sha256sum | cut -d' ' -f1)
+version=$(cat init.c launch.c tend.c left.h protocol.h sys.h build.sh | sha256sum | cut -d' ' -f1)
 final=$out/$version
 if [ ! -d "$final" ]; then
     umask 022

@@ -4,13 +4,11 @@
  * reaps what is left, and exits. It never writes to the program's stdout and stderr. The program cannot reach the init:
  * another uid, no capability, no shared descriptor. See protocol.h for the bytes, and for `crucible-init multiplexed`.
  */
-#include "protocol.h"
+#include "left.h"
 #include <asm/poll.h>
 #include <asm/statfs.h>
 #include <linux/audit.h>
 #include <linux/capability.h>
-#include <linux/errno.h>
-#include <linux/fcntl.h>
 #include <linux/filter.h>
 #include <linux/inotify.h>
 #include <linux/memfd.h>
@@ -19,7 +17,6 @@
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <linux/signalfd.h>
-#include <linux/stat.h>
 #include <linux/time_types.h>
 #include <linux/wait.h>
 
@@ -27,6 +24,7 @@
 #define SIGCHLD 17
 #define SIGSET_BYTES 8
 #define CHILD_MASK (1UL << (SIGCHLD - 1))
+#define LEFT_AT "/workspace/out"
 
 static u8 buffer[65536]; /* what was read of fd 0 and not used yet */
 static u64 buffer_start, buffer_end;
@@ -37,6 +35,7 @@ static char path[MAX_PATH + 1];
 static struct frame_head head;
 static char **argv, **environment;
 
+static int told_to_end;
 static int multiplexed;
 static int stdout_fd = STDOUT_FD, stderr_fd = STDERR_FD; /* what becomes the program's 1 and 2 */
 static int output_ends[2] = {-1, -1};                    /* multiplexed: where its output is read, stdout first */
@@ -493,6 +492,40 @@ static void report(u32 kind, u32 a, u32 b)
         die(2); /* nobody listens: the sandbox has no reason to go on */
 }
 
+/* --- what the program left --- */
+
+static void send_left(void)
+{
+    u64 length = sizeof left_message.head + left_message.head.length;
+    const u8 *at = (const u8 *)&left_message.head;
+    if (multiplexed) {
+        left_message.frame.channel = REPORTS;
+        left_message.frame.length = (u32)length;
+        send(&left_message, sizeof left_message.frame + length);
+        return;
+    }
+    while (length) {
+        long put = SYS(write, REPORT_FD, at, length);
+        if (put == -EINTR)
+            continue;
+        if (put <= 0)
+            die(2); /* nobody listens */
+        at += put;
+        length -= (u64)put;
+    }
+}
+
+/* As the program's user: what the program itself could not read does not go up. */
+static void send_what_is_left(void)
+{
+    if (!head.left_files || !is_there(LEFT_AT))
+        return;
+    become(PROGRAM_ID);
+    report(LEFT, 0, 0);
+    send_all(LEFT_AT, head.left_files, head.left_bytes);
+    become(0);
+}
+
 static long reap(int *status)
 {
     return SYS(wait4, -1, status, WNOHANG, 0);
@@ -511,8 +544,12 @@ static void wait_for_change(int signals, long milliseconds)
     SYS(ppoll, watched, multiplexed ? 5 : 3, milliseconds < 0 ? 0 : &wait, 0, SIGSET_BYTES);
     if (watched[1].revents)
         SYS(read, signals, &caught, sizeof caught);
-    if (watched[0].revents && SYS(read, CONTROL_FD, buffer, sizeof buffer) == 0)
-        die(0); /* the executor let go: with PID 1 everything here ends */
+    if (watched[0].revents) {
+        long got = SYS(read, CONTROL_FD, buffer, sizeof buffer);
+        if (!got)
+            die(0); /* the executor let go: with PID 1 everything here ends */
+        told_to_end |= got > 0;
+    }
     pump(0);
     pump(1);
 }
@@ -526,6 +563,8 @@ static int wait_for_program(long program, int signals)
             continue;
         if (ended == program)
             return status;
+        if (told_to_end)
+            SYS(kill, -1, SIGKILL);
         if (ended <= 0)
             wait_for_change(signals, -1);
     }
@@ -673,7 +712,7 @@ __attribute__((noreturn, used)) void init(long *stack)
     report(READY, 0, 0);
 
     take(&head, sizeof head);
-    if (head.magic == HOLD_MAGIC && !head.zero) {
+    if (head.magic == HOLD_MAGIC) {
         int workspace;
         program = hold((int)signals);
         take(&head, sizeof head);
@@ -684,11 +723,12 @@ __attribute__((noreturn, used)) void init(long *stack)
         skip_fifo();
         make_stdin();
     }
-    if (head.magic != FRAME_MAGIC || head.zero)
+    if (head.magic != FRAME_MAGIC)
         refuse(AT_FRAME, EPROTO);
     take_strings();
     take_files();
     take_stdin();
+    told_to_end = buffer_start < buffer_end;
     if (!program)
         program = start();
     SYS(close, stdin_fd);
@@ -704,6 +744,7 @@ __attribute__((noreturn, used)) void init(long *stack)
     count = end_all((int)signals);
     while (pump(0) || pump(1))
         ;
+    send_what_is_left();
     report(GONE, count, 0);
     while (multiplexed)
         wait_for_change((int)signals, -1);

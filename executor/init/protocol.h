@@ -6,9 +6,12 @@
  *   It waits in reading that file, and ready is reported again; argv, environment and limits of the program are then these.
  * Then, once:  frame_head · argc strings · envc strings · nfiles files · stdin bytes · u32 FRAME_END
  *   string = u32 length, bytes without NUL        file = string path, u64 length, bytes
- *   After that the descriptor stays open for as long as the program may live: its end ends everything.
- * Up (fd 3): `report` records, in the order ready (again when an interpreter waits), then started, ended, gone, or at any
- *   point refused.
+ *   After that the descriptor stays open for as long as the program may live: its end ends everything at once. Any byte
+ *   ends the program and all that it started, and then all goes on as if it had ended by itself.
+ * Up (fd 3): `report` records, in the order ready (again when an interpreter waits), then started, ended, left, gone, or at
+ *   any point refused. left comes only when the program left something at `out`. After it, before gone, what it left:
+ *   left_heads, each with `length` bytes: (LEFT_NAME, LEFT_DATA any number of times, LEFT_WHOLE or LEFT_ABANDONED) for each
+ *   file, then LEFT_END.
  *
  * Multiplexed (`crucible-init multiplexed`), for an engine that passes on only fds 0, 1 and 2: everything goes up fd 1 as
  * `output_frame`s, of which only the init can write any: its reports, and what it read of the program's two pipes. All
@@ -20,8 +23,8 @@
 
 #include "sys.h"
 
-#define FRAME_MAGIC 0x3154494e49555243UL /* "CRUINIT1" */
-#define HOLD_MAGIC 0x31444c4f48555243UL  /* "CRUHOLD1" */
+#define FRAME_MAGIC 0x3254494e49555243UL /* "CRUINIT2" */
+#define HOLD_MAGIC 0x32444c4f48555243UL  /* "CRUHOLD2" */
 #define FRAME_END 0x21444e45U            /* "END!" */
 #define REPORT_MAGIC 0x54525052U         /* "RPRT" */
 
@@ -49,7 +52,8 @@ struct frame_head {
     u32 nfiles;
     u32 processes;  /* RLIMIT_NPROC, or UNCHANGED where the sandbox's cgroup bounds them */
     u32 open_files; /* RLIMIT_NOFILE */
-    u32 zero;
+    u32 left_files; /* how many of the files that the program leaves at `out` go up at most; 0: nobody wants any */
+    u64 left_bytes; /* how many bytes of them together; the file that would go beyond is cut, of those after it goes up none */
     u64 stdin_bytes;
 };
 
@@ -59,6 +63,7 @@ enum report_kind {
     ENDED,     /* the program ended: `a` is enum ended_how, `b` the exit code or signal */
     GONE,      /* every other process was killed and reaped: `a` is how many; CPU times of all are final */
     REFUSED,   /* nothing ran: `a` is enum stage, `b` the errno, or as the stage says */
+    LEFT,      /* every other process was killed and reaped, and the program left something at `out`: it follows */
 };
 
 enum ended_how { EXITED = 0, SIGNALLED = 1 };
@@ -97,5 +102,22 @@ struct output_frame {
 };
 
 #define MAX_FRAME 65536
+
+enum left {
+    LEFT_NAME = 1,      /* a file begins: u64 its size, then its path below `out`, 1 to MAX_LEFT_PATH bytes */
+    LEFT_DATA = 2,      /* the next bytes of it */
+    LEFT_DONE = 3,      /* nothing more of it goes up; no bytes */
+    LEFT_ABANDONED = 4, /* it cannot be read and does not count; no bytes */
+    LEFT_END = 5,       /* no more files: u64 how much else was there, and is no folder; u64 1 when not all was looked at */
+};
+
+struct left_head {
+    u32 kind; /* enum left */
+    u32 length;
+};
+
+#define MAX_LEFT_PATH 255
+#define MAX_SEEN 10000 /* files and folders below `out` */
+#define MAX_DEPTH 16   /* folders in each other, `out` included */
 
 #endif

@@ -1,21 +1,21 @@
-/* crucible-tend PARENT_PID REPORT_FD OPEN_FILES -- PROGRAM ARGS...
+/* crucible-tend PARENT_PID REPORT_FD OPEN_FILES LEFT_FILES LEFT_BYTES -- PROGRAM ARGS...
  *
  * Runs on the host under the engine `subprocess`: starts PROGRAM as a child in a session of its own and, as the reaper of
  * all its descendants, ends and reaps whatever it leaves behind, also what changed session or lost its parent. Works without
  * root. It ends everything when it gets SIGTERM, which the kernel sends too when the executor dies. REPORT_FD takes reports,
- * as the sandbox's init makes them. What it cannot do: a program of the same user may kill it, and then only the program itself
+ * as the sandbox's init makes them, and what the program left in `out`, unless SIGTERM ended it; SIGINT ends everything as
+ * well and lets the files go up. What it cannot do: a program of the same user may kill it, and then only the program itself
  * is sure to die with it.
  */
-#include "protocol.h"
+#include "left.h"
 #include <asm/poll.h>
-#include <linux/errno.h>
-#include <linux/fcntl.h>
 #include <linux/prctl.h>
 #include <linux/resource.h>
 #include <linux/signalfd.h>
 #include <linux/time_types.h>
 #include <linux/wait.h>
 
+#define SIGINT 2
 #define SIGKILL 9
 #define SIGTERM 15
 #define SIGCHLD 17
@@ -36,6 +36,21 @@ static void report(u32 kind, u32 a, u32 b)
     SYS(write, report_fd, &record, sizeof record); /* if nobody listens, all the more reason to go on and clean up */
 }
 
+static void send_left(void)
+{
+    const u8 *at = (const u8 *)&left_message.head;
+    u64 length = sizeof left_message.head + left_message.head.length;
+    while (length) {
+        long put = SYS(write, report_fd, at, length);
+        if (put == -EINTR)
+            continue;
+        if (put <= 0)
+            die(1); /* nobody listens, and all descendants are gone */
+        at += put;
+        length -= (u64)put;
+    }
+}
+
 static __attribute__((noreturn)) void refuse(enum stage stage, long error)
 {
     report(REFUSED, stage, (u32)-error);
@@ -46,7 +61,7 @@ static long number(const char *text)
 {
     long value = 0;
     for (; *text; text++) {
-        if (*text < '0' || *text > '9' || value > 100000000)
+        if (*text < '0' || *text > '9' || value > 100000000000000000)
             refuse(AT_FRAME, -EINVAL);
         value = value * 10 + (*text - '0');
     }
@@ -134,14 +149,16 @@ static long start(char **argv, char **environment, long open_files)
     return child;
 }
 
-/* Waits for a signal at most `milliseconds` (negative: for ever); true when it was SIGTERM. */
+/* Waits for a signal at most `milliseconds` (negative: for ever); returns SIGTERM or SIGINT when it was one of them. */
 static int told_to_end(int signals, long milliseconds)
 {
     struct pollfd watched = {signals, POLLIN, 0};
     struct __kernel_timespec wait = {0, milliseconds * 1000000};
     struct signalfd_siginfo caught;
     SYS(ppoll, &watched, 1, milliseconds < 0 ? 0 : &wait, 0, SIGSET_BYTES);
-    return SYS(read, signals, &caught, sizeof caught) == sizeof caught && caught.ssi_signo == SIGTERM;
+    if (SYS(read, signals, &caught, sizeof caught) != sizeof caught || caught.ssi_signo == SIGCHLD)
+        return 0;
+    return (int)caught.ssi_signo;
 }
 
 static u32 end_all(long program, int signals)
@@ -164,13 +181,15 @@ __attribute__((noreturn, used)) void tend(long *stack)
 {
     long argc = stack[0], program, signals, ended = 0;
     char **argv = (char **)(stack + 1), **environment = argv + argc + 1;
-    u64 mask = (1UL << (SIGCHLD - 1)) | (1UL << (SIGTERM - 1));
-    int status;
+    u64 mask = (1UL << (SIGCHLD - 1)) | (1UL << (SIGTERM - 1)) | (1UL << (SIGINT - 1));
+    u32 count;
+    int status, told = 0;
 
-    if (argc < 6)
+    if (argc < 8)
         die(2);
     report_fd = (int)number(argv[2]);
     SYS(fcntl, report_fd, F_SETFD, 1 /* FD_CLOEXEC */);
+    default_signals(); /* one that is ignored would not even wait */
     SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &mask, 0, SIGSET_BYTES);
     signals = SYS(signalfd4, -1, &mask, SIGSET_BYTES, O_CLOEXEC | O_NONBLOCK);
     SYS(prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
@@ -178,18 +197,25 @@ __attribute__((noreturn, used)) void tend(long *stack)
     if (signals < 0 || SYS(getppid, 0) != number(argv[1]))
         die(1);
     name_children_file();
-    program = start(argv + 5, environment, number(argv[3]));
+    program = start(argv + 7, environment, number(argv[3]));
     report(STARTED, 0, 0);
     while (ended != program) {
         ended = SYS(wait4, -1, &status, WNOHANG, 0);
         if (ended > 0 && was_stop(ended, status))
             ended = 0;
-        else if (ended <= 0 && told_to_end((int)signals, -1))
+        else if (ended <= 0 && (told = told_to_end((int)signals, -1)) == SIGTERM)
             break;
+        if (told == SIGINT)
+            SYS(kill, program, SIGKILL);
     }
     if (ended == program)
         report(ENDED, status & 0x7f ? SIGNALLED : EXITED, (u32)(status & 0x7f ? status & 0x7f : (status >> 8) & 0xff));
-    report(GONE, end_all(program, (int)signals), 0);
+    count = end_all(program, (int)signals);
+    if (told != SIGTERM && number(argv[4]) && is_there("out")) {
+        report(LEFT, 0, 0);
+        send_all("out", (u64)number(argv[4]), (u64)number(argv[5]));
+    }
+    report(GONE, count, 0);
     die(0);
 }
 

@@ -15,6 +15,7 @@ from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.engines.base import Engine, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
 from crucible_executor.sampling import Sample
+from crucible_executor.spool import Spool
 
 PYTHON = "/usr/bin/python3"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
@@ -64,6 +65,8 @@ class Recorder:
     starts: int = 0
     updates: list[Update] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    files: Path | None = None
+    spools: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def started(self) -> None:
@@ -86,6 +89,11 @@ class Recorder:
 
     def sampled(self, sample: Sample) -> None:
         self.samples.append(sample)
+
+    def spool(self) -> Spool:
+        assert self.files is not None
+        self.spools += 1
+        return Spool(self.files, 1 << 30)
 
     async def until_told(self, action: Action, example: str) -> Sight:
         """Waits until an update tells of it."""
@@ -149,10 +157,10 @@ def sandbox_class(bounds: Limits, program: Program | None = None) -> SandboxClas
     )
 
 
-async def run(engine: Engine, program: Program, bounds: Limits = LIMITS) -> Result:
-    """Runs one program from creation to removal."""
+async def run(engine: Engine, program: Program, bounds: Limits = LIMITS, files: Path | None = None) -> Result:
+    """Runs one program from creation to removal; what it leaves goes to `files`."""
     sandbox = await engine.create(sandbox_class(bounds, program))
-    sink = Recorder()
+    sink = Recorder(files=files)
     try:
         outcome = await sandbox.start(program, bounds, sink)
         assert processes_of(sandbox) == []

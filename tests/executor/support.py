@@ -32,6 +32,7 @@ from crucible_executor.settings import Settings
 from crucible_rpc import pki, signing
 from crucible_rpc.channel import connect
 from crucible_rpc.tls import ClientTls
+from tests.executor import left_messages
 
 PROCESSES = ("executor", "worker", "storage", "gateway")
 
@@ -70,8 +71,8 @@ class Keys:
 
 
 class ScriptedSandbox(Sandbox):
-    """Does what the first file's JSON says: `out`, `err` (text), `tried` (kinds and examples), `samples`
-    (how many), `times`, `block`, `exit`, `raise`.
+    """Does what the first file's JSON says: `out`, `err` (text), `tried` (kinds and examples), `samples` (how many),
+    `times`, `block`, `exit`, `raise`, `leaves` (files, each by path: its text, or how many bytes).
     """
 
     def __init__(self, engine: ScriptedEngine) -> None:
@@ -119,7 +120,13 @@ class ScriptedSandbox(Sandbox):
             termination = model.Killed()
         took = timedelta(milliseconds=1)
         usage = model.Usage(took, took, None, None, script.get("samples"))
-        return model.Outcome(termination, (), usage)
+        artifacts = model.Artifacts()
+        if script.get("leaves") and limits.artifact_bytes:
+            files = {
+                path: b"x" * one if isinstance(one, int) else one.encode() for path, one in script["leaves"].items()
+            }
+            artifacts = await left_messages.collected(files, limits.artifact_bytes, sink.spool())
+        return model.Outcome(termination, (), usage, artifacts=artifacts)
 
     async def kill(self) -> None:
         self._killed.set()

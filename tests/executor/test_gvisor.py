@@ -25,6 +25,7 @@ from crucible_executor.images import ImageStore
 from crucible_executor.init_protocol import ReportKind
 from crucible_executor.model import Exited, Limits, Program, SandboxClass, Stream
 from crucible_executor.sampling import Sample
+from crucible_executor.spool import Spool
 
 pytestmark = pytest.mark.root
 
@@ -67,6 +68,9 @@ class Output:
 
     def sampled(self, sample: Sample) -> None:
         pass
+
+    def spool(self) -> Spool:
+        raise NotImplementedError
 
 
 @pytest.fixture
@@ -181,10 +185,8 @@ async def test_cancelled_create_leaves_nothing(make):
     assert await engine.sweep() == 0
 
 
-def head(
-    argc: int = 1, envc: int = 0, files: int = 0, stdin: int = 0, magic: bytes = b"CRUINIT1", zero: int = 0
-) -> bytes:
-    return struct.pack("<8sIIIIIIQ", magic, argc, envc, files, 8, 16, zero, stdin)
+def head(argc: int = 1, envc: int = 0, files: int = 0, stdin: int = 0, magic: bytes = b"CRUINIT2") -> bytes:
+    return struct.pack("<8sIIIIIIQQ", magic, argc, envc, files, 8, 16, 0, 0, stdin)
 
 
 def text(value: bytes) -> bytes:
@@ -194,7 +196,6 @@ def text(value: bytes) -> bytes:
 ARGV = text(b"/bin/true")
 HOSTILE = {
     "wrong magic": head(magic=b"HELLO!!!"),
-    "reserved bits": head(zero=1),
     "no argument": head(argc=0),
     "too many arguments": head(argc=2**32 - 1),
     "too many variables": head(envc=2**32 - 1),
@@ -215,7 +216,7 @@ HOSTILE = {
 }
 
 
-HOLD = {"magic": b"CRUHOLD1"}
+HOLD = {"magic": b"CRUHOLD2"}
 TRUE = text(b"/bin/true")
 HOSTILE_HOLDS = {
     "with files": head(files=1, **HOLD) + TRUE + text(b"main.py") + b"END!",

@@ -31,7 +31,7 @@ def record(kind: int, a: int = 0, b: int = 0, user: int = 0, system: int = 0, rs
 def test_frame_holds_counts_strings_files_and_stdin_in_order():
     program = Program(("/bin/x", "é"), (File("a/b", b"\0\1"),), {"K": "v=w"}, b"in")
     frame = b"".join(encode(program, LIMITS))
-    head = struct.pack("<8sIIIIIIQ", b"CRUINIT1", 2, 1, 1, 7, 9, 0, 2)
+    head = struct.pack("<8sIIIIIIQQ", b"CRUINIT2", 2, 1, 1, 7, 9, 0, 0, 2)
     strings = b"".join(struct.pack("<I", len(s)) + s for s in (b"/bin/x", "é".encode(), b"K=v=w", b"a/b"))
     assert frame == head + strings + struct.pack("<Q", 2) + b"\0\1" + b"in" + b"END!"
 

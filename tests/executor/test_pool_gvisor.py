@@ -25,6 +25,7 @@ from crucible_executor.images import ImageStore
 from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Exited, File, Limits, Program, SandboxClass, StartKind, Stream
 from crucible_executor.sampling import Sample
+from crucible_executor.spool import Spool
 
 pytestmark = pytest.mark.root
 
@@ -55,6 +56,9 @@ class Output:
 
     def sampled(self, sample: Sample) -> None:
         pass
+
+    def spool(self) -> Spool:
+        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")

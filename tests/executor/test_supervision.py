@@ -8,6 +8,7 @@ from datetime import timedelta
 from crucible_executor.behaviour import Update
 from crucible_executor.model import Limits, Stream
 from crucible_executor.sampling import Sample
+from crucible_executor.spool import Spool
 from crucible_executor.supervision import Supervision
 
 LIMITS = Limits(timedelta(seconds=20), None, 1, 64 << 20, 16, 64, 1 << 20, 1 << 20, None)
@@ -28,6 +29,9 @@ class Nowhere:
 
     def sampled(self, sample: Sample) -> None:
         pass
+
+    def spool(self) -> Spool:
+        raise NotImplementedError
 
 
 async def test_run_of_which_the_kernel_killed_a_part_is_over():

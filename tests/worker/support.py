@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,10 +18,11 @@ from crucible.evaluation.v1.behaviour_update_pb2 import BehaviourUpdate
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.evaluation.v1.usage_samples_pb2 import UsageSample
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import artifact_store_service_pb2 as artifacts
+from crucible.storage.v1 import artifact_store_service_pb2_grpc, work_service_pb2_grpc
 from crucible.storage.v1 import work_service_pb2 as work
-from crucible.storage.v1 import work_service_pb2_grpc
 from crucible_rpc.channel import connect
-from crucible_rpc.errors import FailedPreconditionError, UnavailableError
+from crucible_rpc.errors import AbortedError, FailedPreconditionError, UnavailableError
 from crucible_rpc.interceptors import PeerPermissions
 from crucible_rpc.server import Server
 from crucible_rpc.tls import ServerTls
@@ -32,6 +34,7 @@ from tests.executor.support import Keys, new_run_id, spec, ticket
 
 METHODS = ("RegisterExecutor", "LeaseWork", "RenewLeases", "ReportRuns", "WatchStops")
 PERMISSIONS = {f"/crucible.storage.v1.WorkService/{method}": frozenset({"worker"}) for method in METHODS}
+PERMISSIONS["/crucible.storage.v1.ArtifactStoreService/UploadArtifact"] = frozenset({"worker"})
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Stored:
     out: dict[int, bytes] = field(default_factory=lambda: {1: b"", 2: b""})
     behaviour: list[BehaviourUpdate] = field(default_factory=list)
     samples: list[UsageSample] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
     started: int = 0
     record: ex.FinalRecord | None = None
     refused: work.Refused | None = None
@@ -57,8 +61,10 @@ class Stored:
         return self.record is not None or self.refused is not None or self.lost is not None
 
 
-class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
-    """The rules of `WorkService` that the worker depends on, and ways to misbehave."""
+class MemoryStorage(
+    work_service_pb2_grpc.WorkServiceServicer, artifact_store_service_pb2_grpc.ArtifactStoreServiceServicer
+):
+    """The rules of `WorkService` and of uploads that the worker depends on, and ways to misbehave."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -79,6 +85,11 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
         self.orphan_grace = timedelta(seconds=3)
         self.ticket_changes: dict[str, Any] = {}
         self.stop_queues: list[asyncio.Queue[str]] = []
+        self.uploads: list[artifacts.ArtifactHeader] = []
+        self.upload_errors: deque[Exception] = deque()  # each fails one upload, after half of its bytes
+        self.store_is_up = asyncio.Event()  # cleared: uploads wait
+        self.store_is_up.set()
+        self.contents: dict[bytes, bytes] = {}  # what is stored already, by digest: such an upload is answered at once
 
     async def add(self, script: dict[str, Any]) -> Stored:
         run = self.make(script)
@@ -219,12 +230,36 @@ class MemoryStorage(work_service_pb2_grpc.WorkServiceServicer):
             elif not self.takes_records:
                 return "INVALID_RECORD"
             else:
-                run.record = self.keys.record(event.finished)
+                record = self.keys.record(event.finished)
+                if any(file.path not in run.files for file in record.artifacts):
+                    return "ARTIFACTS_MISSING"
+                run.record = record
         if report.HasField("refused"):
             run.refused = report.refused
         elif report.HasField("lost"):
             run.lost = report.lost
         return ""
+
+    async def UploadArtifact(self, request_iterator, context):
+        self._check_up()
+        header = (await anext(request_iterator)).header
+        self.uploads.append(header)
+        await self._tell()
+        if not self._holds(header.lease) or header.executor_id != self.executor.id:
+            raise AbortedError("STALE_LEASE", "the lease is gone")
+        data, error = b"", self.upload_errors.popleft() if self.upload_errors else None
+        while header.sha256 not in self.contents and len(data) < header.size:
+            if (more := await anext(request_iterator, None)) is None:
+                raise UnavailableError("PEER_UNAVAILABLE", "the upload was cut")
+            data += more.data
+            if error is not None and len(data) > header.size // 2:
+                raise error
+        await self.store_is_up.wait()
+        data = self.contents.setdefault(header.sha256, data)
+        assert (hashlib.sha256(data).digest(), len(data)) == (header.sha256, header.size)
+        self.runs[header.lease.run_id].files[header.path] = data
+        await self._tell()
+        return artifacts.UploadArtifactResponse(bytes_kept=header.size, sha256=header.sha256)
 
     async def WatchStops(self, request, context):
         self._check_up()
@@ -255,6 +290,7 @@ async def serving_storage(keys: Keys, storage: MemoryStorage) -> AsyncIterator[i
         "storage", "127.0.0.1:0", tls, authentication=PeerPermissions(PERMISSIONS), registry=CollectorRegistry()
     )
     server.add(work_service_pb2_grpc.add_WorkServiceServicer_to_server, storage)
+    server.add(artifact_store_service_pb2_grpc.add_ArtifactStoreServiceServicer_to_server, storage)
     await server.start()
     try:
         yield server.port

@@ -112,7 +112,7 @@ class DockerSandbox(Sandbox):
         self._container = str(made["Id"])
         connection = await self._daemon.attach(self._container)
         self._control = PipeWriter(os.dup(connection.fileno()))
-        self._attached = PipeReader(connection.detach(), self._stream.feed)
+        self._attached = PipeReader(connection.detach(), self._received)
         await self._daemon.call("The container could not be started", lambda client: client.start(self._container))
         either: list[asyncio.Future[Any]] = [self._booted, self._attached.finished]
         await asyncio.wait(either, timeout=_BOOT_LIMIT.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
@@ -130,6 +130,10 @@ class DockerSandbox(Sandbox):
             "The container could not be looked at", lambda client: client.inspect_container(self._container)
         )
         return found
+
+    def _received(self, data: bytes) -> asyncio.Future[None] | None:
+        self._stream.feed(data)
+        return None if self._run is None else self._run.flush()
 
     def _arrived(self, data: bytes) -> None:
         try:
@@ -152,6 +156,8 @@ class DockerSandbox(Sandbox):
             self._booted.set_result(None)
         elif kind is ReportKind.STARTED and self._sink is not None:
             self._sink.started()
+        elif kind is ReportKind.LEFT and self._run is not None:
+            self._reader.files = self._run.left()
         elif kind is ReportKind.GONE and self._run is not None:
             self._count()
             self._run.end(None)
@@ -173,12 +179,17 @@ class DockerSandbox(Sandbox):
         if self._killed:
             run.end(Killed())
         self._attached.finished.add_done_callback(lambda _: run.end(None))
-        self._control.write(frame)
+        control = self._control
+        control.write(frame)
         try:
             cause = await run.over
+            await run.files_of_ended(cause, lambda: control.write([init_protocol.STOP]))
             await self._end_processes()
             drained = await self._drain()
             out_of_memory = await self._out_of_memory(cause)
+            artifacts = await run.artifacts(
+                started=ReportKind.STARTED in self._seen, gone=ReportKind.GONE in self._seen
+            )
         except asyncio.CancelledError:
             await asyncio.shield(self.kill())
             raise
@@ -190,7 +201,7 @@ class DockerSandbox(Sandbox):
         hits = tuple(self._limit_hits(limits))
         seen = {hit.limit for hit in hits} | self._seen_limits()
         hidden = limit_hits.unobserved(self._kind.enforces, limits, seen)
-        return Outcome(termination, hits, self._usage(run), unobserved=hidden)
+        return Outcome(termination, hits, self._usage(run), unobserved=hidden, artifacts=artifacts)
 
     def _count(self) -> None:
         """Reads the cgroup's counters, as long as there is one; they only grow."""

@@ -23,6 +23,7 @@ PERMISSIONS: Permissions = {
     _SERVICE + "GetExecutor": _WORKER,
     _SERVICE + "Execute": _WORKER,
     _SERVICE + "Attach": _WORKER,
+    _SERVICE + "ReadArtifact": _WORKER,
     _SERVICE + "Kill": _WORKER,
     _SERVICE + "Acknowledge": _WORKER,
     _SERVICE + "ListRuns": _WORKER,
@@ -76,6 +77,14 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
         async with aclosing(run.events(*have)) as events:
             async for new in events:
                 yield ex.AttachResponse(events=map(convert.event, new))
+
+    async def ReadArtifact(
+        self, request: ex.ReadArtifactRequest, context: Any
+    ) -> AsyncIterator[ex.ReadArtifactResponse]:
+        """See the contract."""
+        async with aclosing(self._runs.get(request.run_id).read_artifact(request.path)) as pieces:
+            async for data in pieces:
+                yield ex.ReadArtifactResponse(data=data)
 
     async def Kill(self, request: ex.KillRequest, context: Any) -> ex.KillResponse:
         """See the contract."""

@@ -20,10 +20,11 @@ no limit of the writer covers, half as much CPU time as itself."""
 class PipeReader:
     """Passes on what arrives in a pipe, at most 64 KiB per turn of the event loop.
 
-    A turn's worth is all that is ever held here; the rest stays in the kernel's pipe, and the writer waits.
+    A turn's worth is all that is ever held here; the rest stays in the kernel's pipe, and the writer waits. Where
+    `on_data` gives a future, nothing more is read until it is done.
     """
 
-    def __init__(self, fd: int, on_data: Callable[[bytes], None]) -> None:
+    def __init__(self, fd: int, on_data: Callable[[bytes], asyncio.Future[None] | None]) -> None:
         self._fd = fd
         self._on_data = on_data
         self._loop = asyncio.get_running_loop()
@@ -43,11 +44,18 @@ class PipeReader:
         except OSError:
             data = b""
         if data:
-            self._on_data(data)
-            if len(data) < _SMALL_BYTES:
+            taken = self._on_data(data)
+            if taken is not None and self._fd >= 0:
+                self._loop.remove_reader(self._fd)
+                taken.add_done_callback(lambda _: self._go_on())
+            elif len(data) < _SMALL_BYTES:
                 self._pace()
         else:
             self.close()
+
+    def _go_on(self) -> None:
+        if self._fd >= 0:
+            self._loop.add_reader(self._fd, self._readable)
 
     def _pace(self) -> None:
         """After too many small reads lets bytes gather in the pipe."""

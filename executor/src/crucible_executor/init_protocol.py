@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from crucible_executor.engines.base import ProgramRefusedError
 from crucible_executor.model import Interpreter, Limits, Program
@@ -24,18 +25,21 @@ STDERR_FD = 5
 MULTIPLEXED = "multiplexed"
 """The init's argument that makes it send everything up its fd 1, as frames: for engines that pass on only 0 to 2."""
 
+STOP = b"STOP"
+"""After a program: has the init end it and all that it started, and then go on as if it had ended by itself."""
+
 UNCHANGED = 0xFFFFFFFF
 """As `Limits.processes`: the init leaves RLIMIT_NPROC alone."""
 
 MAX_FRAME_BYTES = 65536
 
 _FRAME = struct.Struct("<II")
-_HEAD = struct.Struct("<8sIIIIIIQ")
+_HEAD = struct.Struct("<8sIIIIIIQQ")
 _REPORT = struct.Struct("<4sIIIQQQQ16x")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_FRAME_MAGIC = b"CRUINIT1"
-_HOLD_MAGIC = b"CRUHOLD1"
+_FRAME_MAGIC = b"CRUINIT2"
+_HOLD_MAGIC = b"CRUHOLD2"
 _REPORT_MAGIC = b"RPRT"
 _FRAME_END = b"END!"
 
@@ -46,6 +50,8 @@ MAX_ONE_STRING_BYTES = (128 << 10) - 1
 MAX_FILES = 10_000
 MAX_PATH_BYTES = 4095
 MAX_NAME_BYTES = 255
+MAX_LEFT_FILES = 256
+"""Of those that a program left, how many are asked for."""
 _MAX_REPORTS = 8
 
 
@@ -61,6 +67,7 @@ class ReportKind(enum.IntEnum):
     ENDED = 3
     GONE = 4
     REFUSED = 5
+    LEFT = 6
 
 
 class Channel(enum.IntEnum):
@@ -106,12 +113,33 @@ class Report:
         return self.a == 1
 
 
+class FilesTaker(Protocol):
+    """Takes what the init sends of the files that a program left."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether that was all."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Takes bytes as they come; returns those that come after the files.
+
+        Raises:
+            ProtocolError: they are none of an init's.
+        """
+
+
 class ReportReader:
-    """Cuts the bytes of the report pipe into records."""
+    """Cuts the bytes of the report pipe into records.
+
+    Attributes:
+        files: to be set when LEFT was yielded, before the next record is asked for.
+    """
 
     def __init__(self) -> None:
+        self.files: FilesTaker | None = None
         self._pending = b""
         self._count = 0
+        self._last: ReportKind | None = None
 
     def feed(self, data: bytes) -> Iterator[Report]:
         """Takes bytes as they come and yields each complete record.
@@ -120,12 +148,26 @@ class ReportReader:
             ProtocolError: a record is none of the init's, or there are more than it ever sends.
         """
         self._pending += data
-        while len(self._pending) >= _REPORT.size:
+        while self._pending:
+            if self._last is ReportKind.LEFT:
+                if self.files is None:
+                    raise ProtocolError("the sandbox's init sent files that nobody asked for")
+                self._pending = self.files.feed(self._pending)
+                if not self.files.finished:
+                    return
+                self._last = None
+                continue
+            if len(self._pending) < _REPORT.size:
+                return
             record, self._pending = self._pending[: _REPORT.size], self._pending[_REPORT.size :]
             self._count += 1
             if self._count > _MAX_REPORTS:
                 raise ProtocolError("the sandbox's init reported more often than it can")
-            yield _report(record)
+            report = _report(record)
+            if report.kind is ReportKind.LEFT and (self._last is not ReportKind.ENDED or self.files is not None):
+                raise ProtocolError("the sandbox's init sent files before its program had ended, or twice")
+            self._last = report.kind
+            yield report
 
 
 class FrameReader:
@@ -195,7 +237,8 @@ def encode(program: Program, limits: Limits) -> list[bytes]:
         len(program.files),
         limits.processes,
         limits.open_files,
-        0,
+        MAX_LEFT_FILES if limits.artifact_bytes else 0,
+        limits.artifact_bytes,
         len(program.stdin),
     )
     chunks = [head, *(_U32.pack(len(text)) + text for text in (*argv, *env))]
@@ -215,7 +258,7 @@ def encode_interpreter(interpreter: Interpreter) -> list[bytes]:
         ProgramRefusedError: see `encode`.
     """
     argv, env = check_program(Program(interpreter.command, (), dict(interpreter.env), b""))
-    head = _HEAD.pack(_HOLD_MAGIC, len(argv), len(env), 0, interpreter.processes, interpreter.open_files, 0, 0)
+    head = _HEAD.pack(_HOLD_MAGIC, len(argv), len(env), 0, interpreter.processes, interpreter.open_files, 0, 0, 0)
     strings = (*argv, *env, check_path(interpreter.file))
     return [head, *(_U32.pack(len(text)) + text for text in strings), _FRAME_END]
 

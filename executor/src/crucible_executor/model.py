@@ -43,6 +43,7 @@ class Limits:
     """The bounds of one run, all set: defaults were filled in before it got here.
 
     `output_bytes` is what is kept of each stream; the program is ended at `OUTPUT_KILL_FACTOR` times that.
+    `artifact_bytes` is what is kept of the files that it leaves in `/workspace/out`, together; 0: nobody looks there.
     """
 
     wall_time: timedelta
@@ -54,6 +55,7 @@ class Limits:
     output_bytes: int
     disk_bytes: int
     disk_inodes: int | None
+    artifact_bytes: int = 0
 
 
 OUTPUT_KILL_FACTOR = 16
@@ -197,6 +199,40 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Artifact:
+    """A file that a program left: its first `bytes_kept` bytes begin at `offset` of the run's spool.
+
+    Attributes:
+        path: below `/workspace/out`; any character but NUL, for the program chose it.
+        bytes_total: of the file, as the sandbox says.
+        bytes_kept: see above.
+        sha256: of the kept bytes.
+        offset: see above.
+    """
+
+    path: str
+    bytes_total: int
+    bytes_kept: int
+    sha256: bytes
+    offset: int
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What a program left in `/workspace/out`.
+
+    Attributes:
+        files: sorted by the bytes of their paths, each path once.
+        omitted: how much else was there that is not listed, folders not counted.
+        not_collected: why nobody looked there, or not at everything; empty when all is listed or counted.
+    """
+
+    files: tuple[Artifact, ...] = ()
+    omitted: int = 0
+    not_collected: str = ""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How one run ended, after the sandbox's processes are gone.
 
@@ -206,6 +242,7 @@ class Outcome:
         usage: what it used.
         behaviour: what it tried; None where the engine has no trace.
         unobserved: of `REFUSING`, the limits in force of which nobody can say whether they refused something.
+        artifacts: what it left.
     """
 
     termination: Termination
@@ -213,3 +250,4 @@ class Outcome:
     usage: Usage
     behaviour: Behaviour | None = None
     unobserved: frozenset[Limit] = frozenset()
+    artifacts: Artifacts = Artifacts()

@@ -36,6 +36,7 @@ from crucible_executor.engines.registry import ENGINES, UNSAFE, Host
 from crucible_executor.model import Exited, File, Limits, Outcome, Program, SandboxClass, Stream
 from crucible_executor.sampling import Sample
 from crucible_executor.settings import Settings
+from crucible_executor.spool import Spool
 from crucible_rpc import settings
 
 PROMISED = 0.85
@@ -144,6 +145,10 @@ class _Count:
 
     def sampled(self, sample: Sample) -> None:
         """Ignored."""
+
+    def spool(self) -> Spool:
+        """Never asked for: its programs' limits ask for no files."""
+        raise NotImplementedError
 
     @property
     def per_second(self) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from crucible_executor.spool import Spool
 from crucible_executor.statedir import fsync_folder
 
 SPILL_BYTES = 128 << 10
@@ -154,7 +155,7 @@ class DamagedOutputError(Exception):
 
 
 class OutputFolder:
-    """Where outputs go that are too large for memory or for the journal."""
+    """Where outputs go that are too large for memory or for the journal, and the files that programs left."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -162,6 +163,34 @@ class OutputFolder:
     def make(self, run_id: str, limit: int) -> tuple[KeptOutput, KeptOutput]:
         """Empty outputs for a new run: standard output and standard error."""
         return KeptOutput(limit, self._file(run_id, "stdout")), KeptOutput(limit, self._file(run_id, "stderr"))
+
+    def spool(self, run_id: str, limit: int) -> Spool:
+        """Where the files of a run go, at most `limit` bytes."""
+        return Spool(self._file(run_id, "files"), limit)
+
+    async def persist_spool(self, spool: Spool) -> None:
+        """Makes it durable.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        await asyncio.to_thread(spool.persist)
+        await asyncio.to_thread(fsync_folder, self._path)
+
+    def restore_spool(self, run_id: str, size: int) -> Spool:
+        """That of a run that ended in an earlier start of the executor.
+
+        Raises:
+            DamagedOutputError: it has fewer bytes than `size`.
+        """
+        file = self._file(run_id, "files")
+        try:
+            spool = Spool.of_file(file)
+        except OSError as error:
+            raise DamagedOutputError(f"{file} cannot be read: {error}") from error
+        if spool.size < size:
+            raise DamagedOutputError(f"{file} is shorter than it was")
+        return spool
 
     async def persist(self, stdout: KeptOutput, stderr: KeptOutput) -> dict[str, Any]:
         """Makes both durable; returns what the journal must know to `restore` them.

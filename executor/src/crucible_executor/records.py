@@ -15,6 +15,7 @@ from crucible_executor.behaviour import Behaviour
 from crucible_executor.ceilings import in_force
 from crucible_executor.engines.base import Capabilities
 from crucible_executor.model import (
+    Artifact,
     Exited,
     File,
     Killed,
@@ -135,6 +136,10 @@ class Records:
         record.behaviour.CopyFrom(convert.behaviour(_behaviour(outcome, record.engine, started=started is not None)))
         record.stdout.CopyFrom(_run_output(stdout))
         record.stderr.CopyFrom(_run_output(stderr))
+        left = outcome.artifacts
+        record.artifacts.extend(_artifact(file) for file in left.files)
+        record.artifacts_omitted = left.omitted
+        record.artifacts_not_collected = _cut(left.not_collected)
         if started is not None:
             record.start_time.FromDatetime(started)
         if outcome.usage.wall_time:  # an engine that failed measured nothing
@@ -147,7 +152,9 @@ class Records:
 
         Its outputs stay unset: nobody knows all that it wrote.
         """
-        for name in ("stdout", "stderr", "usage", "start_time"):
+        for name in (
+            "stdout", "stderr", "usage", "start_time", "artifacts", "artifacts_omitted", "artifacts_not_collected"
+        ):  # fmt: skip
             record.ClearField(name)
         record.termination.Clear()
         record.behaviour.CopyFrom(convert.behaviour(Behaviour.not_observed("the executor ended before the run did")))
@@ -203,6 +210,10 @@ def _limit_hit(hit: LimitHit) -> ev.LimitHit:
 
 def _run_output(output: KeptOutput) -> ex.RunOutput:
     return ex.RunOutput(bytes_total=output.total, bytes_kept=output.kept, sha256=output.sha256)
+
+
+def _artifact(file: Artifact) -> ex.RunArtifact:
+    return ex.RunArtifact(path=file.path, bytes_total=file.bytes_total, bytes_kept=file.bytes_kept, sha256=file.sha256)
 
 
 def _cut(text: str) -> str:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor.journal import Entry, Journal, Kind
+from crucible_executor.model import Artifact
 from crucible_executor.output import DamagedOutputError, OutputFolder
 from crucible_executor.records import Records
 from crucible_executor.run import Run
@@ -57,21 +58,35 @@ def finished_fields(run: Run, record: SignedBytes) -> dict[str, object]:
         "record": base64.b64encode(record.SerializeToString()).decode(),
         "expires": run.expires.timestamp(),
         "started": None if run.started_at is None else run.started_at.timestamp(),
+        "files": [file.offset for file in run.artifacts],
     }
 
 
 def _restored(entry: Entry, outputs: OutputFolder) -> Run | None:
     """A run that ended; None when what was kept of it is damaged."""
+    record = SignedBytes.FromString(base64.b64decode(entry.fields["record"]))
+    artifacts = _artifacts(record, entry.fields.get("files", []))
     try:
         stdout, stderr = outputs.restore(entry.run_id, entry.fields)
+        end = max((file.offset + file.bytes_kept for file in artifacts), default=0)
+        left = outputs.restore_spool(entry.run_id, end) if end else None
     except DamagedOutputError as error:
         _log.error("kept output is damaged", extra=logs.fields(run=entry.run_id, reason=str(error)))
         return None
     run = Run(entry.run_id, _expires(entry), stdout=stdout, stderr=stderr)
+    run.left, run.artifacts = left, artifacts
     if entry.fields["started"] is not None:
         run.started_at = datetime.fromtimestamp(entry.fields["started"], UTC)
-    run.finish(SignedBytes.FromString(base64.b64decode(entry.fields["record"])))
+    run.finish(record)
     return run
+
+
+def _artifacts(record: SignedBytes, offsets: list[int]) -> tuple[Artifact, ...]:
+    listed = ex.FinalRecord.FromString(record.payload).artifacts
+    return tuple(
+        Artifact(file.path, file.bytes_total, file.bytes_kept, file.sha256, offset)
+        for file, offset in zip(listed, offsets, strict=True)
+    )
 
 
 async def _lost(entry: Entry, journal: Journal, outputs: OutputFolder, records: Records, now: datetime) -> Run:
@@ -84,6 +99,7 @@ async def _lost(entry: Entry, journal: Journal, outputs: OutputFolder, records: 
         detail = "the run ended, but the output that the executor kept of it is damaged"
     record = records.of_lost(draft, detail, now)
     stdout, stderr = outputs.make(entry.run_id, 0)
+    await asyncio.to_thread(outputs.spool(entry.run_id, 0).drop)
     run = Run(entry.run_id, _expires(entry), stdout=stdout, stderr=stderr)
     kept = await outputs.persist(stdout, stderr)
     await journal.append(Kind.FINISHED, run.id, **finished_fields(run, record), **kept)

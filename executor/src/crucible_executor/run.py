@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from datetime import UTC, datetime, timedelta
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible_executor.behaviour import MAX_UPDATES, Update
 from crucible_executor.engines.base import Sandbox
-from crucible_executor.model import Stream
+from crucible_executor.model import Artifact, Stream
 from crucible_executor.output import KeptOutput
 from crucible_executor.permits import Permit
 from crucible_executor.sampling import MAX_SAMPLES, Sample
+from crucible_executor.spool import Spool
+from crucible_rpc.errors import NotFoundError
 
 COALESCE_BYTES = 16 << 10
 COALESCE_SECONDS = 0.02
@@ -30,6 +33,7 @@ SAMPLES_WITHIN = timedelta(seconds=10)
 """Samples hurry even less: so many travel together, or what has come in so long, or what is there at the end."""
 
 MAX_SAMPLES_TOGETHER = 256
+ARTIFACT_CHUNK_BYTES = 256 << 10
 
 
 class KillCause(enum.Enum):
@@ -104,12 +108,15 @@ class Run:
         stdout: takes its standard output.
         stderr: takes its standard error.
         on_fault: called with a reason when its output cannot be kept any more; should end the run.
+        make_spool: makes the spool of what its program left; asked once at most.
 
     Attributes:
         started_at: when its program was started.
         record: its signed end, once it has one.
         kill_cause: why the executor ended it, first cause.
         sandbox: while there is one.
+        left: the bytes of the files that its program left; None when it left none.
+        artifacts: these files, when it has ended.
         processes_gone: its engine saw the sandbox's last process end.
         permit: while it runs.
         watchdog: ends a run whose engine does not.
@@ -125,6 +132,7 @@ class Run:
         stdout: KeptOutput,
         stderr: KeptOutput,
         on_fault: Callable[[Run], None] | None = None,
+        make_spool: Callable[[Run], Spool] | None = None,
     ) -> None:
         self.id = run_id
         self.expires = expires
@@ -134,12 +142,15 @@ class Run:
         self.record: SignedBytes | None = None
         self.kill_cause: KillCause | None = None
         self.sandbox: Sandbox | None = None
+        self.left: Spool | None = None
+        self.artifacts: tuple[Artifact, ...] = ()
         self.processes_gone = False
         self.permit: Permit | None = None
         self.watchdog: asyncio.Timeout | None = None
         self.fault = ""
         self.accepted_at = asyncio.get_running_loop().time()
         self._on_fault = on_fault
+        self._make_spool = make_spool
         self._updates: list[Update] = []
         self._samples: list[Sample] = []
         self._released, self._released_at = 0, timedelta(0)
@@ -199,6 +210,13 @@ class Run:
                 self._released, self._released_at = len(self._samples), sample.since_start
                 self._announce_within(COALESCE_SECONDS)
 
+    def spool(self) -> Spool:
+        """See `Sink`."""
+        if self._make_spool is None or self.left is not None:
+            raise RuntimeError(f"The run {self.id} has no spool to give.")
+        self.left = self._make_spool(self)
+        return self.left
+
     def finish(self, record: SignedBytes) -> None:
         """The run is over, and that is on disk."""
         self.record = record
@@ -252,6 +270,26 @@ class Run:
             if new:
                 yield new
             await self._next(news)
+
+    async def read_artifact(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The kept bytes of one file that its program left, in order, in pieces of at most `ARTIFACT_CHUNK_BYTES`.
+
+        Raises:
+            NotFoundError: ARTIFACT_NOT_FOUND: it has no such file, or not any more.
+        """
+        file = next((file for file in self.artifacts if file.path == path), None)
+        if file is None:
+            raise NotFoundError("ARTIFACT_NOT_FOUND", f"the run {self.id} has no such file")
+        at, end = file.offset, file.offset + file.bytes_kept
+        while at < end:
+            data = b""
+            if self.left is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    data = await asyncio.to_thread(self.left.read, at, min(ARTIFACT_CHUNK_BYTES, end - at))
+            if not data:
+                raise NotFoundError("ARTIFACT_NOT_FOUND", f"the files of the run {self.id} are not kept any more")
+            at += len(data)
+            yield data
 
     async def _next(self, news: int) -> None:
         if self._news != news:

@@ -12,19 +12,30 @@ from datetime import UTC, datetime, timedelta
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
-from crucible_executor import ahead, convert, records
+from crucible_executor import ahead, collecting, convert, records
 from crucible_executor.behaviour import Behaviour, Update
 from crucible_executor.catalog import Catalog
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
 from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
-from crucible_executor.model import Interpreter, Killed, Limits, Outcome, Program, SandboxClass, SandboxFailed, Usage
+from crucible_executor.model import (
+    Artifacts,
+    Interpreter,
+    Killed,
+    Limits,
+    Outcome,
+    Program,
+    SandboxClass,
+    SandboxFailed,
+    Usage,
+)
 from crucible_executor.output import OutputFolder
 from crucible_executor.permits import Permit, uptime_clock
 from crucible_executor.recovery import finished_fields, recover
 from crucible_executor.room import Room
 from crucible_executor.run import KillCause, Run, RunState
+from crucible_executor.spool import Spool
 from crucible_executor.tickets import TicketCheck, checked_run_id, expiry
 from crucible_rpc import logs
 from crucible_rpc.errors import AlreadyExistsError, CallError, NotFoundError, ResourceExhaustedError, UnavailableError
@@ -38,6 +49,7 @@ REMEMBER_MARGIN = timedelta(minutes=1)
 MAX_UNACKNOWLEDGED = 1000
 MAX_REFUSED = 10_000
 
+_NOT_COLLECTED = "the run did not end by itself, and its files went with its sandbox"
 _NO_SLOT_RETRY = timedelta(milliseconds=200)
 _JOURNAL_RETRY_SECONDS = 1.0
 _FIRST_DESTROY_PAUSE_SECONDS = 0.1
@@ -198,7 +210,7 @@ class Runs:
             if run is not None and run.record is not None:
                 del self._runs[run_id]
                 self._remembered[run_id] = run.expires + REMEMBER_MARGIN
-                if run.stdout.in_file or run.stderr.in_file:
+                if run.stdout.in_file or run.stderr.in_file or run.left is not None:
                     in_files.append(run)
                 else:
                     self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
@@ -211,6 +223,8 @@ class Runs:
             await self._journal_at_last(Kind.ACKNOWLEDGED, run.id)
             run.stdout.drop()
             run.stderr.drop()
+            if run.left is not None:
+                await asyncio.to_thread(run.left.drop)
 
     def states(self) -> dict[str, RunState]:
         """Every run that was not acknowledged, in the order they were accepted, then those that can never start."""
@@ -247,6 +261,7 @@ class Runs:
         runtime, image_digest = self._catalog.runtime(spec.program.runtime, engine)
         asked = convert.asked_limits(ticket.limits)
         limits = self._ceilings.admit(asked, spec.engine, engine.capabilities.enforces)
+        limits = dataclasses.replace(limits, artifact_bytes=min(ticket.max_artifact_bytes, limits.artifact_bytes))
         program = convert.program(spec.program, runtime)
         interpreter = ahead.interpreter(
             program,
@@ -258,7 +273,14 @@ class Runs:
         ran = records.Ran(runtime.name, image_digest, engine.capabilities, limits)
         stdout, stderr = self._outputs.make(ticket.run_id, limits.output_bytes)
         return _Job(
-            run=Run(ticket.run_id, expiry(ticket), stdout=stdout, stderr=stderr, on_fault=self._give_up),
+            run=Run(
+                ticket.run_id,
+                expiry(ticket),
+                stdout=stdout,
+                stderr=stderr,
+                on_fault=self._give_up,
+                make_spool=lambda run: self._spool(run, limits.artifact_bytes),
+            ),
             draft=records.draft(ticket, ran, program.files, self._now()),
             engine=engine,
             sandbox_class=_sandbox_class(image_digest, limits, interpreter),
@@ -266,6 +288,10 @@ class Runs:
             limits=limits,
             longest_permit=self._tickets.longest_permit(ticket),
         )
+
+    def _spool(self, run: Run, wanted_bytes: int) -> Spool:
+        """For what its program left. With less room than wanted, a run that needs more of it is tried again."""
+        return self._outputs.spool(run.id, self._room.for_files(self._runs.values(), wanted_bytes))
 
     def _check_new(self, run_id: str) -> None:
         if run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
@@ -310,7 +336,7 @@ class Runs:
     async def _run_sandbox(self, job: _Job) -> Outcome:
         """Creates and starts the sandbox; whatever raises becomes an outcome."""
         run = job.run
-        longest = (job.limits.wall_time + START_ALLOWANCE).total_seconds()
+        longest = (job.limits.wall_time + START_ALLOWANCE).total_seconds() + collecting.PATIENCE_S
         try:
             async with asyncio.timeout(longest) as run.watchdog:
                 run.sandbox = await job.engine.create(job.sandbox_class)
@@ -371,9 +397,16 @@ class Runs:
     async def _finish(self, job: _Job, outcome: Outcome) -> None:
         run = job.run
         ended = self._now()
-        kept = await self._persisted(run)
+        kept = await self._persisted(run, outcome)
         if run.fault:
             outcome = dataclasses.replace(outcome, termination=SandboxFailed(run.fault))
+        if isinstance(outcome.termination, Killed | SandboxFailed):
+            why = _NOT_COLLECTED if run.started_at is not None else ""
+            outcome = dataclasses.replace(outcome, artifacts=Artifacts(not_collected=why))
+        run.artifacts = outcome.artifacts.files
+        if run.left is not None and not run.artifacts:
+            left, run.left = run.left, None
+            await asyncio.to_thread(left.drop)
         record = self._sealed(job, outcome, ended)
         await self._journal_at_last(Kind.FINISHED, run.id, **finished_fields(run, record), **kept)
         run.finish(record)
@@ -401,9 +434,13 @@ class Runs:
                 job.draft, failed, run.kill_cause, **streams, started=run.started_at, ended=ended
             )
 
-    async def _persisted(self, run: Run) -> dict[str, object]:
+    async def _persisted(self, run: Run, outcome: Outcome) -> dict[str, object]:
         """What the journal must know of the outputs; when they cannot be kept, the run is at fault of the executor."""
+        if run.left is not None and run.left.fault:
+            run.fault = run.fault or f"the executor could not keep the program's files: {run.left.fault}"
         try:
+            if run.left is not None and outcome.artifacts.files:
+                await self._outputs.persist_spool(run.left)
             return await self._outputs.persist(run.stdout, run.stderr)
         except OSError as error:
             _log.exception("output could not be kept", extra=logs.fields(run=run.id))

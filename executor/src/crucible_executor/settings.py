@@ -41,7 +41,8 @@ class Settings:
         pool_idle: a class of sandbox that nobody asked for during this time is not kept.
         orphan_grace: the longest permit: a run without its worker or storage ends after this.
         shutdown_grace: how long a stopping executor lets runs go on.
-        max_kept_bytes: all runs' output until storage confirms it; running ones count as large as they may become.
+        max_kept_bytes: all runs' output and files until storage confirms them; output of running ones counts as large
+            as it may become.
         min_free_bytes: stays free on the disk of `state_dir`; with less, no run is taken.
         max_wall_time: ceiling, and so are the following.
         max_cpu_time: of the whole sandbox.
@@ -52,6 +53,7 @@ class Settings:
         max_output_bytes: kept of each stream.
         max_disk_bytes: of `/workspace`, and again of `/tmp`.
         max_disk_inodes: likewise.
+        max_artifact_bytes: kept of the files that a program leaves, together; storage's own bound may be lower.
     """
 
     listen: str = "127.0.0.1:9103"
@@ -88,6 +90,7 @@ class Settings:
     max_output_bytes: int = 16 << 20
     max_disk_bytes: int = 1 << 30
     max_disk_inodes: int = 1 << 20
+    max_artifact_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         """Checks what no type can."""
@@ -105,6 +108,8 @@ class Settings:
         counts = (ceilings.memory_bytes, ceilings.processes, ceilings.open_files, ceilings.output_bytes)
         if min(*counts, ceilings.disk_bytes, self.max_disk_inodes, ceilings.cpus) <= 0:
             raise ValueError("every MAX_* must be positive")
+        if self.max_artifact_bytes < 0:
+            raise ValueError("MAX_ARTIFACT_BYTES must not be negative")
         if self.max_kept_bytes < 2 * ceilings.output_bytes or self.min_free_bytes < 0:
             raise ValueError("MAX_KEPT_BYTES must be at least twice MAX_OUTPUT_BYTES, MIN_FREE_BYTES not negative")
 
@@ -126,4 +131,5 @@ class Settings:
             output_bytes=self.max_output_bytes,
             disk_bytes=self.max_disk_bytes,
             disk_inodes=self.max_disk_inodes,
+            artifact_bytes=self.max_artifact_bytes,
         )

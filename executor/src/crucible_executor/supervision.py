@@ -8,14 +8,21 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+from crucible_executor import collecting
 from crucible_executor.cgroups import Counters
+from crucible_executor.collecting import Collector
 from crucible_executor.engines.base import Sink
 from crucible_executor.host_pipes import PipeReader
-from crucible_executor.model import OUTPUT_KILL_FACTOR, Limit, LimitExceeded, Limits, Stream, Termination
+from crucible_executor.model import OUTPUT_KILL_FACTOR, Artifacts, Limit, LimitExceeded, Limits, Stream, Termination
 from crucible_executor.sampling import MAX_SAMPLES, Sample, interval
 
 _SHORTEST_CPU_CHECK_S = 0.02
 _MEMORY_CHECK_S = 0.2
+FILES_GRACE_S = 0.5
+"""How long after a limit a sandbox may hand over its program's files: everything must have ended within a second."""
+
+_NOT_ASKED = "nobody asked for the program's files"
+_ENDED = "the program was ended from outside, and its files went with its sandbox"
 
 
 class Supervision:
@@ -35,6 +42,8 @@ class Supervision:
         self._taken = 0
         self._unreadable = True
         self._last_cpu = timedelta(0)
+        self._collector: Collector | None = None
+        self._grace: asyncio.Future[None] | None = None
         self.over: asyncio.Future[Termination | None] = self._loop.create_future()
         self.output_bytes = {Stream.STDOUT: 0, Stream.STDERR: 0}
 
@@ -65,14 +74,62 @@ class Supervision:
     def end(self, cause: Termination | None) -> None:
         """Says that the run is over; only the first cause counts."""
         if not self.over.done():
-            self._ended = time.monotonic()
+            self._ended = self._ended or time.monotonic()
             self.over.set_result(cause)
             self._sink.ending()
+        if self._grace is not None and not self._grace.done():
+            self._grace.set_result(None)
         self._stop_timers()
+
+    def left(self) -> Collector | None:
+        """The program has ended and left files: what takes them, unless nobody asked for any.
+
+        Where it ended by itself, its clocks stop here: the run is over when the sandbox says so, or takes too long.
+        """
+        ending = self._grace is not None and not self._grace.done()
+        if not self._limits.artifact_bytes or (self.over.done() and not ending):
+            return None
+        if not ending:
+            self._ended = time.monotonic()
+            self._stop_timers()
+            self._timers["files"] = self._loop.call_later(collecting.PATIENCE_S, self.end, None)
+        self._collector = Collector(self._limits.artifact_bytes, self._sink.spool())
+        return self._collector
+
+    async def files_of_ended(self, cause: Termination | None, stop: Callable[[], None]) -> None:
+        """Where time, CPU time or output ended the program, lets the sandbox hand over its files for a moment.
+
+        Args:
+            cause: what ended it.
+            stop: tells the sandbox to end the program by itself.
+        """
+        by_limit = isinstance(cause, LimitExceeded) and cause.limit is not Limit.MEMORY
+        if by_limit and self._limits.artifact_bytes and self._collector is None:
+            self._grace = self._loop.create_future()
+            stop()
+            await asyncio.wait([self._grace], timeout=FILES_GRACE_S)
+            self._grace.cancel()
+
+    def flush(self) -> asyncio.Future[None] | None:
+        """Done when what came of the files is written; until then nothing more of them may be taken."""
+        return None if self._collector is None else self._collector.flush()
+
+    async def artifacts(self, *, started: bool, gone: bool) -> Artifacts:
+        """What the program left, as far as it was collected.
+
+        Args:
+            started: whether there was a program.
+            gone: whether the sandbox ended in order.
+        """
+        if self._collector is not None:
+            return await self._collector.artifacts()
+        if not started or (gone and self._limits.artifact_bytes):
+            return Artifacts()
+        return Artifacts(not_collected=_ENDED if self._limits.artifact_bytes else _NOT_ASKED)
 
     @property
     def wall_time(self) -> timedelta:
-        """From `begin` to `end`."""
+        """From `begin` to the program's end."""
         return timedelta(seconds=max(0.0, self._ended - self._began))
 
     @property

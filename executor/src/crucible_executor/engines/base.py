@@ -22,6 +22,7 @@ from crucible_executor.model import (
 )
 from crucible_executor.sampling import Sample
 from crucible_executor.selftest.model import Check
+from crucible_executor.spool import Spool
 
 
 class Sink(Protocol):
@@ -41,6 +42,10 @@ class Sink(Protocol):
 
     def sampled(self, sample: Sample) -> None:
         """The sandbox was looked at; at most `MAX_SAMPLES` times, and never before 100 ms have passed."""
+
+    def spool(self) -> Spool:
+        """Where the files go that the program left. Asked for once at most, and only with `Limits.artifact_bytes`."""
+        ...
 
 
 @dataclass(frozen=True)

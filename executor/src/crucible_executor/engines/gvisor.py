@@ -349,7 +349,7 @@ class GvisorSandbox(HoldableSandbox):
                 stdin=control, stdout=log, stderr=log, env={}, pass_fds=(init, *passed.values()),
             )  # fmt: skip
 
-    def _reported(self, data: bytes) -> None:
+    def _reported(self, data: bytes) -> asyncio.Future[None] | None:
         try:
             for report in self._reader.feed(data):
                 self._seen[report.kind] = report
@@ -357,6 +357,7 @@ class GvisorSandbox(HoldableSandbox):
         except ProtocolError as error:
             if self._run is not None:
                 self._run.end(SandboxFailed(str(error)))
+        return None if self._run is None else self._run.flush()
 
     def _heard(self, kind: ReportKind) -> None:
         if kind is ReportKind.READY and not self._ready.done():
@@ -364,6 +365,8 @@ class GvisorSandbox(HoldableSandbox):
         elif kind is ReportKind.STARTED and self._sink is not None:
             self._sink.started()
             self._trace.expected()
+        elif kind is ReportKind.LEFT and self._run is not None:
+            self._reader.files = self._run.left()
         elif kind in (ReportKind.GONE, ReportKind.REFUSED) and self._run is not None:
             self._run.end(None)
 
@@ -390,13 +393,18 @@ class GvisorSandbox(HoldableSandbox):
             run.end(Killed())
         self._reports.finished.add_done_callback(lambda _: run.end(None))
         self._process.exited.add_done_callback(lambda _: run.end(None))
-        self._control.write(frame)
+        control = self._control
+        control.write(frame)
         try:
             cause = await run.over
+            await run.files_of_ended(cause, lambda: control.write([init_protocol.STOP]))
             self._trace.over()
             await self._end_processes()
             drained = await run.drain()
             behaviour = await self._trace.behaviour()
+            artifacts = await run.artifacts(
+                started=ReportKind.STARTED in self._seen, gone=ReportKind.GONE in self._seen
+            )
         except asyncio.CancelledError:
             await asyncio.shield(self.kill())
             raise
@@ -404,7 +412,7 @@ class GvisorSandbox(HoldableSandbox):
             run.close()
         if not drained:
             cause = SandboxFailed("The output of the sandbox did not end with its processes.")
-        return self._outcome(cause, run, limits, behaviour)
+        return dataclasses.replace(self._outcome(cause, run, limits, behaviour), artifacts=artifacts)
 
     async def _end_processes(self) -> None:
         """Ends everything and reads the init's last words, which lie in the pipe by then."""

@@ -128,8 +128,12 @@ class SubprocessSandbox(Sandbox):
             self._spawn(program, limits, run, sink)
         try:
             cause = await run.over
+            await run.files_of_ended(cause, self._stop)
             await self._end()
             drained = await run.drain()
+            artifacts = await run.artifacts(
+                started=ReportKind.STARTED in self._seen, gone=isinstance(self._termination(cause), Exited | Signalled)
+            )
         except asyncio.CancelledError:
             await asyncio.shield(self.kill())
             raise
@@ -140,7 +144,8 @@ class SubprocessSandbox(Sandbox):
         last = self._seen.get(ReportKind.GONE)
         cpu = None if last is None else last.user_cpu + last.system_cpu
         hidden = limit_hits.unobserved(_ENFORCED, limits, ())
-        return Outcome(self._termination(cause), (), Usage(run.wall_time, cpu, None, None), unobserved=hidden)
+        usage = Usage(run.wall_time, cpu, None, None)
+        return Outcome(self._termination(cause), (), usage, unobserved=hidden, artifacts=artifacts)
 
     def _spawn(self, program: Program, limits: Limits, run: Supervision, sink: Sink) -> None:
         try:
@@ -176,17 +181,21 @@ class SubprocessSandbox(Sandbox):
 
     def _argv(self, program: Program, limits: Limits, report_fd: int) -> tuple[str, ...]:
         found = shutil.which(program.command[0], path=program.env.get("PATH", _DEFAULT_PATH)) or program.command[0]
-        options = (str(os.getpid()), str(report_fd), str(limits.open_files), "--")
-        return (str(self._tend), *options, found, *program.command[1:])
+        files = init_protocol.MAX_LEFT_FILES if limits.artifact_bytes else 0
+        numbers = (os.getpid(), report_fd, limits.open_files, files, limits.artifact_bytes)
+        return (str(self._tend), *map(str, numbers), "--", found, *program.command[1:])
 
-    def _reported(self, data: bytes, run: Supervision, sink: Sink) -> None:
+    def _reported(self, data: bytes, run: Supervision, sink: Sink) -> asyncio.Future[None] | None:
         try:
             for report in self._reader.feed(data):
                 self._seen[report.kind] = report
                 if report.kind is ReportKind.STARTED:
                     sink.started()
+                elif report.kind is ReportKind.LEFT:
+                    self._reader.files = run.left()
         except ProtocolError as error:
             run.end(SandboxFailed(str(error)))
+        return run.flush()
 
     def _termination(self, cause: Termination | None) -> Termination:
         ended, refused = self._seen.get(ReportKind.ENDED), self._seen.get(ReportKind.REFUSED)
@@ -198,8 +207,14 @@ class SubprocessSandbox(Sandbox):
             return SandboxFailed(init_protocol.describe_refusal(refused))
         return SandboxFailed("crucible-tend ended without a word; the program may have killed it.")
 
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.signal(signal.SIGINT)
+
     async def _end(self) -> None:
         if self._process is not None:
+            if ReportKind.LEFT in self._seen:  # all else has ended, and nothing more of the files is wanted
+                self._process.signal(signal.SIGKILL)
             # crucible-tend ends all descendants, then itself; unless the program has stopped it for good.
             self._process.signal(signal.SIGTERM)
             self._process.signal(signal.SIGCONT)

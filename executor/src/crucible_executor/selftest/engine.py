@@ -39,6 +39,7 @@ from crucible_executor.selftest.model import (
     expect,
     run,
 )
+from crucible_executor.spool import Spool
 
 PYTHON = next(runtime for runtime in RUNTIMES if runtime.name == "python")
 """What the programs are written for; its image is the one that they run on."""
@@ -185,6 +186,10 @@ class _Sink:
 
     def sampled(self, sample: Sample) -> None:
         """Ignored."""
+
+    def spool(self) -> Spool:
+        """Never asked for: its programs' limits ask for no files."""
+        raise NotImplementedError
 
 
 class _Trial:

@@ -21,6 +21,7 @@ from crucible_executor.cgroups import Cgroup
 from crucible_executor.engines.base import Engine
 from crucible_executor.model import File, Outcome, Program, SandboxClass, Stream
 from crucible_executor.sampling import Sample
+from crucible_executor.spool import Spool
 from crucible_executor.verify.attempts.prelude import program
 from crucible_executor.verify.bait import Bait
 from crucible_executor.verify.model import LIMITS, bounds
@@ -277,6 +278,10 @@ class _Said:
 
     def sampled(self, sample: Sample) -> None:
         """Of no interest."""
+
+    def spool(self) -> Spool:
+        """Never asked for: its programs' limits ask for no files."""
+        raise NotImplementedError
 
     def told(self) -> dict[str, str]:
         """What it says that it saw; empty when it said nothing that can be read."""

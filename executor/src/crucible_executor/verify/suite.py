@@ -21,6 +21,7 @@ from crucible_executor.cgroups import Cgroup, CgroupsUnavailableError, CgroupTre
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
 from crucible_executor.model import File, Limits, Outcome, Program, SandboxClass, Stream
 from crucible_executor.sampling import Sample
+from crucible_executor.spool import Spool
 from crucible_executor.tracing.tracer import Tracer, Tracing
 from crucible_executor.verify import judges
 from crucible_executor.verify.attempts.prelude import program
@@ -113,6 +114,10 @@ class _Taken:
 
     def sampled(self, sample: Sample) -> None:
         """Of no interest."""
+
+    def spool(self) -> Spool:
+        """Never asked for: its programs' limits ask for no files."""
+        raise NotImplementedError
 
 
 class Suite:

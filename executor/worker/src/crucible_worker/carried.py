@@ -26,6 +26,7 @@ class CarriedRun:
         usage_samples: number of the last usage sample received. Taken over, a run begins again at 0: storage ignores
             what it has, and they are few.
         ended: the executor said how it ended, or never will: its slot is free.
+        storing: the executor has ended it, so that its slot is free, and its files are stored before that is reported.
         outcome: what is reported instead of an end.
         resync: its reports do not fit to what storage has: to be attached again where storage says.
         resyncs: how often that happened.
@@ -44,7 +45,7 @@ class CarriedRun:
         self.stderr_offset = stderr_offset
         self.behaviour_sequence = behaviour_sequence
         self.usage_samples = 0
-        self.ended = False
+        self.ended = self.storing = False
         self.outcome: work.Refused | work.RunLost | None = None
         self.resync = False
         self.resyncs = 0
@@ -94,7 +95,7 @@ class CarriedRun:
         self._count(-self.pending_bytes)
         self.stdout_offset, self.stderr_offset = stdout_offset, stderr_offset
         self.behaviour_sequence, self.usage_samples = behaviour_sequence, 0
-        self.ended = self.resync = False
+        self.ended = self.storing = self.resync = False
         self.generation += 1
 
     async def room(self) -> None:

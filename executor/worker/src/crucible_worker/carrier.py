@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Protocol
 
+from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc import logs
@@ -25,6 +26,7 @@ from crucible_rpc.errors import (
 from crucible_worker.carried import CarriedRun
 from crucible_worker.peers import ExecutorPeer
 from crucible_worker.reporter import Reporter
+from crucible_worker.uploads import NotStorableError, Uploads
 
 PERMANENT_REASONS = frozenset({"ABOVE_CEILING", "LIMIT_NOT_ENFORCEABLE", "MESSAGE_TOO_LARGE"})
 """No executor with the same settings will ever take such a run."""
@@ -86,7 +88,9 @@ class Carrier:
         executor: runs them.
         link: knows whether it can be reached.
         reporter: takes what they did.
-        on_ended: called when a run's slot is free.
+        uploads: stores the files that a run's program left.
+        on_ended: called when a run's slot is free and its end is on its way.
+        on_storing: called when its slot is free, and its end is not yet.
     """
 
     def __init__(
@@ -94,12 +98,16 @@ class Carrier:
         executor: ExecutorPeer,
         link: ExecutorLink,
         reporter: Reporter,
+        uploads: Uploads,
         on_ended: Callable[[CarriedRun], None],
+        on_storing: Callable[[], None],
     ) -> None:
         self._executor = executor
         self._link = link
         self._reporter = reporter
+        self._uploads = uploads
         self._on_ended = on_ended
+        self._on_storing = on_storing
 
     async def execute(self, run: CarriedRun, assignment: work.Assignment, permit: timedelta) -> None:
         """Starts a run and carries its events to the end."""
@@ -135,6 +143,8 @@ class Carrier:
     async def _carry(self, run: CarriedRun, events: AsyncIterator[ex.RunEvent]) -> None:
         try:
             async for event in events:
+                if event.HasField("finished") and not await self._stored(run, event.finished):
+                    return
                 self._reporter.take(run, event)
                 if run.ended:
                     self._on_ended(run)  # the stream ends by itself now; leaving it early would cancel the call
@@ -143,6 +153,21 @@ class Carrier:
         except CallError:
             if not run.ended:
                 raise
+
+    async def _stored(self, run: CarriedRun, record: SignedBytes) -> bool:
+        """Stores what the program left, for storage takes no end of a run whose files it lacks. False: it cannot be."""
+        files = ex.FinalRecord.FromString(record.payload).artifacts
+        if not files:
+            return True
+        run.storing = True
+        self._on_storing()
+        try:
+            await self._uploads.store(run, files)
+        except NotStorableError as error:
+            _log.error("files cannot be stored", extra=logs.fields(run=run.run_id, reason=str(error)))
+            self._conclude(run, work.RunLost(reason=str(error), confirmed_gone=True))
+            return False
+        return True
 
     async def _unknown(self, run: CarriedRun) -> None:
         """The executor does not know the run: makes sure that it never starts, and says so.

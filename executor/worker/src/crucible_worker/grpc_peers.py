@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,11 +13,15 @@ from google.protobuf.duration_pb2 import Duration
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
+from crucible.storage.v1 import artifact_store_service_pb2 as artifacts
 from crucible.storage.v1 import work_service_pb2 as work
+from crucible.storage.v1.artifact_store_service_pb2_grpc import ArtifactStoreServiceStub
 from crucible.storage.v1.work_service_pb2_grpc import WorkServiceStub
 
 _CALL_SECONDS = 10.0
 _KILL_SECONDS = 30.0
+_UPLOAD_SECONDS = 60.0
+_LEAST_BYTES_PER_SECOND = 1 << 20
 
 
 class GrpcStorage:
@@ -24,6 +29,7 @@ class GrpcStorage:
 
     def __init__(self, channel: Any) -> None:
         self._stub: Any = WorkServiceStub(channel)
+        self._artifacts: Any = ArtifactStoreServiceStub(channel)
 
     async def register(self, executor: Executor) -> work.RegisterExecutorResponse:
         """See `StoragePeer`."""
@@ -55,6 +61,29 @@ class GrpcStorage:
             request.lease.CopyFrom(wish)
         answer: work.ReportRunsResponse = await self._stub.ReportRuns(request, timeout=_CALL_SECONDS)
         return answer
+
+    async def upload(
+        self, header: artifacts.ArtifactHeader, data: AsyncIterator[bytes], patience: float
+    ) -> artifacts.UploadArtifactResponse:
+        """See `StoragePeer`."""
+        call = self._artifacts.UploadArtifact(timeout=_UPLOAD_SECONDS + header.size / _LEAST_BYTES_PER_SECOND)
+        answer = asyncio.ensure_future(_answer(call))
+        try:
+            await call.write(artifacts.UploadArtifactRequest(header=header))
+            await asyncio.wait([answer], timeout=patience)
+            async for piece in data:
+                if answer.done():
+                    break
+                await call.write(artifacts.UploadArtifactRequest(data=piece))
+            await call.done_writing()
+            return await answer
+        except asyncio.InvalidStateError:
+            return await answer  # it was over before a write, and its answer says how
+        finally:
+            call.cancel()  # of no effect when it is over
+            await asyncio.wait([answer])
+            if not answer.cancelled():
+                answer.exception()  # what was raised above says it already
 
     def stops(self, executor_id: str) -> AsyncIterator[work.WatchStopsResponse]:
         """See `StoragePeer`."""
@@ -95,6 +124,11 @@ class GrpcExecutor:
             for event in response.events:
                 yield event
 
+    async def read_artifact(self, run_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        """See `ExecutorPeer`."""
+        async for response in self._stub.ReadArtifact(ex.ReadArtifactRequest(run_id=run_id, path=path)):
+            yield response.data
+
     async def kill(self, run_id: str) -> ex.RunState.ValueType:
         """See `ExecutorPeer`."""
         answer = await self._stub.Kill(ex.KillRequest(run_id=run_id), timeout=_KILL_SECONDS)
@@ -114,6 +148,11 @@ class GrpcExecutor:
         """See `ExecutorPeer`."""
         request = ex.ExtendPermitsRequest(run_ids=run_ids, permit=_duration(permit), since=since)
         await self._stub.ExtendPermits(request, timeout=_CALL_SECONDS)
+
+
+async def _answer(call: Any) -> artifacts.UploadArtifactResponse:
+    answer: artifacts.UploadArtifactResponse = await call
+    return answer
 
 
 def _duration(value: timedelta) -> Duration:

@@ -17,6 +17,7 @@ class WorkerMetrics:
         self.leased = Counter("crucible_worker_leased", "Leases taken.", registry=registry)
         self.lost = Counter("crucible_worker_lost_leases", "Leases that storage took back.", registry=registry)
         self.stops = Counter("crucible_worker_stops", "Stops carried to the executor.", registry=registry)
+        self.artifacts = Counter("crucible_worker_artifacts", "Files of programs that were stored.", registry=registry)
         self.reports = Counter("crucible_worker_reports", "Calls that reported runs.", registry=registry)
         self.rejected = Counter(
             "crucible_worker_rejected_reports", "Reports that storage refused.", ["reason"], registry=registry

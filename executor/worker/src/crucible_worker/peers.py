@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Protocol
 
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.executor.v1 import executor_service_pb2 as ex
+from crucible.storage.v1 import artifact_store_service_pb2 as artifacts
 from crucible.storage.v1 import work_service_pb2 as work
 
 
@@ -32,6 +33,19 @@ class StoragePeer(Protocol):
         """See `WorkService.ReportRuns`; leases up to `max_runs` with it (0: none)."""
         ...
 
+    async def upload(
+        self, header: artifacts.ArtifactHeader, data: AsyncIterator[bytes], patience: float
+    ) -> artifacts.UploadArtifactResponse:
+        """See `ArtifactStoreService.UploadArtifact`; what `data` raises ends the call and is raised.
+
+        Args:
+            header: what is sent.
+            data: its bytes.
+            patience: seconds for which storage may say that it has them already, before any is sent. An answer that
+                comes later may be an `InternalError` instead: grpc takes a write to a call that is over for a fault.
+        """
+        ...
+
     def stops(self, executor_id: str) -> AsyncIterator[work.WatchStopsResponse]:
         """See `WorkService.WatchStops`."""
         ...
@@ -52,6 +66,10 @@ class ExecutorPeer(Protocol):
         self, run_id: str, stdout_offset: int, stderr_offset: int, behaviour_sequence: int, usage_samples: int
     ) -> AsyncIterator[ex.RunEvent]:
         """See `ExecutorService.Attach`."""
+        ...
+
+    def read_artifact(self, run_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        """See `ExecutorService.ReadArtifact`."""
         ...
 
     async def kill(self, run_id: str) -> ex.RunState.ValueType:

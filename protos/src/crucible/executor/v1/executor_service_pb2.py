@@ -31,17 +31,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+crucible/executor/v1/executor_service.proto\x12\x14\x63rucible.executor.v1\x1a-crucible/evaluation/v1/behaviour_update.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a*crucible/evaluation/v1/usage_samples.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x02\n\x06Ticket\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0frun_spec_sha256\x18\x04 \x01(\x0c\x12.\n\x06limits\x18\x05 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xecutor_id\x18\x07 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12max_artifact_bytes\x18\x0b \x01(\x03\"K\n\x07RunSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x92\x03\n\x0eRunTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12.\n\x06killed\x18\x04 \x01(\x0b\x32\x1c.crucible.executor.v1.KilledH\x00\x12=\n\x0esandbox_failed\x18\x05 \x01(\x0b\x32#.crucible.executor.v1.SandboxFailedH\x00\x12*\n\x04lost\x18\x06 \x01(\x0b\x32\x1a.crucible.executor.v1.LostH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"8\n\x06Killed\x12.\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1f.crucible.executor.v1.KillCause\"\x1f\n\rSandboxFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x16\n\x04Lost\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"D\n\tRunOutput\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"T\n\x0bRunArtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x12\n\nbytes_kept\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"\xe8\x07\n\x0b\x46inalRecord\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12\x17\n\x0frun_spec_sha256\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63ode_sha256\x18\x06 \x01(\x0c\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x14\n\x0cimage_digest\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12\x34\n\tisolation\x18\x0b \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12.\n\x06limits\x18\x0c \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x39\n\x0btermination\x18\r \x01(\x0b\x32$.crucible.executor.v1.RunTermination\x12\x34\n\nlimit_hits\x18\x0e \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12/\n\x06stdout\x18\x10 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12/\n\x06stderr\x18\x11 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12\x13\n\x0b\x65xecutor_id\x18\x12 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x13 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nstart_kind\x18\x18 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\x12\x34\n\tbehaviour\x18\x19 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x12\x38\n\x11unobserved_limits\x18\x1c \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x34\n\tartifacts\x18\x1d \x03(\x0b\x32!.crucible.executor.v1.RunArtifact\x12\x19\n\x11\x61rtifacts_omitted\x18\x1e \x01(\x03\"\xb9\x02\n\x08RunEvent\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.crucible.executor.v1.ProgramStartedH\x00\x12\x36\n\x06output\x18\x02 \x01(\x0b\x32$.crucible.executor.v1.RunOutputChunkH\x00\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytesH\x00\x12<\n\tbehaviour\x18\x04 \x01(\x0b\x32\'.crucible.evaluation.v1.BehaviourUpdateH\x00\x12=\n\rusage_samples\x18\x05 \x01(\x0b\x32$.crucible.evaluation.v1.UsageSamplesH\x00\x42\x06\n\x04kind\":\n\x0eProgramStarted\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x0eRunOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12GetExecutorRequest\"{\n\x13GetExecutorResponse\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\x12\x30\n\x04time\x18\x02 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\"J\n\x0c\x45xecutorTime\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\x0e\x45xecuteRequest\x12\x33\n\x06ticket\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x02 \x01(\x0c\x12)\n\x06permit\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x0f\x45xecuteResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x80\x01\n\rAttachRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rstdout_offset\x18\x02 \x01(\x03\x12\x15\n\rstderr_offset\x18\x03 \x01(\x03\x12\x1a\n\x12\x62\x65haviour_sequence\x18\x04 \x01(\x05\x12\x15\n\rusage_samples\x18\x05 \x01(\x05\"@\n\x0e\x41ttachResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x1d\n\x0bKillRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x0cKillResponse\x12\x34\n\x0cstate_before\x18\x01 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"%\n\x12\x41\x63knowledgeRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\"\x15\n\x13\x41\x63knowledgeResponse\"\x11\n\x0fListRunsRequest\";\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.crucible.executor.v1.Run\"D\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"\x85\x01\n\x14\x45xtendPermitsRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12)\n\x06permit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x05since\x18\x03 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\",\n\x15\x45xtendPermitsResponse\x12\x13\n\x0bnot_running\x18\x01 \x03(\t*y\n\tKillCause\x12\x1a\n\x16KILL_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14KILL_CAUSE_REQUESTED\x10\x01\x12\x1d\n\x19KILL_CAUSE_PERMIT_EXPIRED\x10\x02\x12\x17\n\x13KILL_CAUSE_SHUTDOWN\x10\x03*k\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x15\n\x11RUN_STATE_REFUSED\x10\x03\x32\x9e\x05\n\x0f\x45xecutorService\x12\x62\n\x0bGetExecutor\x12(.crucible.executor.v1.GetExecutorRequest\x1a).crucible.executor.v1.GetExecutorResponse\x12X\n\x07\x45xecute\x12$.crucible.executor.v1.ExecuteRequest\x1a%.crucible.executor.v1.ExecuteResponse0\x01\x12U\n\x06\x41ttach\x12#.crucible.executor.v1.AttachRequest\x1a$.crucible.executor.v1.AttachResponse0\x01\x12M\n\x04Kill\x12!.crucible.executor.v1.KillRequest\x1a\".crucible.executor.v1.KillResponse\x12\x62\n\x0b\x41\x63knowledge\x12(.crucible.executor.v1.AcknowledgeRequest\x1a).crucible.executor.v1.AcknowledgeResponse\x12Y\n\x08ListRuns\x12%.crucible.executor.v1.ListRunsRequest\x1a&.crucible.executor.v1.ListRunsResponse\x12h\n\rExtendPermits\x12*.crucible.executor.v1.ExtendPermitsRequest\x1a+.crucible.executor.v1.ExtendPermitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+crucible/executor/v1/executor_service.proto\x12\x14\x63rucible.executor.v1\x1a-crucible/evaluation/v1/behaviour_update.proto\x1a\'crucible/evaluation/v1/evaluation.proto\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a*crucible/evaluation/v1/usage_samples.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x02\n\x06Ticket\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0frun_spec_sha256\x18\x04 \x01(\x0c\x12.\n\x06limits\x18\x05 \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x13\n\x0blease_epoch\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xecutor_id\x18\x07 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12.\n\nissue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12max_artifact_bytes\x18\x0b \x01(\x03\"K\n\x07RunSpec\x12\x30\n\x07program\x18\x01 \x01(\x0b\x32\x1f.crucible.evaluation.v1.Program\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\x92\x03\n\x0eRunTermination\x12\x30\n\x06\x65xited\x18\x01 \x01(\x0b\x32\x1e.crucible.evaluation.v1.ExitedH\x00\x12\x36\n\tsignalled\x18\x02 \x01(\x0b\x32!.crucible.evaluation.v1.SignalledH\x00\x12?\n\x0elimit_exceeded\x18\x03 \x01(\x0b\x32%.crucible.evaluation.v1.LimitExceededH\x00\x12.\n\x06killed\x18\x04 \x01(\x0b\x32\x1c.crucible.executor.v1.KilledH\x00\x12=\n\x0esandbox_failed\x18\x05 \x01(\x0b\x32#.crucible.executor.v1.SandboxFailedH\x00\x12*\n\x04lost\x18\x06 \x01(\x0b\x32\x1a.crucible.executor.v1.LostH\x00\x12\x32\n\x08\x65vidence\x18\x0f \x01(\x0b\x32 .crucible.evaluation.v1.EvidenceB\x06\n\x04kind\"8\n\x06Killed\x12.\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1f.crucible.executor.v1.KillCause\"\x1f\n\rSandboxFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x16\n\x04Lost\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"D\n\tRunOutput\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x03\x12\x12\n\nbytes_kept\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"T\n\x0bRunArtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x12\n\nbytes_kept\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"\x89\x08\n\x0b\x46inalRecord\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12\x17\n\x0frun_spec_sha256\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63ode_sha256\x18\x06 \x01(\x0c\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x14\n\x0cimage_digest\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\n \x01(\t\x12\x34\n\tisolation\x18\x0b \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12.\n\x06limits\x18\x0c \x01(\x0b\x32\x1e.crucible.evaluation.v1.Limits\x12\x39\n\x0btermination\x18\r \x01(\x0b\x32$.crucible.executor.v1.RunTermination\x12\x34\n\nlimit_hits\x18\x0e \x03(\x0b\x32 .crucible.evaluation.v1.LimitHit\x12,\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.crucible.evaluation.v1.Usage\x12/\n\x06stdout\x18\x10 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12/\n\x06stderr\x18\x11 \x01(\x0b\x32\x1f.crucible.executor.v1.RunOutput\x12\x13\n\x0b\x65xecutor_id\x18\x12 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x13 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nstart_kind\x18\x18 \x01(\x0e\x32!.crucible.evaluation.v1.StartKind\x12\x34\n\tbehaviour\x18\x19 \x01(\x0b\x32!.crucible.evaluation.v1.Behaviour\x12\x38\n\x11unobserved_limits\x18\x1c \x03(\x0e\x32\x1d.crucible.evaluation.v1.Limit\x12\x34\n\tartifacts\x18\x1d \x03(\x0b\x32!.crucible.executor.v1.RunArtifact\x12\x19\n\x11\x61rtifacts_omitted\x18\x1e \x01(\x03\x12\x1f\n\x17\x61rtifacts_not_collected\x18\x1f \x01(\t\"\xb9\x02\n\x08RunEvent\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.crucible.executor.v1.ProgramStartedH\x00\x12\x36\n\x06output\x18\x02 \x01(\x0b\x32$.crucible.executor.v1.RunOutputChunkH\x00\x12\x37\n\x08\x66inished\x18\x03 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytesH\x00\x12<\n\tbehaviour\x18\x04 \x01(\x0b\x32\'.crucible.evaluation.v1.BehaviourUpdateH\x00\x12=\n\rusage_samples\x18\x05 \x01(\x0b\x32$.crucible.evaluation.v1.UsageSamplesH\x00\x42\x06\n\x04kind\":\n\x0eProgramStarted\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x0eRunOutputChunk\x12\x34\n\x06stream\x18\x01 \x01(\x0e\x32$.crucible.evaluation.v1.OutputStream\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12GetExecutorRequest\"{\n\x13GetExecutorResponse\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\x12\x30\n\x04time\x18\x02 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\"J\n\x0c\x45xecutorTime\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\x0e\x45xecuteRequest\x12\x33\n\x06ticket\x18\x01 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x02 \x01(\x0c\x12)\n\x06permit\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x0f\x45xecuteResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"\x80\x01\n\rAttachRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rstdout_offset\x18\x02 \x01(\x03\x12\x15\n\rstderr_offset\x18\x03 \x01(\x03\x12\x1a\n\x12\x62\x65haviour_sequence\x18\x04 \x01(\x05\x12\x15\n\rusage_samples\x18\x05 \x01(\x05\"@\n\x0e\x41ttachResponse\x12.\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\"3\n\x13ReadArtifactRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"$\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1d\n\x0bKillRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"D\n\x0cKillResponse\x12\x34\n\x0cstate_before\x18\x01 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"%\n\x12\x41\x63knowledgeRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\"\x15\n\x13\x41\x63knowledgeResponse\"\x11\n\x0fListRunsRequest\";\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.crucible.executor.v1.Run\"D\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.crucible.executor.v1.RunState\"\x85\x01\n\x14\x45xtendPermitsRequest\x12\x0f\n\x07run_ids\x18\x01 \x03(\t\x12)\n\x06permit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x05since\x18\x03 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\",\n\x15\x45xtendPermitsResponse\x12\x13\n\x0bnot_running\x18\x01 \x03(\t*y\n\tKillCause\x12\x1a\n\x16KILL_CAUSE_UNSPECIFIED\x10\x00\x12\x18\n\x14KILL_CAUSE_REQUESTED\x10\x01\x12\x1d\n\x19KILL_CAUSE_PERMIT_EXPIRED\x10\x02\x12\x17\n\x13KILL_CAUSE_SHUTDOWN\x10\x03*k\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x16\n\x12RUN_STATE_FINISHED\x10\x02\x12\x15\n\x11RUN_STATE_REFUSED\x10\x03\x32\x87\x06\n\x0f\x45xecutorService\x12\x62\n\x0bGetExecutor\x12(.crucible.executor.v1.GetExecutorRequest\x1a).crucible.executor.v1.GetExecutorResponse\x12X\n\x07\x45xecute\x12$.crucible.executor.v1.ExecuteRequest\x1a%.crucible.executor.v1.ExecuteResponse0\x01\x12U\n\x06\x41ttach\x12#.crucible.executor.v1.AttachRequest\x1a$.crucible.executor.v1.AttachResponse0\x01\x12g\n\x0cReadArtifact\x12).crucible.executor.v1.ReadArtifactRequest\x1a*.crucible.executor.v1.ReadArtifactResponse0\x01\x12M\n\x04Kill\x12!.crucible.executor.v1.KillRequest\x1a\".crucible.executor.v1.KillResponse\x12\x62\n\x0b\x41\x63knowledge\x12(.crucible.executor.v1.AcknowledgeRequest\x1a).crucible.executor.v1.AcknowledgeResponse\x12Y\n\x08ListRuns\x12%.crucible.executor.v1.ListRunsRequest\x1a&.crucible.executor.v1.ListRunsResponse\x12h\n\rExtendPermits\x12*.crucible.executor.v1.ExtendPermitsRequest\x1a+.crucible.executor.v1.ExtendPermitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.executor.v1.executor_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KILLCAUSE']._serialized_start=4012
-  _globals['_KILLCAUSE']._serialized_end=4133
-  _globals['_RUNSTATE']._serialized_start=4135
-  _globals['_RUNSTATE']._serialized_end=4242
+  _globals['_KILLCAUSE']._serialized_start=4136
+  _globals['_KILLCAUSE']._serialized_end=4257
+  _globals['_RUNSTATE']._serialized_start=4259
+  _globals['_RUNSTATE']._serialized_end=4366
   _globals['_TICKET']._serialized_start=343
   _globals['_TICKET']._serialized_end=661
   _globals['_RUNSPEC']._serialized_start=663
@@ -59,45 +59,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNARTIFACT']._serialized_start=1330
   _globals['_RUNARTIFACT']._serialized_end=1414
   _globals['_FINALRECORD']._serialized_start=1417
-  _globals['_FINALRECORD']._serialized_end=2417
-  _globals['_RUNEVENT']._serialized_start=2420
-  _globals['_RUNEVENT']._serialized_end=2733
-  _globals['_PROGRAMSTARTED']._serialized_start=2735
-  _globals['_PROGRAMSTARTED']._serialized_end=2793
-  _globals['_RUNOUTPUTCHUNK']._serialized_start=2795
-  _globals['_RUNOUTPUTCHUNK']._serialized_end=2895
-  _globals['_GETEXECUTORREQUEST']._serialized_start=2897
-  _globals['_GETEXECUTORREQUEST']._serialized_end=2917
-  _globals['_GETEXECUTORRESPONSE']._serialized_start=2919
-  _globals['_GETEXECUTORRESPONSE']._serialized_end=3042
-  _globals['_EXECUTORTIME']._serialized_start=3044
-  _globals['_EXECUTORTIME']._serialized_end=3118
-  _globals['_EXECUTEREQUEST']._serialized_start=3121
-  _globals['_EXECUTEREQUEST']._serialized_end=3251
-  _globals['_EXECUTERESPONSE']._serialized_start=3253
-  _globals['_EXECUTERESPONSE']._serialized_end=3318
-  _globals['_ATTACHREQUEST']._serialized_start=3321
-  _globals['_ATTACHREQUEST']._serialized_end=3449
-  _globals['_ATTACHRESPONSE']._serialized_start=3451
-  _globals['_ATTACHRESPONSE']._serialized_end=3515
-  _globals['_KILLREQUEST']._serialized_start=3517
-  _globals['_KILLREQUEST']._serialized_end=3546
-  _globals['_KILLRESPONSE']._serialized_start=3548
-  _globals['_KILLRESPONSE']._serialized_end=3616
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=3618
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=3655
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=3657
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=3678
-  _globals['_LISTRUNSREQUEST']._serialized_start=3680
-  _globals['_LISTRUNSREQUEST']._serialized_end=3697
-  _globals['_LISTRUNSRESPONSE']._serialized_start=3699
-  _globals['_LISTRUNSRESPONSE']._serialized_end=3758
-  _globals['_RUN']._serialized_start=3760
-  _globals['_RUN']._serialized_end=3828
-  _globals['_EXTENDPERMITSREQUEST']._serialized_start=3831
-  _globals['_EXTENDPERMITSREQUEST']._serialized_end=3964
-  _globals['_EXTENDPERMITSRESPONSE']._serialized_start=3966
-  _globals['_EXTENDPERMITSRESPONSE']._serialized_end=4010
-  _globals['_EXECUTORSERVICE']._serialized_start=4245
-  _globals['_EXECUTORSERVICE']._serialized_end=4915
+  _globals['_FINALRECORD']._serialized_end=2450
+  _globals['_RUNEVENT']._serialized_start=2453
+  _globals['_RUNEVENT']._serialized_end=2766
+  _globals['_PROGRAMSTARTED']._serialized_start=2768
+  _globals['_PROGRAMSTARTED']._serialized_end=2826
+  _globals['_RUNOUTPUTCHUNK']._serialized_start=2828
+  _globals['_RUNOUTPUTCHUNK']._serialized_end=2928
+  _globals['_GETEXECUTORREQUEST']._serialized_start=2930
+  _globals['_GETEXECUTORREQUEST']._serialized_end=2950
+  _globals['_GETEXECUTORRESPONSE']._serialized_start=2952
+  _globals['_GETEXECUTORRESPONSE']._serialized_end=3075
+  _globals['_EXECUTORTIME']._serialized_start=3077
+  _globals['_EXECUTORTIME']._serialized_end=3151
+  _globals['_EXECUTEREQUEST']._serialized_start=3154
+  _globals['_EXECUTEREQUEST']._serialized_end=3284
+  _globals['_EXECUTERESPONSE']._serialized_start=3286
+  _globals['_EXECUTERESPONSE']._serialized_end=3351
+  _globals['_ATTACHREQUEST']._serialized_start=3354
+  _globals['_ATTACHREQUEST']._serialized_end=3482
+  _globals['_ATTACHRESPONSE']._serialized_start=3484
+  _globals['_ATTACHRESPONSE']._serialized_end=3548
+  _globals['_READARTIFACTREQUEST']._serialized_start=3550
+  _globals['_READARTIFACTREQUEST']._serialized_end=3601
+  _globals['_READARTIFACTRESPONSE']._serialized_start=3603
+  _globals['_READARTIFACTRESPONSE']._serialized_end=3639
+  _globals['_KILLREQUEST']._serialized_start=3641
+  _globals['_KILLREQUEST']._serialized_end=3670
+  _globals['_KILLRESPONSE']._serialized_start=3672
+  _globals['_KILLRESPONSE']._serialized_end=3740
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=3742
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=3779
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=3781
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=3802
+  _globals['_LISTRUNSREQUEST']._serialized_start=3804
+  _globals['_LISTRUNSREQUEST']._serialized_end=3821
+  _globals['_LISTRUNSRESPONSE']._serialized_start=3823
+  _globals['_LISTRUNSRESPONSE']._serialized_end=3882
+  _globals['_RUN']._serialized_start=3884
+  _globals['_RUN']._serialized_end=3952
+  _globals['_EXTENDPERMITSREQUEST']._serialized_start=3955
+  _globals['_EXTENDPERMITSREQUEST']._serialized_end=4088
+  _globals['_EXTENDPERMITSRESPONSE']._serialized_start=4090
+  _globals['_EXTENDPERMITSRESPONSE']._serialized_end=4134
+  _globals['_EXECUTORSERVICE']._serialized_start=4369
+  _globals['_EXECUTORSERVICE']._serialized_end=5144
 # @@protoc_insertion_point(module_scope)

@@ -409,6 +409,7 @@ class FinalRecord(_message.Message):
     UNOBSERVED_LIMITS_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     ARTIFACTS_OMITTED_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_NOT_COLLECTED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Which run."""
     evaluation: _builtins.str
@@ -442,6 +443,11 @@ class FinalRecord(_message.Message):
     artifacts_omitted: _builtins.int
     """What else was there and is not listed: files beyond these bounds, links, devices, pipes, names that are no UTF-8.
     Folders are not counted.
+    """
+    artifacts_not_collected: _builtins.str
+    """Why nobody looked into `/workspace/out`, or not at all that was there: a program that was ended from outside takes its
+    files along, unless it was a limit of time or output and they came out within half a second after it. Empty when all is
+    listed or counted above, and when the program was never started.
     """
     @_builtins.property
     def limits(self) -> _evaluation_pb2.Limits:
@@ -523,10 +529,11 @@ class FinalRecord(_message.Message):
         unobserved_limits: _abc.Iterable[_evaluation_pb2.Limit.ValueType] | None = ...,
         artifacts: _abc.Iterable[Global___RunArtifact] | None = ...,
         artifacts_omitted: _builtins.int = ...,
+        artifacts_not_collected: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "behaviour", b"behaviour", "end_time", b"end_time", "limits", b"limits", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "artifacts", b"artifacts", "artifacts_omitted", b"artifacts_omitted", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_kind", b"start_kind", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "artifacts", b"artifacts", "artifacts_not_collected", b"artifacts_not_collected", "artifacts_omitted", b"artifacts_omitted", "attempt", b"attempt", "behaviour", b"behaviour", "boot_id", b"boot_id", "code_sha256", b"code_sha256", "end_time", b"end_time", "engine", b"engine", "engine_version", b"engine_version", "evaluation", b"evaluation", "executor_id", b"executor_id", "image_digest", b"image_digest", "isolation", b"isolation", "lease_epoch", b"lease_epoch", "limit_hits", b"limit_hits", "limits", b"limits", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "runtime", b"runtime", "start_kind", b"start_kind", "start_time", b"start_time", "stderr", b"stderr", "stdout", b"stdout", "termination", b"termination", "unobserved_limits", b"unobserved_limits", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -834,6 +841,54 @@ class AttachResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
+
+@_typing.final
+class ReadArtifactRequest(_message.Message):
+    """See `ReadArtifact`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Which run."""
+    path: _builtins.str
+    """As `FinalRecord.artifacts` has it."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadArtifactRequest: _TypeAlias = ReadArtifactRequest  # noqa: Y015
+
+@_typing.final
+class ReadArtifactResponse(_message.Message):
+    """See `ReadArtifact`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes; at least one."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadArtifactResponse: _TypeAlias = ReadArtifactResponse  # noqa: Y015
 
 @_typing.final
 class KillRequest(_message.Message):

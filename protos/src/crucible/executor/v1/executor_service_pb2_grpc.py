@@ -53,6 +53,11 @@ class ExecutorServiceStub:
                 request_serializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.AttachRequest.SerializeToString,
                 response_deserializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.AttachResponse.FromString,
                 _registered_method=True)
+        self.ReadArtifact = channel.unary_stream(
+                '/crucible.executor.v1.ExecutorService/ReadArtifact',
+                request_serializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.ReadArtifactRequest.SerializeToString,
+                response_deserializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.ReadArtifactResponse.FromString,
+                _registered_method=True)
         self.Kill = channel.unary_unary(
                 '/crucible.executor.v1.ExecutorService/Kill',
                 request_serializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.KillRequest.SerializeToString,
@@ -108,6 +113,14 @@ class ExecutorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadArtifact(self, request, context):
+        """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
+        one. They stay until `Acknowledge`. NOT_FOUND: RUN_NOT_FOUND, ARTIFACT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Kill(self, request, context):
         """Ends a run and answers when its sandbox is gone. An unknown run is entered as ended, so that it can never start.
         """
@@ -116,7 +129,7 @@ class ExecutorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Acknowledge(self, request, context):
-        """Says that storage has the run's end; its output and record are dropped. Unknown runs are ignored.
+        """Says that storage has the run's end; its output, artifacts and record are dropped. Unknown runs are ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +168,11 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.AttachRequest.FromString,
                     response_serializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.AttachResponse.SerializeToString,
+            ),
+            'ReadArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadArtifact,
+                    request_deserializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.ReadArtifactRequest.FromString,
+                    response_serializer=crucible_dot_executor_dot_v1_dot_executor__service__pb2.ReadArtifactResponse.SerializeToString,
             ),
             'Kill': grpc.unary_unary_rpc_method_handler(
                     servicer.Kill,
@@ -262,6 +280,33 @@ class ExecutorService:
             '/crucible.executor.v1.ExecutorService/Attach',
             crucible_dot_executor_dot_v1_dot_executor__service__pb2.AttachRequest.SerializeToString,
             crucible_dot_executor_dot_v1_dot_executor__service__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crucible.executor.v1.ExecutorService/ReadArtifact',
+            crucible_dot_executor_dot_v1_dot_executor__service__pb2.ReadArtifactRequest.SerializeToString,
+            crucible_dot_executor_dot_v1_dot_executor__service__pb2.ReadArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

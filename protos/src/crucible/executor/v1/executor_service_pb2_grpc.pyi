@@ -50,10 +50,14 @@ class ExecutorServiceStub:
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
     RUN_NOT_FOUND.
     """
+    ReadArtifact: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.ReadArtifactRequest, _executor_service_pb2.ReadArtifactResponse]
+    """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
+    one. They stay until `Acknowledge`. NOT_FOUND: RUN_NOT_FOUND, ARTIFACT_NOT_FOUND.
+    """
     Kill: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.KillRequest, _executor_service_pb2.KillResponse]
     """Ends a run and answers when its sandbox is gone. An unknown run is entered as ended, so that it can never start."""
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.AcknowledgeRequest, _executor_service_pb2.AcknowledgeResponse]
-    """Says that storage has the run's end; its output and record are dropped. Unknown runs are ignored."""
+    """Says that storage has the run's end; its output, artifacts and record are dropped. Unknown runs are ignored."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.ListRunsRequest, _executor_service_pb2.ListRunsResponse]
     """Every run that was not acknowledged, those of an earlier start of this executor included."""
     ExtendPermits: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.ExtendPermitsRequest, _executor_service_pb2.ExtendPermitsResponse]
@@ -84,10 +88,14 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
     RUN_NOT_FOUND.
     """
+    ReadArtifact: _aio.UnaryStreamMultiCallable[_executor_service_pb2.ReadArtifactRequest, _executor_service_pb2.ReadArtifactResponse]  # type: ignore[assignment]
+    """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
+    one. They stay until `Acknowledge`. NOT_FOUND: RUN_NOT_FOUND, ARTIFACT_NOT_FOUND.
+    """
     Kill: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.KillRequest, _executor_service_pb2.KillResponse]  # type: ignore[assignment]
     """Ends a run and answers when its sandbox is gone. An unknown run is entered as ended, so that it can never start."""
     Acknowledge: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.AcknowledgeRequest, _executor_service_pb2.AcknowledgeResponse]  # type: ignore[assignment]
-    """Says that storage has the run's end; its output and record are dropped. Unknown runs are ignored."""
+    """Says that storage has the run's end; its output, artifacts and record are dropped. Unknown runs are ignored."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.ListRunsRequest, _executor_service_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Every run that was not acknowledged, those of an earlier start of this executor included."""
     ExtendPermits: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.ExtendPermitsRequest, _executor_service_pb2.ExtendPermitsResponse]  # type: ignore[assignment]
@@ -135,6 +143,16 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ReadArtifact(
+        self,
+        request: _executor_service_pb2.ReadArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_executor_service_pb2.ReadArtifactResponse], _abc.AsyncIterator[_executor_service_pb2.ReadArtifactResponse]]:
+        """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
+        one. They stay until `Acknowledge`. NOT_FOUND: RUN_NOT_FOUND, ARTIFACT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def Kill(
         self,
         request: _executor_service_pb2.KillRequest,
@@ -148,7 +166,7 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _executor_service_pb2.AcknowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_executor_service_pb2.AcknowledgeResponse, _abc.Awaitable[_executor_service_pb2.AcknowledgeResponse]]:
-        """Says that storage has the run's end; its output and record are dropped. Unknown runs are ignored."""
+        """Says that storage has the run's end; its output, artifacts and record are dropped. Unknown runs are ignored."""
 
     @_abc_1.abstractmethod
     def ListRuns(
