@@ -42,7 +42,6 @@ _BY_IDS_TO_CHANGE = (
 _NEW = insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"})
 _INSERT, _INSERT_MANY = Prepared(_NEW.returning(_ROW.seq)), Prepared(_NEW)
 _SEQS = select(_ROW.id, _ROW.seq).where(_ROW.id.in_(bindparam("ids", expanding=True)))
-_PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
 _INSERT_RESULT = Prepared(insert(models.result))
 _INSERT_FAILED = Prepared(insert(models.failed_attempt))
 _INSERT_DEAD = insert(models.dead_letter)
@@ -78,15 +77,6 @@ def load_by_seq(connection: Connection, seq: int, *, to_change: bool = False) ->
     if row is None:
         raise LookupError(f"there is no evaluation number {seq}")
     return Record(*row)
-
-
-def run_spec(connection: Connection, seq: int) -> bytes:
-    """What the evaluation with this number, which exists, is to run: a serialized `RunSpec`."""
-    row = _PROGRAM.first(connection, {"seq": seq})
-    if row is None:
-        raise LookupError(f"there is no evaluation number {seq}")
-    blob: bytes = row[0]
-    return blob
 
 
 def load_page(connection: Connection, after: int, limit: int) -> list[Record]:
