@@ -148,6 +148,7 @@ async def test_destroy_during_a_run_ends_it(engine: Engine):
     assert processes_of(sandbox) == []
 
 
+@pytest.mark.alone  # files that the tests before it left may be closed meanwhile
 async def test_many_runs_leave_no_descriptor_and_no_folder(engine: Engine, host: Host, engine_name: str):
     await run(engine, python("pass"))
     folder = host.run_dir / GUISES.get(engine_name, engine_name)

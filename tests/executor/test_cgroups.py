@@ -86,6 +86,7 @@ def descriptors() -> int:
 
 
 @pytest.mark.root
+@pytest.mark.alone  # files that the tests before it left may be closed meanwhile
 async def test_watches_leave_no_descriptor(tree: CgroupTree):
     before = descriptors()
     for number in range(20):

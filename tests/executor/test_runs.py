@@ -256,6 +256,7 @@ async def test_no_more_runs_than_slots(keys, tmp_path):
         assert (await executor.execute({"out": "free"})).stdout == b"free"
 
 
+@pytest.mark.alone  # files that the tests before it left may be closed meanwhile
 async def test_finished_runs_that_wait_to_be_acknowledged_hold_no_descriptor(executor):
     async def ended() -> ex.FinalRecord:
         return (await executor.execute({"out": "o" * 300_000, "err": "e"}, asked=limits())).record

@@ -20,6 +20,7 @@ from crucible_storage.evaluations import Wanted, insert_parts, new_record
 from crucible_storage.lifecycle import TERMINAL, Record
 from crucible_storage.names import batch_name, evaluation_name, invalid
 from crucible_storage.policy import Policy
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import WriteTransaction
 
 MAX_ITEMS = 100_000
@@ -38,8 +39,9 @@ _NEEDED = (
     .order_by(_EVALUATION.seq)
     .with_for_update(read=True, of=models.evaluation)
 )
-_INSERT = insert(models.batch_item)
-_INSERT_DEPENDENCIES = insert(models.batch_dependency)
+_STORED = ("evaluation_seq", "tenant", "batch", "number", "key", "sha256", "run_anyway")
+_INSERT = Prepared(insert(models.batch_item).values({name: bindparam(name) for name in _STORED}))
+_INSERT_DEPENDENCIES = Prepared(insert(models.batch_dependency))
 _GROW = (
     update(models.batch)
     .where(models.batch.c.seq == bindparam("key"))
@@ -194,10 +196,8 @@ class Addition:
         ]
         store.insert_records(transaction, records, self.now)
         insert_parts(transaction, [(record, item.wanted) for record, item in zip(records, new, strict=True)])
-        transaction.execute(
-            _INSERT,
-            [self._row(item, one, batch.items + n) for n, (item, one) in enumerate(zip(new, records, strict=True))],
-        )
+        pairs = enumerate(zip(new, records, strict=True), batch.items)
+        _INSERT.many(transaction.connection, [self._row(item, one, number) for number, (item, one) in pairs])
         for record in records:
             transaction.count_batch(batch.id, progress.kind_of(record), batch.tenant, 1)
         self._insert_dependencies(new, records, needed)
@@ -225,7 +225,7 @@ class Addition:
             for key in item.after
         ]
         if rows:
-            self.transaction.execute(_INSERT_DEPENDENCIES, rows)
+            _INSERT_DEPENDENCIES.many(self.transaction.connection, rows)
         stored = [needed[key] for key in {key for item in new for key in item.after} & needed.keys()]
         if ended := sorted(seq for seq, state in stored if state in TERMINAL):
             progress.settle(self.transaction, self.batch.tenant, ended)

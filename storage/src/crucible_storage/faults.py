@@ -5,7 +5,7 @@ import sys
 from datetime import timedelta
 from enum import Enum, auto
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from crucible_rpc.errors import CallError, DataLossError, InternalError, ResourceExhaustedError, UnavailableError
 
@@ -19,6 +19,7 @@ class Fault(Enum):
     BUSY = auto()
     CONFLICT = auto()
     GONE = auto()
+    UNDO = auto()
     DAMAGED = auto()
     """What one operation needs cannot be read; the rest of the transaction is whole."""
     OTHER = auto()
@@ -26,6 +27,10 @@ class Fault(Enum):
 
 class TransactionLostError(Exception):
     """An operation could not be undone, so nothing of its transaction may be kept."""
+
+
+class MustBeUndoneError(Exception):
+    """An operation failed in a transaction that has no savepoints: it is run again, with them."""
 
 
 class FateUnknownError(Exception):
@@ -69,6 +74,8 @@ def fault_of(error: BaseException) -> Fault | None:
     """What happened to the transaction; None when only the statement or the operation failed."""
     if isinstance(error, TransactionLostError):
         return Fault.OTHER
+    if isinstance(error, MustBeUndoneError):
+        return Fault.UNDO
     raw = error.orig if isinstance(error, DBAPIError) else error
     code = getattr(raw, "sqlite_errorcode", None)
     if code is not None:
@@ -85,6 +92,14 @@ def fault_of(error: BaseException) -> Fault | None:
 def ends_transaction(error: BaseException) -> bool:
     """Whether the whole transaction may be gone, not only the statement."""
     return fault_of(error) not in (None, Fault.DAMAGED)
+
+
+def is_of_database(error: BaseException) -> bool:
+    """Whether a statement failed."""
+    psycopg = sys.modules.get("psycopg")
+    return isinstance(error, SQLAlchemyError | sqlite3.Error) or (
+        psycopg is not None and isinstance(error, psycopg.Error)
+    )
 
 
 def is_duplicate(error: BaseException) -> bool:

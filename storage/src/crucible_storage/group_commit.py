@@ -99,15 +99,21 @@ class GroupCommit(Generic[AnyOperation]):
         """Runs and commits a group, and fills in each operation's result or error. None when nothing was committed.
 
         When it makes work, operations that stand by for that join it. A group that met another process's, or whose
-        connection was lost before its commit, is tried again.
+        connection was lost before its commit, is tried again; one that could not undo a failed operation, with
+        savepoints.
         """
         begun = time.monotonic()
         tries = 0
+        ahead = True
         while True:
             tries += 1
             try:
-                return self._attempt(group)
+                return self._attempt(group, ahead=ahead)
             except Exception as error:
+                if faults.fault_of(error) is Fault.UNDO:
+                    _LOG.debug("a group commit is run again with savepoints", exc_info=error)
+                    ahead = False
+                    continue
                 if faults.fault_of(error) is Fault.GONE:
                     self._drop()
                 if self._wait_to_try_again(error, tries, begun):
@@ -119,12 +125,12 @@ class GroupCommit(Generic[AnyOperation]):
         """Ends the connection."""
         self._drop()
 
-    def _attempt(self, group: list[AnyOperation]) -> Committed:
+    def _attempt(self, group: list[AnyOperation], *, ahead: bool) -> Committed:
         connection = self._connected()
         begun = time.perf_counter()
         under_way = connection.begin()
         try:
-            transaction = WriteTransaction(connection, self._backend, self._queued)
+            transaction = WriteTransaction(connection, self._backend, self._queued, ahead=ahead)
             for operation in group:
                 _run(operation, transaction)
             self._give_out(group, transaction)

@@ -252,11 +252,11 @@ class Leases:
             for waiting in self._queue.pick(transaction, known, now):
                 if given and size + waiting.size > MAX_ANSWER_BYTES:
                     break
-                record = store.take_waiting(transaction.connection, waiting.seq)
-                if record is None:
+                taken = store.take_waiting(transaction.connection, waiting.seq)
+                if taken is None:
                     look.met_another = True
                     continue
-                given.append(self._give(transaction, record, executor_id, boot_id, now))
+                given.append(self._give(transaction, *taken, executor_id, boot_id, now))
                 size += waiting.size
                 if len(given) >= max_runs:
                     break
@@ -266,7 +266,7 @@ class Leases:
         return run
 
     def _give(
-        self, transaction: WriteTransaction, record: Record, executor_id: str, boot_id: str, now: int
+        self, transaction: WriteTransaction, record: Record, run_spec: bytes, executor_id: str, boot_id: str, now: int
     ) -> work.Assignment:
         before = store.Before(record)
         record.lease(executor_id, boot_id, now, self._policy)
@@ -276,7 +276,7 @@ class Leases:
             evaluation=evaluation_name(record.id),
             epoch=record.epoch,
             ticket=tickets.issue(record, now, self._signer, self._policy),
-            run_spec=store.run_spec(transaction.connection, record.seq),
+            run_spec=run_spec,
         )
 
     async def _until_delayed(self) -> float:

@@ -83,7 +83,9 @@ class Reports:
         checked = [self._check(report) for report in reports]
 
         def run(transaction: WriteTransaction) -> list[work.RejectedReport]:
-            return [refused for one in checked if (refused := self._store_one(transaction, executor, one)) is not None]
+            known = _known(transaction, checked)
+            answers = (self._store_one(transaction, executor, one, known) for one in checked)
+            return [refused for refused in answers if refused is not None]
 
         return run
 
@@ -109,11 +111,13 @@ class Reports:
             checked.refused = error
         return checked
 
-    def _store_one(self, transaction: WriteTransaction, executor: str, checked: _Checked) -> work.RejectedReport | None:
+    def _store_one(
+        self, transaction: WriteTransaction, executor: str, checked: _Checked, known: dict[str, Record]
+    ) -> work.RejectedReport | None:
         run_id = checked.report.lease.run_id
         try:
             with transaction.savepoint():
-                self._apply(transaction, executor, checked)
+                self._apply(transaction, executor, checked, known)
         except CallError as error:
             return work.RejectedReport(run_id=run_id, reason=error.reason, message=error.message)
         except Exception as error:
@@ -125,12 +129,15 @@ class Reports:
             return work.RejectedReport(run_id=run_id, reason="INTERNAL", message="storage failed; its log says why")
         return None
 
-    def _apply(self, transaction: WriteTransaction, executor: str, checked: _Checked) -> None:
+    def _apply(self, transaction: WriteTransaction, executor: str, checked: _Checked, known: dict[str, Record]) -> None:
+        """Applies a report. `known` has records as they were read before the first: each holds for one report."""
         if checked.refused is not None:
             raise checked.refused
         report = checked.report
         name = parse_run_id(report.lease.run_id)
-        record = None if name is None else store.load(transaction.connection, name.evaluation_id, to_change=True)
+        record = None if name is None else known.pop(name.evaluation_id, None)
+        if record is None and name is not None:  # it had a report before
+            record = store.load(transaction.connection, name.evaluation_id, to_change=True)
         if record is None or name is None or name.attempt > record.attempt + 1:
             raise _stale(report)
         if record.executor == executor and record.epoch == report.lease.epoch and not record.lease_renewed:
@@ -143,6 +150,19 @@ class Reports:
         one.apply(report, checked.final)
         if record.version != before.version or record.lost_reason:
             store.save(transaction, record, before, now)
+
+
+def _known(transaction: WriteTransaction, reports: Sequence[_Checked]) -> dict[str, Record]:
+    """The records of these reports, by one statement; none of them where one cannot be read, for that fails alone."""
+    names = [parse_run_id(one.report.lease.run_id) for one in reports if one.refused is None]
+    try:
+        with transaction.savepoint():
+            return store.load_all(transaction.connection, list({name.evaluation_id: None for name in names if name}))
+    except Exception as error:
+        if faults.ends_transaction(error):
+            raise
+        _LOG.warning("the records of some reports are read one by one", exc_info=error)
+        return {}
 
 
 class _OneReport:

@@ -20,6 +20,7 @@ from crucible_storage import audit, audit_heads, audit_tables, models
 from crucible_storage.audit import Sealed
 from crucible_storage.clock import Clock, timestamp
 from crucible_storage.database import Database
+from crucible_storage.prepared import Prepared
 from crucible_storage.transaction import WriteTransaction
 
 INTERVAL = timedelta(seconds=1)
@@ -35,8 +36,8 @@ _WAITING = (
     select(_PENDING.seq, *(_PENDING[name] for name in Sealed._fields[1:7])).order_by(_PENDING.seq).limit(MAX_STEP)
 )
 _TAKE = delete(models.audit_pending).where(_PENDING.seq.in_(bindparam("done", expanding=True)))
-_INSERT_RECORDS = insert(models.audit_record)
-_INSERT_NODES = insert(models.audit_node)
+_INSERT_RECORDS = Prepared(insert(models.audit_record))
+_INSERT_NODES = Prepared(insert(models.audit_node))
 _INSERT_CHECKPOINT = insert(models.audit_checkpoint)
 _MOVE_HEAD = (
     update(models.audit_head)
@@ -115,9 +116,9 @@ class Sealer:
             chain = audit.chained(chain, leaf)
             records.append(bare._replace(leaf=leaf, chain=chain)._asdict())
             nodes += [_node(one) for one in frontier.append(leaf) if one.level and not one.level % audit_tables.STEP]
-        transaction.execute(_INSERT_RECORDS, records)
+        _INSERT_RECORDS.many(transaction.connection, records)
         if nodes:
-            transaction.execute(_INSERT_NODES, nodes)
+            _INSERT_NODES.many(transaction.connection, nodes)
         transaction.execute(_TAKE, {"done": [row[0] for row in waiting]})
         transaction.execute(_MOVE_HEAD, {"new_size": frontier.size, "new_frontier": b"".join(frontier.hashes)})
         self._sign(transaction, frontier, chain, last.previous_sha256)

@@ -30,11 +30,18 @@ _PAGE = _SELECT.where(_ROW.seq > bindparam("after")).order_by(_ROW.seq).limit(bi
 # SQLAlchemy leaves these out on SQLite, whose writer is alone. Others may go on referring to the row.
 _BY_ID_TO_CHANGE = Prepared(_SELECT_BY_ID.with_for_update(key_share=True))
 _BY_SEQ_TO_CHANGE = Prepared(_SELECT_BY_SEQ.with_for_update(key_share=True))
-_WAITING_BY_SEQ = Prepared(_SELECT_BY_SEQ.where(_ROW.state == QUEUED).with_for_update(key_share=True, skip_locked=True))
+_WAITING_BY_SEQ = Prepared(
+    select(models.program.c.run_spec, *(_ROW[name] for name in _COLUMNS))
+    .join(models.program, models.program.c.evaluation_seq == _ROW.seq)
+    .where(_ROW.seq == bindparam("seq"), _ROW.state == QUEUED)
+    .with_for_update(of=models.evaluation, key_share=True, skip_locked=True)
+)
+_BY_IDS_TO_CHANGE = (
+    _SELECT.where(_ROW.id.in_(bindparam("ids", expanding=True))).order_by(_ROW.seq).with_for_update(key_share=True)
+)
 _NEW = insert(models.evaluation).values({name: bindparam(name) for name in _COLUMNS if name != "seq"})
 _INSERT, _INSERT_MANY = Prepared(_NEW.returning(_ROW.seq)), Prepared(_NEW)
 _SEQS = select(_ROW.id, _ROW.seq).where(_ROW.id.in_(bindparam("ids", expanding=True)))
-_PROGRAM = Prepared(select(models.program.c.run_spec).where(models.program.c.evaluation_seq == bindparam("seq")))
 _INSERT_RESULT = Prepared(insert(models.result))
 _INSERT_FAILED = Prepared(insert(models.failed_attempt))
 _INSERT_DEAD = insert(models.dead_letter)
@@ -72,24 +79,24 @@ def load_by_seq(connection: Connection, seq: int, *, to_change: bool = False) ->
     return Record(*row)
 
 
-def run_spec(connection: Connection, seq: int) -> bytes:
-    """What the evaluation with this number, which exists, is to run: a serialized `RunSpec`."""
-    row = _PROGRAM.first(connection, {"seq": seq})
-    if row is None:
-        raise LookupError(f"there is no evaluation number {seq}")
-    blob: bytes = row[0]
-    return blob
-
-
 def load_page(connection: Connection, after: int, limit: int) -> list[Record]:
     """At most `limit` records with the next numbers above `after`, in their order, deleted ones too."""
     return [Record(*row) for row in connection.execute(_PAGE, {"after": after, "limit": limit})]
 
 
-def take_waiting(connection: Connection, seq: int) -> Record | None:
-    """The record with this number, to be changed; None when another process has it, or it does not wait any more."""
+def take_waiting(connection: Connection, seq: int) -> tuple[Record, bytes] | None:
+    """The record with this number, to be changed, and what it is to run: a serialized `RunSpec`.
+
+    None when another process has it, or it does not wait any more.
+    """
     row = _WAITING_BY_SEQ.first(connection, {"seq": seq})
-    return None if row is None else Record(*row)
+    return None if row is None else (Record(*row[1:]), row[0])
+
+
+def load_all(connection: Connection, evaluation_ids: Sequence[str]) -> dict[str, Record]:
+    """Those of these records that there are, by id; no other process may change them until the transaction ends."""
+    rows = connection.execute(_BY_IDS_TO_CHANGE, {"ids": evaluation_ids})
+    return {record.id: record for record in (Record(*row) for row in rows)}
 
 
 def load_owned(connection: Connection, tenant: str, evaluation_id: str, *, to_change: bool = False) -> Record:
@@ -147,13 +154,13 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
     if values:
         parameters = {f"new_{name}": value for name, value in values.items()}
         parameters |= {"key": record.seq, "expected": before.version, "expected_blocked": record.blocked}
-        if _update(tuple(values)).run(connection, parameters) != 1:
+        if not _update(tuple(values)).changes(connection, parameters, rows=1):
             raise AbortedError("STALE_LEASE", f"evaluations/{record.id} was changed meanwhile; read it again")
     if record.changes.result is not None:
         if (end := _whole_end(record, before)) is not None:
             transaction.notices.ends[record.id] = end
         blob = record.changes.result.SerializeToString()
-        _INSERT_RESULT.run(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
+        _INSERT_RESULT.changes(connection, {"evaluation_seq": record.seq, "tenant": record.tenant, "result": blob})
         audit.evaluation_finished(transaction, record, record.changes.result, now)
         if record.changes.result.termination.WhichOneof("kind") == "infrastructure_failure":
             reason = record.changes.result.termination.infrastructure_failure.reason
@@ -161,7 +168,7 @@ def save(transaction: WriteTransaction, record: Record, before: "Before", now: i
             transaction.execute(_INSERT_DEAD, dead)
     for failed in record.changes.failed:
         row = {"evaluation_seq": record.seq, "attempt": failed.attempt, "tenant": record.tenant}
-        _INSERT_FAILED.run(connection, row | {"reason": failed.reason, "time": now})
+        _INSERT_FAILED.changes(connection, row | {"reason": failed.reason, "time": now})
     _append(transaction, record, now)
     _notify(transaction, record, before, now)
     progress.moved(transaction, record, before.kind, kind)

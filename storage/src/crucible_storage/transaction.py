@@ -1,7 +1,9 @@
 """What one operation of the writer works with: statements, the events it appends, the counts and wake-ups it causes.
 
 All operations of one group commit share a transaction of the database. Each runs in its own savepoint; when it fails,
-what it wrote, appended, counted and would have woken is undone, and the others are untouched.
+what it wrote, appended, counted and would have woken is undone, and the others are untouched. Where a statement costs a
+trip to a server, a group is first run without savepoints, whose two trips would be half of all: an operation that fails
+before it wrote is undone in memory, and any other failure has the whole group run again with them.
 
 Events get their positions last: from the one row of `log_head`, which is locked from then to the commit. So positions
 have no gaps and are in the order of commits, also when several processes write to one database, and only the short end
@@ -21,8 +23,9 @@ from sqlmodel import Session
 from crucible.evaluation.v1.event_pb2 import Event
 from crucible_storage import faults, models, usage
 from crucible_storage.databases.base import Backend
+from crucible_storage.faults import MustBeUndoneError
 from crucible_storage.lifecycle import End
-from crucible_storage.prepared import Prepared
+from crucible_storage.prepared import Prepared, wire_of
 
 _INSERT_EVENTS = Prepared(insert(models.event))
 _PENDING = [column.name for column in models.audit_pending.c if not column.primary_key]
@@ -117,9 +120,12 @@ class WriteTransaction:
         connection: in a transaction.
         backend: whose.
         queued: evaluations that wait, committed; None: the database is to be asked.
+        ahead: goes on before the database has answered, where answers cost a trip, and makes no savepoints: what
+            fails and cannot be undone in memory then raises `MustBeUndoneError`, and the transaction is to be begun
+            anew without this.
     """
 
-    def __init__(self, connection: Connection, backend: Backend, queued: int | None) -> None:
+    def __init__(self, connection: Connection, backend: Backend, queued: int | None, *, ahead: bool) -> None:
         self.connection = connection
         self.backend = backend
         self.notices = Notices()
@@ -135,6 +141,9 @@ class WriteTransaction:
         self._audit: list[dict[str, Any]] = []
         self._session: Session | None = None
         self._depth = 0
+        self._wire = wire_of(connection)
+        if self._wire is not None:
+            self._wire.ahead = ahead
 
     def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Runs a statement of SQLAlchemy Core."""
@@ -217,16 +226,22 @@ class WriteTransaction:
         used = self.usage.mark()
         created, finished, stops = len(self.notices.created), len(self.notices.finished), len(self.notices.stops)
         told = len(self.notices.events)
+        ahead = self._wire if self._wire is not None and self._wire.ahead else None
+        writes = 0 if ahead is None else ahead.writes
         raw: Any = self.connection.connection.dbapi_connection
-        raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
+        if ahead is None:
+            raw.execute(f"SAVEPOINT {name}")  # by the driver: some for each evaluation, and SQLAlchemy's way costs more
         self._depth += 1
         try:
             yield
             self._end_session(commit=True)
         except BaseException as error:
-            self._undo(name, error)
-            for name in self.notices.finished[finished:]:
-                self.notices.ends.pop(name, None)
+            if ahead is None:
+                self._undo(name, error)
+            elif not faults.ends_transaction(error) and (ahead.writes != writes or faults.is_of_database(error)):
+                raise MustBeUndoneError("an operation failed after it had written") from error
+            for finished_id in self.notices.finished[finished:]:
+                self.notices.ends.pop(finished_id, None)
             del self._events[events:], self._outputs[outputs:], self._ends[ends:], self._audit[audit:]
             del self.notices.created[created:]
             del self.notices.finished[finished:], self.notices.stops[stops:], self.notices.events[told:]
@@ -237,7 +252,8 @@ class WriteTransaction:
             raise
         finally:
             self._depth -= 1
-        raw.execute(f"RELEASE {name}")
+        if ahead is None:
+            raw.execute(f"RELEASE {name}")
 
     def flush(self) -> None:
         """Writes the events, audit records, counts and usage of all operations; called once, before the commit."""
@@ -259,6 +275,8 @@ class WriteTransaction:
             usage.ADD.many(self.connection, used)
         self.notices.appended = len(self._events)
         self.notices.last_position = self._written.position
+        if self._wire is not None:
+            self._wire.settle()
 
     def _write_events(self) -> None:
         """Gives positions to the events that have none, and writes them and their output."""

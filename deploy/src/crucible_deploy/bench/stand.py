@@ -45,6 +45,7 @@ class Sizes:
         stored_few: evaluations in the smaller of two databases that are compared; more than `stored_samples`.
         stored: evaluations in the larger one.
         stored_samples: calls of each kind to both.
+        queue: evaluations in the queue that workers work off with an engine that returns at once.
         memory_step: evaluations between two looks at memory.
         budget_s: no subject begins later than this after the start; what is left out is shown.
     """
@@ -68,6 +69,7 @@ class Sizes:
     stored_few: int = 1000
     stored: int = 100_000
     stored_samples: int = 200
+    queue: int = 2000
     memory_step: int = 1000
     budget_s: float = 12.5 * 60
 
@@ -75,12 +77,12 @@ class Sizes:
 FULL = Sizes(
     singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, neighbour_rounds=5, neighbour_s=4,
     compared=40, compared_wide=60, traced=164, control=1000, batch=50_000, lived=6400, stored=1_000_000,
-    stored_samples=400, memory_step=2000, budget_s=float("inf"),
+    stored_samples=400, queue=20_000, memory_step=2000, budget_s=float("inf"),
 )  # fmt: skip
 TINY = Sizes(
     singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, neighbour_rounds=1,
     neighbour_s=0.3, compared=1, compared_wide=4, traced=2, control=20, batch=400, lived=64, stored_few=50, stored=200,
-    stored_samples=10, memory_step=40,
+    stored_samples=10, queue=80, memory_step=40,
 )  # fmt: skip
 """Shows that everything can be measured, and nothing else."""
 

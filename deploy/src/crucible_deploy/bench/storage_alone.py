@@ -17,6 +17,7 @@ from crucible_deploy.postgresql_server import PostgreSqlServer, PostgreSqlServer
 
 _MOST_S = 3600.0
 _FLAT = 1.5
+_NOT_LOWER = 0.9
 _CALLS = {"get": "get one", "page": "list 50", "lease": "lease one", "create": "create one"}
 
 
@@ -24,7 +25,7 @@ async def measure(stand: Stand) -> Measured:
     """Both databases, SQLite and a PostgreSQL server of the bench's own."""
     found = rows("SQLite", await _found(stand, ""))
     try:
-        server = PostgreSqlServer(durable=True)
+        server = PostgreSqlServer(durable=True, folder=stand.stack.layout.home.parent)
     except PostgreSqlServerError as error:
         return Measured((*found, Row.left_out("storage alone on PostgreSQL", str(error))))
     try:
@@ -41,7 +42,13 @@ async def _found(stand: Stand, url: str) -> Mapping[str, Any]:
     python = environments.interpreter(stand.stack.layout, "storage")
     folder = Path(tempfile.mkdtemp(prefix="storage-alone-", dir=stand.stack.layout.home))
     argv = [str(python), "-I", "-m", "crucible_storage.benchmark", "--folder", str(folder), "--url", url]
-    numbers = {"count": sizes.lived, "small": sizes.stored_few, "large": sizes.stored, "samples": sizes.stored_samples}
+    numbers = {
+        "count": sizes.lived,
+        "small": sizes.stored_few,
+        "large": sizes.stored,
+        "samples": sizes.stored_samples,
+        "queue": sizes.queue,
+    }
     for name, number in numbers.items():
         argv += [f"--{name}", str(number)]
     try:
@@ -56,17 +63,28 @@ async def _found(stand: Stand, url: str) -> Mapping[str, Any]:
 
 def rows(database: str, found: Mapping[str, Any]) -> list[Row]:
     """The figures of storage's benchmark on a database."""
-    created, lived, lease = found["created_per_s"], found["lived_per_s"], found["lease_p99_ms"]
-    small, large = found["small"], found["large"]
     name = f"storage alone on {database}"
-    made = [
-        Row(f"{name}: evaluations created", created, "per s", target=">= 2000", met=created >= 2000),
+    return [*_rates(name, found["rates"]), *_costs(name, found["costs"]), *_workers(name, found["workers"])]
+
+
+def _rates(name: str, found: Mapping[str, Any]) -> list[Row]:
+    batched, lived = found["batched_per_s"], found["lived_per_s"]
+    return [
+        Row(f"{name}: created in batches", batched, "per s", target=">= 2000", met=batched >= 2000),
+        Row(f"{name}: created by a call each", found["created_per_s"], "per s"),
         Row(f"{name}: create, lease, start, finish", lived, "per s", target=">= 500", met=lived >= 500),
         Row(f"{name}: CPU of such an evaluation", found["lived_cpu_ms"], "ms", note="with the executor's signature"),
+    ]
+
+
+def _costs(name: str, found: Mapping[str, Any]) -> list[Row]:
+    small, large, samples, lease = found["small"], found["large"], found["samples"], found["lease_p99_ms"]
+    made = [
         Row(
             f"{name}: p99 of a lease, {large} queued", lease, "ms", target="<= 20 ms", met=lease <= 20,
-            note=f"{found['lease_samples']} leases" + ("" if found["lease_samples"] >= 100 else ": too few for a p99"),
+            note=f"{samples} leases" + ("" if samples >= 100 else ": too few for a p99"),
         ),
+        Row(f"{name}: created in batches, up to {large} stored", found["filled_per_s"], "per s"),
     ]  # fmt: skip
     for call, words in _CALLS.items():
         cost = found["costs"][call]
@@ -77,4 +95,22 @@ def rows(database: str, found: Mapping[str, Any]) -> list[Row]:
                 met=many <= _FLAT * few, note="medians, taken in turn",
             )
         )  # fmt: skip
+    return made
+
+
+def _workers(name: str, found: Mapping[str, Any]) -> list[Row]:
+    queued, wrong = found["queued"], found["lost"] + found["run_twice"]
+    once = f"{name}: of {queued} queued, lost or run twice by 8 workers"
+    made = [Row(once, wrong, "", target="0", met=wrong == 0)]
+    rates = {int(number): rate for number, rate in found["per_s"].items()}
+    fewer: float | None = None
+    for number, rate in sorted(rates.items()):
+        made.append(
+            Row(
+                f"{name}: ended by {number} workers", rate, "per s",
+                fewer, "fewer workers" if fewer else "", f">= {_NOT_LOWER} x" if fewer else "",
+                met=None if fewer is None else rate >= _NOT_LOWER * fewer, note="medians, taken in turn",
+            )
+        )  # fmt: skip
+        fewer = rate
     return made

@@ -139,7 +139,7 @@ class _Storm:
             long = asyncio.create_task(self._long_ones(client, stop))
             harm = asyncio.create_task(self._harm())
             all_lanes = asyncio.gather(*lanes)
-            tasks = [*lanes, all_lanes, long, harm, asyncio.create_task(self._progress())]
+            tasks: list[asyncio.Future[Any]] = [*lanes, all_lanes, long, harm, asyncio.create_task(self._progress())]
             try:
                 await _first_error(all_lanes, harm)
                 stop.set()

@@ -11,6 +11,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool, QueuePool
 
 from crucible_rpc.errors import StartError
+from crucible_storage.databases.wire import Wire
+from crucible_storage.prepared import WIRE
 
 READERS = 4
 OLDEST = 150000
@@ -69,6 +71,9 @@ class PostgreSql:
         self.reader = self._engine(_READER_SETTINGS, poolclass=QueuePool, pool_size=READERS, max_overflow=0)
         event.listen(self.writer, "begin", self._begin if told is not None else _begin)
         event.listen(self.reader, "begin", _begin_reading)
+        event.listen(self.writer, "connect", _wire)
+        event.listen(self.writer, "before_cursor_execute", _settle)
+        event.listen(self.writer, "rollback", _abandon)
 
     def begin_migration(self, connection: Connection) -> None:
         """See `Backend`.
@@ -187,3 +192,21 @@ def _begin(connection: Connection) -> None:
 
 def _begin_reading(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+
+def _wire(connection: "psycopg.Connection[Any]", record: Any) -> None:
+    connection.prepare_threshold = None  # psycopg forgets all that is prepared, ours too, whenever it rolls back
+    record.info[WIRE] = Wire(connection)
+
+
+def _settle(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+    """Before SQLAlchemy runs a statement itself."""
+    wire: Wire = connection.info[WIRE]
+    wire.settle()
+    if not statement.lstrip().startswith("SELECT"):
+        wire.writes += 1
+
+
+def _abandon(connection: Connection) -> None:
+    wire: Wire = connection.info[WIRE]
+    wire.abandon()

@@ -1,0 +1,1 @@
+"""What storage alone does, measured in one process over databases of its own."""
