@@ -262,16 +262,20 @@ async def test_they_go_with_their_evaluation(world):
 
 async def test_a_short_run_asks_nothing_of_their_table(world, monkeypatch):
     """Of all that its whole life asks of the database; the same run with a sample shows that this would be seen."""
-    asked, on = [], Prepared._on
+    asked = []
 
-    def noted(statement, connection):
-        asked.append(str(statement._statement))
-        return on(statement, connection)
+    def noting(way):
+        def noted(statement, *on):
+            asked.append(str(statement._statement))
+            return way(statement, *on)
+
+        return noted
 
     def executed(connection, cursor, statement, *more):
         asked.append(statement)
 
-    monkeypatch.setattr(Prepared, "_on", noted)
+    for way in (Prepared._on, Prepared._form):  # by the driver, and by PostgreSQL's wire
+        monkeypatch.setattr(Prepared, way.__name__, noting(way))
     event.listen(Engine, "before_cursor_execute", executed)
     try:
         await ended(world, 0)
