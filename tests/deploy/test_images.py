@@ -6,6 +6,7 @@ import pytest
 
 from crucible_deploy import mounts
 from crucible_deploy.images import ImageStore
+from crucible_deploy.layout import Layout
 from crucible_deploy.rootfs import PYTHON, BuildError, Recipe, normalise, trim
 from crucible_deploy.tree_digest import UnfitTreeError, tree_digest
 
@@ -53,7 +54,7 @@ def test_an_image_is_built_once_and_its_manifest_names_it(store, tmp_path):
 @pytest.mark.root
 def test_another_recipe_makes_another_image_and_keeps_the_one_in_use(store, tmp_path):
     first = store.ensure(RECIPE, Builder())
-    second = store.ensure(Recipe(name="tiny", revision=2), Builder(b"two"))
+    second = store.ensure(Recipe(name="tiny", revision=RECIPE.revision + 1), Builder(b"two"))
     assert store.manifest("tiny") == second
     assert store.rootfs(first).is_dir()
 
@@ -63,7 +64,7 @@ def test_another_recipe_makes_another_image_and_keeps_the_one_in_use(store, tmp_
 def test_a_build_that_fails_or_is_interrupted_changes_nothing(store, tmp_path, fault):
     first = store.ensure(RECIPE, Builder())
     with pytest.raises(type(fault)):
-        store.ensure(Recipe(name="tiny", revision=2), Builder(b"two", fault))
+        store.ensure(Recipe(name="tiny", revision=RECIPE.revision + 1), Builder(b"two", fault))
     assert store.manifest("tiny") == first
     assert [name for name in entries(tmp_path) if name != "tiny.log"] == [
         first.digest.replace(":", "-"),
@@ -114,7 +115,8 @@ def test_a_manifest_without_its_tree_is_no_manifest(store, tmp_path):
 
 def test_the_recipe_is_named_by_all_that_it_says():
     assert Recipe().digest == PYTHON.digest
-    assert len({Recipe().digest, Recipe(revision=2).digest, Recipe(packages=("python3", "less")).digest}) == 3
+    others = (Recipe(revision=RECIPE.revision + 1), Recipe(packages=("python3", "less")))
+    assert len({one.digest for one in (Recipe(), *others)}) == 3
 
 
 @pytest.mark.root
@@ -140,3 +142,12 @@ def test_a_trimmed_tree_has_no_device_no_set_id_file_and_no_host_name(tmp_path):
     assert {"workspace", "tmp", "proc", "dev", "sys", "etc/hosts", "usr/bin/su"} <= left
     assert not left & {"etc/hostname", "etc/resolv.conf", "etc/shadow", "dev/null", "tmp/left", "usr/share/doc/x"}
     assert (root / "tmp").stat().st_mode & 0o7777 == 0o1777
+
+
+@pytest.mark.root
+def test_no_program_compiles_the_standard_library_anew():
+    """Bytecode that is checked by its source's time is of no use: times are evened out, and the root is read-only."""
+    built = ImageStore(Layout.of(os.environ).paths.images)
+    compiled = list(built.rootfs(built.manifest("python")).glob("usr/lib/python3*/**/*.pyc"))
+    assert len(compiled) > 300
+    assert {file.name for file in compiled if file.read_bytes()[4:8] != b"\1\0\0\0"} == set()

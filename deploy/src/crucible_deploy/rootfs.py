@@ -27,7 +27,7 @@ class Recipe:
     """
 
     name: str = "python"
-    revision: int = 1
+    revision: int = 2
     suite: str = "bookworm"
     packages: tuple[str, ...] = ("python3",)
     remove: tuple[str, ...] = (
@@ -164,7 +164,9 @@ def _compile(root: Path, log: Path) -> None:
     The bytecode is not checked against its source, which cannot change, and so does not depend on times.
     """
     folders = [f"/{path.relative_to(root)}" for path in sorted((root / "usr/lib").glob("python3*"))]
-    _in(root, log, "python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", *folders)
+    # -B and -f: what this very interpreter imports would otherwise be compiled on its way, checked by its time.
+    compileall = ("python3", "-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash")
+    _in(root, log, *compileall, *folders)
 
 
 def normalise(root: Path) -> None:
