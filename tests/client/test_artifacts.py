@@ -257,5 +257,13 @@ async def test_a_path_that_leads_out_is_refused_whatever_a_server_says(crucible,
     assert not (tmp_path / "out").exists()
 
 
+async def test_a_list_says_why_there_may_have_been_more(crucible, monkeypatch):
+    monkeypatch.setattr(Client, "list_artifacts", lambda *_: results.Artifacts((), 0, "it was killed\x1b[8m"))
+    ran = await crucible("artifacts", "list", "any")
+    assert ran.code == 0
+    assert b"not all was collected: it was killed" in ran.err
+    assert b"\x1b" not in ran.err
+
+
 async def _read(client, name, path, **where):
     return b"".join([piece async for piece in client.stream_artifact(name, path, **where)])

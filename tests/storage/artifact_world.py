@@ -44,9 +44,10 @@ async def put(world, assignment, path, data, **changes):
     return await world.service.uploads.store(wanted(assignment, path, data, **changes), parts_of(data))
 
 
-def end(assignment, artifacts, omitted=0, termination=None):
+def end(assignment, artifacts, omitted=0, termination=None, not_collected=""):
     """The report of a run's end, with the record that lists these files."""
     final = final_record(assignment, termination or exited(), artifacts_omitted=omitted)
+    final.artifacts_not_collected = not_collected
     final.artifacts.extend(artifacts)
     return report(assignment, started(), ex.RunEvent(finished=signed(final)))
 

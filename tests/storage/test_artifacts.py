@@ -64,6 +64,18 @@ async def test_what_a_program_left_is_listed_and_read_after_its_end(world):
     assert (beyond.value.reason, beyond.value.metadata) == ("ARTIFACT_RANGE", {"size": "0"})
 
 
+async def test_a_list_says_why_there_may_have_been_more(world):
+    await world.create("t")
+    await world.register()
+    run = await world.lease_one()
+    lengthy = a.end(run, [], not_collected="x" * 1001)
+    assert [one.reason for one in await world.report(lengthy)] == ["INVALID_RECORD"]
+    assert await world.report(a.end(run, [], not_collected="the program was killed")) == []
+    shown = await world.service.artifacts.list("t", a.evaluation_id(run))
+    assert (shown.artifacts, shown.omitted, shown.not_collected) == ([], 0, "the program was killed")
+    assert (await world.get(run)).artifacts == ArtifactSummary(not_collected="the program was killed")
+
+
 async def test_another_tenant_finds_neither_list_nor_file(world):
     run = await a.ran(world, out=b"secret")
     with pytest.raises(NotFoundError, match="EVALUATION_NOT_FOUND"):

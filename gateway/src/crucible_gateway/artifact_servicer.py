@@ -30,7 +30,9 @@ class ArtifactServicer(artifact_service_pb2_grpc.ArtifactServiceServicer):
         """See the contract."""
         validation.check_name(request.evaluation, "evaluation")
         listed = await self._artifacts.list(caller.current(), request.evaluation)
-        return api.ListArtifactsResponse(artifacts=listed.artifacts, omitted=listed.omitted)
+        return api.ListArtifactsResponse(
+            artifacts=listed.artifacts, omitted=listed.omitted, not_collected=listed.not_collected
+        )
 
     async def ReadArtifact(  # type: ignore[override]  # a coroutine that writes, which grpc.aio takes too
         self, request: api.ReadArtifactRequest, context: Any

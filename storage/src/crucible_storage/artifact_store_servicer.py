@@ -42,7 +42,9 @@ class ArtifactStoreServicer(rpc.ArtifactStoreServiceServicer):
         """See the contract."""
         evaluation_id = parse_evaluation_name(request.evaluation, "evaluation")
         listed = await self._artifacts.list(request.tenant, evaluation_id)
-        return pb.ListArtifactsResponse(artifacts=listed.artifacts, omitted=listed.omitted)
+        return pb.ListArtifactsResponse(
+            artifacts=listed.artifacts, omitted=listed.omitted, not_collected=listed.not_collected
+        )
 
     async def ReadArtifact(
         self, request: pb.ReadArtifactRequest, context: Any

@@ -20,6 +20,7 @@ MAX_RECORD = 64 << 10
 MAX_HITS = 64
 MAX_ARTIFACTS = 256
 MAX_PATHS_BYTES = 16 << 10
+MAX_REASON_CHARACTERS = 1000
 MAX_CPU_SECONDS = 366 * 86_400
 
 _KILL_CAUSES = {
@@ -80,6 +81,8 @@ def _check_artifacts(final: ex.FinalRecord) -> None:
     paths = [one.path.encode() for one in final.artifacts]
     if len(paths) > MAX_ARTIFACTS or sum(map(len, paths)) > MAX_PATHS_BYTES or final.artifacts_omitted < 0:
         raise invalid("the final record lists too many artifacts")
+    if len(final.artifacts_not_collected) > MAX_REASON_CHARACTERS:
+        raise invalid("the final record says at too great length why artifacts were not collected")
     if any(one >= other for one, other in pairwise(paths)):
         raise invalid("the final record's artifacts are not in the order of their paths")
     for one in final.artifacts:
@@ -140,7 +143,7 @@ def result(final: ex.FinalRecord, signed: SignedBytes) -> pb.Evaluation:
             start_kind=final.start_kind,
         ),
     )
-    if final.artifacts or final.artifacts_omitted:
+    if final.artifacts or final.artifacts_omitted or final.artifacts_not_collected:
         made.artifacts.CopyFrom(_artifacts(final))
     if final.HasField("start_time"):
         made.start_time.CopyFrom(final.start_time)
@@ -156,6 +159,7 @@ def _artifacts(final: ex.FinalRecord) -> ArtifactSummary:
         bytes_kept=sum(one.bytes_kept for one in final.artifacts),
         truncated=any(one.bytes_kept < one.bytes_total for one in final.artifacts),
         omitted=final.artifacts_omitted,
+        not_collected=final.artifacts_not_collected,
     )
 
 

@@ -221,7 +221,7 @@ def list_artifacts(name: str) -> Call[results.Artifacts]:
     return Call(
         lambda stubs: stubs.artifacts.ListArtifacts,
         artifacts.ListArtifactsRequest(evaluation=full_name(name)),
-        lambda answer: results.Artifacts(tuple(convert.artifact(one) for one in answer.artifacts), answer.omitted),
+        convert.artifacts,
     )
 
 

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from crucible.evaluation.v1 import artifact_pb2, behaviour_update_pb2, evaluation_pb2, event_pb2, platform_pb2
-from crucible.gateway.v1 import admin_service_pb2, platform_service_pb2
+from crucible.gateway.v1 import admin_service_pb2, artifact_service_pb2, platform_service_pb2
 from crucible_client import results, specs
 
 E = TypeVar("E", bound=StrEnum)
@@ -114,9 +114,19 @@ def artifact(message: artifact_pb2.Artifact) -> results.Artifact:
     )
 
 
+def artifacts(message: artifact_service_pb2.ListArtifactsResponse) -> results.Artifacts:
+    """The files of an evaluation."""
+    return results.Artifacts(tuple(map(artifact, message.artifacts)), message.omitted, message.not_collected)
+
+
 def _artifact_summary(message: artifact_pb2.ArtifactSummary) -> results.ArtifactSummary:
     return results.ArtifactSummary(
-        message.files, message.bytes_total, message.bytes_kept, message.truncated, message.omitted
+        message.files,
+        message.bytes_total,
+        message.bytes_kept,
+        message.truncated,
+        message.omitted,
+        message.not_collected,
     )
 
 

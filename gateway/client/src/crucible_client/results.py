@@ -318,6 +318,7 @@ class ArtifactSummary:
         bytes_kept: their bytes that the executor kept.
         truncated: whether one of them was cut.
         omitted: what else was there and was not kept: files beyond the bounds, links, devices, names that are no UTF-8.
+        not_collected: why there may have been more that nobody could look at; empty when not.
     """
 
     files: int
@@ -325,6 +326,7 @@ class ArtifactSummary:
     bytes_kept: int
     truncated: bool
     omitted: int
+    not_collected: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,10 +350,17 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """The files of an evaluation: `files` by path, and how many others its program left that nobody kept."""
+    """The files of an evaluation.
+
+    Attributes:
+        files: by path.
+        omitted: how many others its program left that nobody kept.
+        not_collected: why there may have been more that nobody could look at; empty when not.
+    """
 
     files: tuple[Artifact, ...]
     omitted: int
+    not_collected: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,12 @@ class Listed:
     Attributes:
         artifacts: by path.
         omitted: what its program left beside them, and nobody kept.
+        not_collected: why there may have been more that nobody could look at; empty when not.
     """
 
     artifacts: list[Artifact]
     omitted: int
+    not_collected: str
 
 
 class Artifacts:
@@ -65,7 +67,7 @@ class Artifacts:
             files = [one.message() for one in _files(connection, record)]
             blob = connection.execute(_RESULT, {"seq": record.seq}).scalar_one_or_none()
             end = pb.Evaluation() if blob is None else pb.Evaluation.FromString(blob)
-            return Listed(files, end.artifacts.omitted)
+            return Listed(files, end.artifacts.omitted, end.artifacts.not_collected)
 
         return await self._database.read(run)
 

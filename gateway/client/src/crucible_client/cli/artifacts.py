@@ -37,6 +37,8 @@ def list_(*, evaluation: str, as_json: bool) -> None:
     )
     if listed.omitted:
         click.echo(f"{listed.omitted} more were there and were not kept (links, too many, or no plain files)", err=True)
+    if listed.not_collected:
+        click.echo(f"not all was collected: {printable(listed.not_collected)}", err=True)
 
 
 @artifacts.command()

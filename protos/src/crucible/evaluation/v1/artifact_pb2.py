@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%crucible/evaluation/v1/artifact.proto\x12\x16\x63rucible.evaluation.v1\"d\n\x08\x41rtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x12\n\nbytes_kept\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"m\n\x0f\x41rtifactSummary\x12\r\n\x05\x66iles\x18\x01 \x01(\x05\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x12\n\nbytes_kept\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0f\n\x07omitted\x18\x05 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%crucible/evaluation/v1/artifact.proto\x12\x16\x63rucible.evaluation.v1\"d\n\x08\x41rtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x12\n\nbytes_kept\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"\x84\x01\n\x0f\x41rtifactSummary\x12\r\n\x05\x66iles\x18\x01 \x01(\x05\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x03\x12\x12\n\nbytes_kept\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0f\n\x07omitted\x18\x05 \x01(\x03\x12\x15\n\rnot_collected\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ARTIFACT']._serialized_start=65
   _globals['_ARTIFACT']._serialized_end=165
-  _globals['_ARTIFACTSUMMARY']._serialized_start=167
-  _globals['_ARTIFACTSUMMARY']._serialized_end=276
+  _globals['_ARTIFACTSUMMARY']._serialized_start=168
+  _globals['_ARTIFACTSUMMARY']._serialized_end=300
 # @@protoc_insertion_point(module_scope)

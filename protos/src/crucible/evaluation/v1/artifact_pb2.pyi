@@ -68,6 +68,7 @@ class ArtifactSummary(_message.Message):
     BYTES_KEPT_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     OMITTED_FIELD_NUMBER: _builtins.int
+    NOT_COLLECTED_FIELD_NUMBER: _builtins.int
     files: _builtins.int
     """How many are listed by `ListArtifacts`."""
     bytes_total: _builtins.int
@@ -78,6 +79,10 @@ class ArtifactSummary(_message.Message):
     """Whether one of them was cut."""
     omitted: _builtins.int
     """What else was there and was not kept: files beyond the bounds, links, devices, pipes, names that are no UTF-8."""
+    not_collected: _builtins.str
+    """Why nobody looked, or not at all that was there: a program that was ended from outside, or whose memory ran out, takes
+    its files along. Empty when all is listed or counted above. At most 1000 characters.
+    """
     def __init__(
         self,
         *,
@@ -86,10 +91,11 @@ class ArtifactSummary(_message.Message):
         bytes_kept: _builtins.int = ...,
         truncated: _builtins.bool = ...,
         omitted: _builtins.int = ...,
+        not_collected: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_kept", b"bytes_kept", "bytes_total", b"bytes_total", "files", b"files", "omitted", b"omitted", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_kept", b"bytes_kept", "bytes_total", b"bytes_total", "files", b"files", "not_collected", b"not_collected", "omitted", b"omitted", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from crucible.evaluation.v1 import artifact_pb2 as crucible_dot_evaluation_dot_v1_dot_artifact__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*crucible/gateway/v1/artifact_service.proto\x12\x13\x63rucible.gateway.v1\x1a%crucible/evaluation/v1/artifact.proto\"*\n\x14ListArtifactsRequest\x12\x12\n\nevaluation\x18\x01 \x01(\t\"]\n\x15ListArtifactsResponse\x12\x33\n\tartifacts\x18\x01 \x03(\x0b\x32 .crucible.evaluation.v1.Artifact\x12\x0f\n\x07omitted\x18\x02 \x01(\x03\"V\n\x13ReadArtifactRequest\x12\x12\n\nevaluation\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\"h\n\x14ReadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32 .crucible.evaluation.v1.Artifact2\xe0\x01\n\x0f\x41rtifactService\x12\x66\n\rListArtifacts\x12).crucible.gateway.v1.ListArtifactsRequest\x1a*.crucible.gateway.v1.ListArtifactsResponse\x12\x65\n\x0cReadArtifact\x12(.crucible.gateway.v1.ReadArtifactRequest\x1a).crucible.gateway.v1.ReadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*crucible/gateway/v1/artifact_service.proto\x12\x13\x63rucible.gateway.v1\x1a%crucible/evaluation/v1/artifact.proto\"*\n\x14ListArtifactsRequest\x12\x12\n\nevaluation\x18\x01 \x01(\t\"t\n\x15ListArtifactsResponse\x12\x33\n\tartifacts\x18\x01 \x03(\x0b\x32 .crucible.evaluation.v1.Artifact\x12\x0f\n\x07omitted\x18\x02 \x01(\x03\x12\x15\n\rnot_collected\x18\x03 \x01(\t\"V\n\x13ReadArtifactRequest\x12\x12\n\nevaluation\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\"h\n\x14ReadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32 .crucible.evaluation.v1.Artifact2\xe0\x01\n\x0f\x41rtifactService\x12\x66\n\rListArtifacts\x12).crucible.gateway.v1.ListArtifactsRequest\x1a*.crucible.gateway.v1.ListArtifactsResponse\x12\x65\n\x0cReadArtifact\x12(.crucible.gateway.v1.ReadArtifactRequest\x1a).crucible.gateway.v1.ReadArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTARTIFACTSREQUEST']._serialized_start=106
   _globals['_LISTARTIFACTSREQUEST']._serialized_end=148
   _globals['_LISTARTIFACTSRESPONSE']._serialized_start=150
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=243
-  _globals['_READARTIFACTREQUEST']._serialized_start=245
-  _globals['_READARTIFACTREQUEST']._serialized_end=331
-  _globals['_READARTIFACTRESPONSE']._serialized_start=333
-  _globals['_READARTIFACTRESPONSE']._serialized_end=437
-  _globals['_ARTIFACTSERVICE']._serialized_start=440
-  _globals['_ARTIFACTSERVICE']._serialized_end=664
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=266
+  _globals['_READARTIFACTREQUEST']._serialized_start=268
+  _globals['_READARTIFACTREQUEST']._serialized_end=354
+  _globals['_READARTIFACTRESPONSE']._serialized_start=356
+  _globals['_READARTIFACTRESPONSE']._serialized_end=460
+  _globals['_ARTIFACTSERVICE']._serialized_start=463
+  _globals['_ARTIFACTSERVICE']._serialized_end=687
 # @@protoc_insertion_point(module_scope)

@@ -49,8 +49,11 @@ class ListArtifactsResponse(_message.Message):
 
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     OMITTED_FIELD_NUMBER: _builtins.int
+    NOT_COLLECTED_FIELD_NUMBER: _builtins.int
     omitted: _builtins.int
     """What else was there and was not kept; see `ArtifactSummary`."""
+    not_collected: _builtins.str
+    """Why there may have been more that nobody could look at; see `ArtifactSummary`. Empty when all is listed or counted."""
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_artifact_pb2.Artifact]:
         """By path; at most 256."""
@@ -60,10 +63,11 @@ class ListArtifactsResponse(_message.Message):
         *,
         artifacts: _abc.Iterable[_artifact_pb2.Artifact] | None = ...,
         omitted: _builtins.int = ...,
+        not_collected: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "omitted", b"omitted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "not_collected", b"not_collected", "omitted", b"omitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

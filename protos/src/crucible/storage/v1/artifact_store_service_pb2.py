@@ -26,7 +26,7 @@ from crucible.evaluation.v1 import artifact_pb2 as crucible_dot_evaluation_dot_v
 from crucible.storage.v1 import work_service_pb2 as crucible_dot_storage_dot_v1_dot_work__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0crucible/storage/v1/artifact_store_service.proto\x12\x13\x63rucible.storage.v1\x1a%crucible/evaluation/v1/artifact.proto\x1a&crucible/storage/v1/work_service.proto\"f\n\x15UploadArtifactRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.crucible.storage.v1.ArtifactHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\x7f\n\x0e\x41rtifactHeader\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12,\n\x05lease\x18\x02 \x01(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"O\n\x16UploadArtifactResponse\x12\x12\n\nbytes_kept\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x11\n\ttruncated\x18\x03 \x01(\x08\":\n\x14ListArtifactsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\"]\n\x15ListArtifactsResponse\x12\x33\n\tartifacts\x18\x01 \x03(\x0b\x32 .crucible.evaluation.v1.Artifact\x12\x0f\n\x07omitted\x18\x02 \x01(\x03\"f\n\x13ReadArtifactRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05limit\x18\x05 \x01(\x03\"h\n\x14ReadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32 .crucible.evaluation.v1.Artifact2\xd2\x02\n\x14\x41rtifactStoreService\x12k\n\x0eUploadArtifact\x12*.crucible.storage.v1.UploadArtifactRequest\x1a+.crucible.storage.v1.UploadArtifactResponse(\x01\x12\x66\n\rListArtifacts\x12).crucible.storage.v1.ListArtifactsRequest\x1a*.crucible.storage.v1.ListArtifactsResponse\x12\x65\n\x0cReadArtifact\x12(.crucible.storage.v1.ReadArtifactRequest\x1a).crucible.storage.v1.ReadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0crucible/storage/v1/artifact_store_service.proto\x12\x13\x63rucible.storage.v1\x1a%crucible/evaluation/v1/artifact.proto\x1a&crucible/storage/v1/work_service.proto\"f\n\x15UploadArtifactRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.crucible.storage.v1.ArtifactHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\x7f\n\x0e\x41rtifactHeader\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12,\n\x05lease\x18\x02 \x01(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"O\n\x16UploadArtifactResponse\x12\x12\n\nbytes_kept\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x11\n\ttruncated\x18\x03 \x01(\x08\":\n\x14ListArtifactsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\"t\n\x15ListArtifactsResponse\x12\x33\n\tartifacts\x18\x01 \x03(\x0b\x32 .crucible.evaluation.v1.Artifact\x12\x0f\n\x07omitted\x18\x02 \x01(\x03\x12\x15\n\rnot_collected\x18\x03 \x01(\t\"f\n\x13ReadArtifactRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05limit\x18\x05 \x01(\x03\"h\n\x14ReadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32 .crucible.evaluation.v1.Artifact2\xd2\x02\n\x14\x41rtifactStoreService\x12k\n\x0eUploadArtifact\x12*.crucible.storage.v1.UploadArtifactRequest\x1a+.crucible.storage.v1.UploadArtifactResponse(\x01\x12\x66\n\rListArtifacts\x12).crucible.storage.v1.ListArtifactsRequest\x1a*.crucible.storage.v1.ListArtifactsResponse\x12\x65\n\x0cReadArtifact\x12(.crucible.storage.v1.ReadArtifactRequest\x1a).crucible.storage.v1.ReadArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,11 +42,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTARTIFACTSREQUEST']._serialized_start=466
   _globals['_LISTARTIFACTSREQUEST']._serialized_end=524
   _globals['_LISTARTIFACTSRESPONSE']._serialized_start=526
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=619
-  _globals['_READARTIFACTREQUEST']._serialized_start=621
-  _globals['_READARTIFACTREQUEST']._serialized_end=723
-  _globals['_READARTIFACTRESPONSE']._serialized_start=725
-  _globals['_READARTIFACTRESPONSE']._serialized_end=829
-  _globals['_ARTIFACTSTORESERVICE']._serialized_start=832
-  _globals['_ARTIFACTSTORESERVICE']._serialized_end=1170
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=642
+  _globals['_READARTIFACTREQUEST']._serialized_start=644
+  _globals['_READARTIFACTREQUEST']._serialized_end=746
+  _globals['_READARTIFACTRESPONSE']._serialized_start=748
+  _globals['_READARTIFACTRESPONSE']._serialized_end=852
+  _globals['_ARTIFACTSTORESERVICE']._serialized_start=855
+  _globals['_ARTIFACTSTORESERVICE']._serialized_end=1193
 # @@protoc_insertion_point(module_scope)
