@@ -34,6 +34,9 @@ from crucible_storage.prepared import Prepared
 _SEPARATOR = "\x1f"  # sorts before every character of a name and is part of none
 _PAGE = 16
 
+# Firsts by ORDER BY and LIMIT, not by min(): for that PostgreSQL reads the whole queue as long as its statistics say
+# that there is none.
+
 # No wait is as long as an hour: one that seems to be was noted before the clock was set back.
 # Those that another process changes now it releases itself.
 _ROW = models.evaluation.c
@@ -46,15 +49,20 @@ _DUE = (
     .with_for_update(key_share=True, skip_locked=True)
 )
 _RELEASE_DELAYED = Prepared(update(models.evaluation).where(_ROW.seq.in_(_DUE)).values(not_before=null()))
-_NEXT_DELAYED = text("SELECT min(not_before) FROM evaluation WHERE state = 1 AND not_before IS NOT NULL")
+_NEXT_DELAYED = text(
+    """
+    SELECT (SELECT not_before FROM evaluation WHERE state = 1 AND not_before IS NOT NULL ORDER BY not_before LIMIT 1)
+    """
+)
 _LANES = Prepared(
     text(
         """
     WITH RECURSIVE lanes(lane) AS (
-        SELECT min(lane) FROM evaluation WHERE state = 1 AND not_before IS NULL AND blocked = 0
+        SELECT (SELECT lane FROM evaluation WHERE state = 1 AND not_before IS NULL AND blocked = 0
+                ORDER BY lane LIMIT 1)
         UNION ALL
-        SELECT (SELECT min(lane) FROM evaluation
-                WHERE state = 1 AND not_before IS NULL AND blocked = 0 AND lane > lanes.lane)
+        SELECT (SELECT lane FROM evaluation
+                WHERE state = 1 AND not_before IS NULL AND blocked = 0 AND lane > lanes.lane ORDER BY lane LIMIT 1)
         FROM lanes WHERE lanes.lane IS NOT NULL
     )
     SELECT lane FROM lanes WHERE lane IS NOT NULL
