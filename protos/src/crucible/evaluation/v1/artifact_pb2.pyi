@@ -80,8 +80,8 @@ class ArtifactSummary(_message.Message):
     omitted: _builtins.int
     """What else was there and was not kept: files beyond the bounds, links, devices, pipes, names that are no UTF-8."""
     not_collected: _builtins.str
-    """Why nobody looked, or not at all that was there: a program that was ended from outside, or whose memory ran out, takes
-    its files along. Empty when all is listed or counted above. At most 1000 characters.
+    """Why nobody looked, or not at all that was there: what ends the whole sandbox, as a kill does, and memory that ran out
+    may, takes the files along. Empty when all is listed or counted above. At most 1000 characters.
     """
     def __init__(
         self,

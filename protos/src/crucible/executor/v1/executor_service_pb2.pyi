@@ -445,8 +445,8 @@ class FinalRecord(_message.Message):
     Folders are not counted.
     """
     artifacts_not_collected: _builtins.str
-    """Why nobody looked into `/workspace/out`, or not at all that was there: a program that was ended from outside takes its
-    files along, unless it was a limit of time or output and they came out within half a second after it. Empty when all is
+    """Why nobody looked into `/workspace/out`, or not at all that was there: a sandbox that was ended from outside takes
+    them along, unless it was a limit of time or output and they came out within half a second after it. Empty when all is
     listed or counted above, and when the program was never started.
     """
     @_builtins.property
