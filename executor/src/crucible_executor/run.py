@@ -17,7 +17,7 @@ from crucible_executor.output import KeptOutput
 from crucible_executor.permits import Permit
 from crucible_executor.sampling import MAX_SAMPLES, Sample
 from crucible_executor.spool import Spool
-from crucible_rpc.errors import NotFoundError
+from crucible_rpc.errors import CallError, NotFoundError
 
 COALESCE_BYTES = 16 << 10
 COALESCE_SECONDS = 0.02
@@ -113,6 +113,7 @@ class Run:
     Attributes:
         started_at: when its program was started.
         record: its signed end, once it has one.
+        refusal: why it was withdrawn instead, if it was.
         kill_cause: why the executor ended it, first cause.
         sandbox: while there is one.
         left: the bytes of the files that its program left; None when it left none.
@@ -140,6 +141,7 @@ class Run:
         self.stderr = stderr
         self.started_at: datetime | None = None
         self.record: SignedBytes | None = None
+        self.refusal: CallError | None = None
         self.kill_cause: KillCause | None = None
         self.sandbox: Sandbox | None = None
         self.left: Spool | None = None
@@ -222,11 +224,15 @@ class Run:
         self.record = record
         self._announce()
 
-    async def finished(self) -> SignedBytes:
-        """The signed record, as soon as there is one."""
-        while self.record is None:
+    def withdraw(self, refusal: CallError) -> None:
+        """Nothing of it ever started, it is not accepted any more, and that is on disk."""
+        self.refusal = refusal
+        self._announce()
+
+    async def over(self) -> None:
+        """Returns when it has its signed record, or was withdrawn."""
+        while self.record is None and self.refusal is None:
             await self._next(self._news)
-        return self.record
 
     async def events(
         self, stdout_offset: int = 0, stderr_offset: int = 0, behaviour_sequence: int = 0, samples: int = 0
@@ -234,10 +240,15 @@ class Run:
         """What happened and happens, from these offsets and after this update and sample on; ends after `Finished`.
 
         Each time all that is new, at least one event, and of output little more than `MAX_CHUNK_BYTES`.
+
+        Raises:
+            CallError: it was withdrawn; then there was no event.
         """
         at = {Stream.STDOUT: stdout_offset, Stream.STDERR: stderr_offset}
         told_start = False
         while True:
+            if self.refusal is not None:
+                raise self.refusal
             news, record = self._news, self.record
             ends = (
                 (Stream.STDOUT, self.stdout, self.stdout.kept),

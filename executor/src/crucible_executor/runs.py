@@ -14,7 +14,7 @@ from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import ahead, collecting, convert, records
 from crucible_executor.behaviour import Behaviour, Update
-from crucible_executor.catalog import Catalog
+from crucible_executor.catalog import Catalog, engine_refused
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
 from crucible_executor.journal import Journal, JournalFullError, Kind
@@ -83,6 +83,15 @@ class _Job:
     longest_permit: timedelta
 
 
+@dataclass(frozen=True)
+class _Withdrawn:
+    """A run that is not accepted any more: under which lease it was, why, and until when that must be known."""
+
+    epoch: int
+    refusal: CallError
+    until: datetime
+
+
 class Runs:
     """All runs that were not acknowledged, and what must be remembered of the others.
 
@@ -130,6 +139,7 @@ class Runs:
         self._refused: dict[str, datetime] = {}
         self._remembered: dict[str, datetime] = {}
         self._remembered_refusals: dict[str, datetime] = {}
+        self._withdrawn: dict[str, _Withdrawn] = {}
         self._busy = 0
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,8 +195,11 @@ class Runs:
 
         Raises:
             NotFoundError: RUN_NOT_FOUND.
+            FailedPreconditionError: ENGINE_NOT_AVAILABLE: it was withdrawn.
         """
         run = self._runs.get(checked_run_id(run_id))
+        if run is None and run_id in self._withdrawn:
+            raise self._withdrawn[run_id].refusal
         if run is None:
             raise NotFoundError("RUN_NOT_FOUND", f"this executor has no run {run_id}")
         return run
@@ -199,7 +212,7 @@ class Runs:
         before = run.state
         if before is RunState.RUNNING:
             self._end(run, KillCause.REQUESTED)
-            await run.finished()
+            await run.over()
         return before
 
     async def acknowledge(self, run_ids: Iterable[str]) -> None:
@@ -255,7 +268,7 @@ class Runs:
     def _admitted(self, signed: SignedBytes, run_spec: bytes) -> _Job:
         ticket = self._tickets.read(signed)
         # Before anything else is looked at: after another refusal the caller may take it that nothing was ever started.
-        self._check_new(ticket.run_id)
+        self._check_new(ticket)
         spec = self._tickets.check(ticket, run_spec)
         engine = self._catalog.engine(spec.engine)
         runtime, image_digest = self._catalog.runtime(spec.program.runtime, engine)
@@ -293,8 +306,11 @@ class Runs:
         """For what its program left. With less room than wanted, a run that needs more of it is tried again."""
         return self._outputs.spool(run.id, self._room.for_files(self._runs.values(), wanted_bytes))
 
-    def _check_new(self, run_id: str) -> None:
-        if run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
+    def _check_new(self, ticket: ex.Ticket) -> None:
+        run_id = ticket.run_id
+        withdrawn = self._withdrawn.get(run_id)
+        used = withdrawn is not None and ticket.lease_epoch <= withdrawn.epoch  # its next lease has another ticket
+        if used or run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
             raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
 
     def _check_room(self, output_bytes: int) -> None:
@@ -319,10 +335,14 @@ class Runs:
                 self._discard(run)
                 accepted.set_exception(_no_room(error))
                 return
+            self._withdrawn.pop(run.id, None)
             accepted.set_result(None)
             outcome = await self._run_sandbox(job)
             if not await self._gone(run):
                 return  # no record may say that it is gone; the next start removes it, and says that it was lost
+            if isinstance(outcome, CallError):
+                await self._withdraw(job, outcome)
+                return
         finally:
             self._busy -= 1
             self._metrics.running.dec()
@@ -333,8 +353,22 @@ class Runs:
             run.permit.end()
         del self._runs[run.id]
 
-    async def _run_sandbox(self, job: _Job) -> Outcome:
-        """Creates and starts the sandbox; whatever raises becomes an outcome."""
+    async def _withdraw(self, job: _Job, refusal: CallError) -> None:
+        """Takes the acceptance back; the same ticket never starts anything, and the run's next lease has another."""
+        run = job.run
+        await self._journal_at_last(Kind.WITHDRAWN, run.id)
+        self._forget()
+        self._withdrawn[run.id] = _Withdrawn(job.draft.lease_epoch, refusal, run.expires + REMEMBER_MARGIN)
+        self._discard(run)
+        run.withdraw(refusal)
+        self._metrics.refused.labels(refusal.reason).inc()
+
+    async def _run_sandbox(self, job: _Job) -> Outcome | CallError:
+        """Creates and starts the sandbox; whatever raises becomes an outcome.
+
+        Where no sandbox could be made and the engine's breaker is open by now, a refusal, as it would have been had the
+        run come a moment later.
+        """
         run = job.run
         longest = (job.limits.wall_time + START_ALLOWANCE).total_seconds() + collecting.PATIENCE_S
         try:
@@ -350,6 +384,8 @@ class Runs:
             return _without_start(SandboxFailed(run.fault or f"the engine did not end the run within {longest:g} s"))
         except EngineUnavailableError as error:
             _log.warning("sandbox refused", extra=logs.fields(run=run.id, reason=str(error)))
+            if job.engine.failing and run.sandbox is None and run.kill_cause is None:
+                return engine_refused(job.draft.engine, job.engine.failing)
             return _without_start(SandboxFailed(str(error)))
         except Exception as error:
             _log.exception("engine failed", extra=logs.fields(run=run.id))
@@ -500,6 +536,7 @@ class Runs:
         for remembered in (self._remembered, self._remembered_refusals):
             while remembered and next(iter(remembered.values())) <= now:
                 del remembered[next(iter(remembered))]
+        self._withdrawn = {run_id: one for run_id, one in self._withdrawn.items() if one.until > now}
 
     def _is_remembered(self, run_id: str) -> bool:
         return run_id in self._remembered or run_id in self._remembered_refusals

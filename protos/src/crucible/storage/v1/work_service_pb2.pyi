@@ -395,7 +395,7 @@ class RunReport(_message.Message):
 
     @_builtins.property
     def refused(self) -> Global___Refused:
-        """The executor did not take it, so nothing of it ever started."""
+        """The executor did not take it, or took it and gave it back before anything of it started."""
 
     @_builtins.property
     def lost(self) -> Global___RunLost:
