@@ -131,7 +131,7 @@ async def _leased(worker, gateway):
     await WorkServiceStub(worker).RegisterExecutor(work.RegisterExecutorRequest(executor=w.executor()))
     created = evaluations.CreateEvaluationRequest(tenant="t", creator="key-1", spec=w.spec())
     name = (await EvaluationStoreServiceStub(gateway).CreateEvaluation(created)).evaluation.name
-    leased = work.LeaseWorkRequest(executor_id="ex-1", boot_id="boot-1", max_runs=1)
+    leased = work.LeaseWorkRequest(executor_id="ex-1", since=w.told(), max_runs=1)
     return name, (await WorkServiceStub(worker).LeaseWork(leased)).assignments[0]
 
 

@@ -151,7 +151,7 @@ def duration(request, seconds):
 
 
 async def lease(peers, wait=0.0):
-    request = work.LeaseWorkRequest(executor_id="ex-1", boot_id="boot-1", max_runs=4)
+    request = work.LeaseWorkRequest(executor_id="ex-1", since=w.told(), max_runs=4)
     return (await peers.work.LeaseWork(duration(request, wait))).assignments
 
 
@@ -168,7 +168,7 @@ async def test_the_life_of_an_evaluation_over_the_wire(peers):
         w.report(assignment, w.started(), w.output(b"hi")),
         w.report(assignment, w.finished(assignment, stdout=b"hi")),
     ]
-    wish = work.LeaseMore(boot_id="boot-1", max_runs=1, request_id="w1")
+    wish = work.LeaseMore(since=w.told(), max_runs=1, request_id="w1")
     answer = await peers.work.ReportRuns(work.ReportRunsRequest(executor_id="ex-1", reports=reports, lease=wish))
     assert not answer.rejected
     assert not answer.assignments
@@ -337,7 +337,7 @@ async def test_an_unregistered_executor_and_bad_bounds_are_refused(peers):
         await lease(peers)
     assert caught.value.reason == "NOT_REGISTERED"
     with pytest.raises(errors.InvalidArgumentError):
-        await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", boot_id="boot-1"))
+        await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", since=w.told()))
     with pytest.raises(errors.InvalidArgumentError):
         await peers.work.RenewLeases(work.RenewLeasesRequest(executor_id="e", leases=[work.LeaseRef()] * 1001))
     with pytest.raises(errors.InvalidArgumentError):

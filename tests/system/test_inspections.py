@@ -3,8 +3,9 @@
 import asyncio
 import json
 import os
+import time
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,7 +30,7 @@ from crucible_deploy.paths import DEFAULT_CACHE
 from crucible_rpc import signing
 from crucible_rpc.channel import connect
 from tests.system.local import LocalStack, python, until
-from tests.system.test_executor_doors import tls_of
+from tests.system.test_executor_doors import GRACE_SECONDS, tls_of
 
 SLOW = "wall-time"  # runs for seconds, whatever the machine
 
@@ -163,35 +164,37 @@ async def _verified(client):
 
 async def test_the_executor_makes_no_inspection_without_storages_ticket_and_none_twice(stack):
     async with connect(stack.layout.address("executor"), tls_of(stack, "worker"), "executor") as channel:
-        about = (await ex_grpc.ExecutorServiceStub(channel).GetExecutor(ex.GetExecutorRequest())).executor
+        answer = await ex_grpc.ExecutorServiceStub(channel).GetExecutor(ex.GetExecutorRequest())
+        asked, about, since = time.monotonic(), answer.executor, answer.time
         stub = inspection_grpc.InspectionServiceStub(channel)
-        good = ticket(stack, about.id, about.boot_id)
+        good = ticket(stack, about.id, since)
         events = [answer.event async for answer in stub.RunInspection(good)]
         assert pb.InspectionEvent.FromString(events[-1].payload).self_test.failed == 0
         bad = {
             "replayed": good,
-            "forged": ticket(stack, about.id, about.boot_id, key=signing.generate().private_pem),
-            "expired": ticket(stack, about.id, about.boot_id, lasts=-1),
-            "of another start": ticket(stack, about.id, "0" * 32),
-            "of a run": ticket(stack, about.id, about.boot_id, context="crucible.ticket.v1"),
+            "forged": ticket(stack, about.id, since, key=signing.generate().private_pem),
+            "of another start": ticket(stack, about.id, ex.ExecutorTime(boot_id="0" * 32)),
+            "of a run": ticket(stack, about.id, since, context="crucible.ticket.v1"),
+            "expired": ticket(stack, about.id, since),
         }
         for what, request in bad.items():
+            if what == "expired":
+                await asyncio.sleep(max(0.0, asked + GRACE_SECONDS - time.monotonic()))
             with pytest.raises(PermissionDeniedError) as refused:
                 await anext(aiter(stub.RunInspection(request)))
             assert refused.value.reason == "INVALID_TICKET", what
     for process in ("gateway", "storage", "monitor", "executor"):
         async with connect(stack.layout.address("executor"), tls_of(stack, process), "executor") as channel:
-            call = inspection_grpc.InspectionServiceStub(channel).RunInspection(ticket(stack, about.id, about.boot_id))
+            call = inspection_grpc.InspectionServiceStub(channel).RunInspection(ticket(stack, about.id, since))
             with pytest.raises(PermissionDeniedError):
                 await anext(aiter(call))
 
 
-def ticket(stack, executor, boot, *, key=None, lasts=30, context="crucible.inspection.ticket.v1"):
+def ticket(stack, executor, since, *, key=None, context="crucible.inspection.ticket.v1"):
     made = pb.InspectionTicket(
-        inspection_id=str(uuid4()), kind=pb.INSPECTION_KIND_SELF_TEST, executor_id=executor, boot_id=boot,
-        engine="gvisor",
+        inspection_id=str(uuid4()), kind=pb.INSPECTION_KIND_SELF_TEST, executor_id=executor, boot_id=since.boot_id,
+        engine="gvisor", since=since,
     )  # fmt: skip
-    made.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=lasts))
     signer = signing.Signer(key or (stack.layout.pki / "storage" / "tickets.key").read_bytes())
     payload = made.SerializeToString()
     signature = signer.sign(context, payload)

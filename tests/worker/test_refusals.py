@@ -145,8 +145,24 @@ class Stack:
         return [await self.world.get(one) for one in created]
 
 
+class Skewed(SystemClock):
+    """The machine's clocks, of which the one that can be set differs from everybody else's."""
+
+    def __init__(self, by):
+        self._by = by // timedelta(microseconds=1)
+
+    def now(self):
+        return super().now() + self._by
+
+
 @pytest.fixture
-async def stack(keys, tmp_path, monkeypatch):
+def clock():
+    """Storage's."""
+    return SystemClock()
+
+
+@pytest.fixture
+async def stack(keys, tmp_path, monkeypatch, clock):
     """Nobody looks at the executor on its own account."""
     monkeypatch.setattr(breaker, "_LONGEST_PAUSE_S", 0.1)
     inner = Holding(tmp_path / "starts")
@@ -159,7 +175,7 @@ async def stack(keys, tmp_path, monkeypatch):
     records.write_bytes(w.RECORDS.private_pem)
     async with (
         running(keys, tmp_path / "state", guarded, tickets_pub=(str(tickets),), records_key=records) as executor,
-        w.storage(tmp_path / "storage", policy, SystemClock()) as world,
+        w.storage(tmp_path / "storage", policy, clock) as world,
     ):
         server = Server(
             "storage", "127.0.0.1:0", tls, authentication=PeerPermissions(PERMISSIONS), registry=CollectorRegistry()
@@ -212,6 +228,15 @@ async def test_run_that_was_accepted_when_the_breaker_opened_costs_no_attempt_an
     ]  # fmt: skip
     verdict = await stack.world.service.database.read(lambda connection: check(connection, RECORDS))
     assert (verdict.findings.shown, verdict.progress.evaluations) == ([], 1)
+
+
+@pytest.mark.parametrize("clock", [Skewed(timedelta(hours=1)), Skewed(timedelta(hours=-1))], ids=["ahead", "behind"])
+async def test_clocks_that_differ_by_an_hour_refuse_no_work(stack):
+    """More than there are slots, so that work comes in both ways: by a call that waits for it, and with a report."""
+    created = [await stack.world.create(code=b"{}", engine="scripted") for _ in range(12)]
+    done = await stack.ended(created)
+    assert {one.state for one in done} == {pb.EVALUATION_STATE_SUCCEEDED}
+    assert [(one.attempt, len(one.failed_attempts)) for one in done] == [(1, 0)] * len(done)
 
 
 async def test_worker_that_comes_after_a_run_was_withdrawn_still_tells_storage_that_it_was_no_attempt(

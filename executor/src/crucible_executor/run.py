@@ -104,7 +104,6 @@ class Run:
 
     Args:
         run_id: its id.
-        expires: when its ticket is worthless.
         stdout: takes its standard output.
         stderr: takes its standard error.
         on_fault: called with a reason when its output cannot be kept any more; should end the run.
@@ -128,7 +127,6 @@ class Run:
     def __init__(
         self,
         run_id: str,
-        expires: datetime,
         *,
         stdout: KeptOutput,
         stderr: KeptOutput,
@@ -136,7 +134,6 @@ class Run:
         make_spool: Callable[[Run], Spool] | None = None,
     ) -> None:
         self.id = run_id
-        self.expires = expires
         self.stdout = stdout
         self.stderr = stderr
         self.started_at: datetime | None = None

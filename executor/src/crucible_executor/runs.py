@@ -17,6 +17,7 @@ from crucible_executor.behaviour import Behaviour, Update
 from crucible_executor.catalog import Catalog, engine_refused
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
 from crucible_executor.model import (
@@ -31,20 +32,20 @@ from crucible_executor.model import (
     Usage,
 )
 from crucible_executor.output import OutputFolder
-from crucible_executor.permits import Permit, uptime_clock
+from crucible_executor.permits import Permit
 from crucible_executor.recovery import finished_fields, recover
 from crucible_executor.room import Room
 from crucible_executor.run import KillCause, Run, RunState
 from crucible_executor.spool import Spool
-from crucible_executor.tickets import TicketCheck, checked_run_id, expiry
+from crucible_executor.tickets import TicketCheck, checked_run_id
 from crucible_rpc import logs
 from crucible_rpc.errors import AlreadyExistsError, CallError, NotFoundError, ResourceExhaustedError, UnavailableError
 
 START_ALLOWANCE = timedelta(seconds=60)
 """An engine that takes this much longer than a run's wall time is given up, and its sandbox removed."""
 
-REMEMBER_MARGIN = timedelta(minutes=1)
-"""A run id is remembered for this much longer than its ticket lasts."""
+REMEMBER_MARGIN_SECONDS = 60.0
+"""A run id is remembered for this much longer than any ticket lasts."""
 
 MAX_UNACKNOWLEDGED = 1000
 MAX_REFUSED = 10_000
@@ -80,7 +81,7 @@ class _Job:
     sandbox_class: SandboxClass
     program: Program
     limits: Limits
-    longest_permit: timedelta
+    ticket_ends: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class _Withdrawn:
 
     epoch: int
     refusal: CallError
-    until: datetime
+    until: float
 
 
 class Runs:
@@ -106,7 +107,7 @@ class Runs:
         room: how much of them there may be.
         metrics: counts.
         now: the wall clock, in UTC.
-        uptime: the clock of permits; see `permits.uptime_clock`.
+        clock: the clock of permits and of what must be remembered.
     """
 
     def __init__(
@@ -122,9 +123,8 @@ class Runs:
         room: Room,
         metrics: ExecutorMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        uptime: Callable[[], float] | None = None,
+        clock: ExecutorClock,
     ) -> None:
-        self.uptime = uptime or uptime_clock()
         self._settings = settings
         self._catalog = catalog
         self._ceilings = ceilings
@@ -135,10 +135,11 @@ class Runs:
         self._room = room
         self._metrics = metrics
         self._now = now
+        self._clock = clock
         self._runs: dict[str, Run] = {}
-        self._refused: dict[str, datetime] = {}
-        self._remembered: dict[str, datetime] = {}
-        self._remembered_refusals: dict[str, datetime] = {}
+        self._refused: set[str] = set()
+        self._remembered: dict[str, float] = {}
+        self._remembered_refusals: dict[str, float] = {}
         self._withdrawn: dict[str, _Withdrawn] = {}
         self._busy = 0
         self._draining = False
@@ -154,7 +155,7 @@ class Runs:
             How many runs were lost.
         """
         found = await recover(self._journal, self._outputs, self._records, self._now())
-        self._runs, self._refused = found.runs, found.refused
+        self._runs, self._refused = found.runs, set(found.refused)
         self._metrics.kept.set(len(self._runs))
         self._metrics.ended.labels("lost").inc(found.lost)
         return found.lost
@@ -178,10 +179,9 @@ class Runs:
             run.tried(Update(unseen.observation, unseen.reason))
         self._busy += 1
         self._runs[run.id] = run
-        lasts = min(permit, job.longest_permit, self._settings.orphan_grace)
         run.permit = Permit(
-            self.uptime() + lasts.total_seconds(),
-            clock=self.uptime,
+            min(self._clock.now() + permit.total_seconds(), job.ticket_ends),
+            clock=self._clock.now,
             on_expired=lambda: self._end(run, KillCause.PERMIT_EXPIRED),
         )
         self._metrics.running.inc()
@@ -217,18 +217,19 @@ class Runs:
 
     async def acknowledge(self, run_ids: Iterable[str]) -> None:
         """Drops output and record of runs that ended; their ids are remembered while their tickets could come again."""
-        in_files = []
+        in_files, until = [], self._tickets_gone()
         for run_id in run_ids:
             run = self._runs.get(run_id)
             if run is not None and run.record is not None:
                 del self._runs[run_id]
-                self._remembered[run_id] = run.expires + REMEMBER_MARGIN
+                self._remembered[run_id] = until
                 if run.stdout.in_file or run.stderr.in_file or run.left is not None:
                     in_files.append(run)
                 else:
                     self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
             elif run_id in self._refused:
-                self._remembered_refusals[run_id] = self._refused.pop(run_id)
+                self._refused.remove(run_id)
+                self._remembered_refusals[run_id] = until
                 self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
         self._metrics.kept.set(len(self._runs))
         self._forget()
@@ -245,7 +246,7 @@ class Runs:
         return {**known, **dict.fromkeys(self._refused, RunState.REFUSED)}
 
     def extend(self, run_ids: Iterable[str], permit: timedelta, since: float) -> list[str]:
-        """Lets runs go on until `permit` after `since` (by `uptime`); returns those that do not run any more."""
+        """Lets runs go on until `permit` after `since` (by the clock); returns those that do not run any more."""
         ends = since + min(permit, self._settings.orphan_grace).total_seconds()
         not_running = []
         for run_id in run_ids:
@@ -288,7 +289,6 @@ class Runs:
         return _Job(
             run=Run(
                 ticket.run_id,
-                expiry(ticket),
                 stdout=stdout,
                 stderr=stderr,
                 on_fault=self._give_up,
@@ -299,7 +299,7 @@ class Runs:
             sandbox_class=_sandbox_class(image_digest, limits, interpreter),
             program=program,
             limits=limits,
-            longest_permit=self._tickets.longest_permit(ticket),
+            ticket_ends=self._tickets.end_of(ticket),
         )
 
     def _spool(self, run: Run, wanted_bytes: int) -> Spool:
@@ -330,7 +330,7 @@ class Runs:
         try:
             try:
                 draft = base64.b64encode(job.draft.SerializeToString()).decode()
-                await self._journal.append(Kind.ACCEPTED, run.id, draft=draft, expires=run.expires.timestamp())
+                await self._journal.append(Kind.ACCEPTED, run.id, draft=draft)
             except JournalFullError as error:
                 self._discard(run)
                 accepted.set_exception(_no_room(error))
@@ -358,7 +358,7 @@ class Runs:
         run = job.run
         await self._journal_at_last(Kind.WITHDRAWN, run.id)
         self._forget()
-        self._withdrawn[run.id] = _Withdrawn(job.draft.lease_epoch, refusal, run.expires + REMEMBER_MARGIN)
+        self._withdrawn[run.id] = _Withdrawn(job.draft.lease_epoch, refusal, self._tickets_gone())
         self._discard(run)
         run.withdraw(refusal)
         self._metrics.refused.labels(refusal.reason).inc()
@@ -522,17 +522,19 @@ class Runs:
         if not self._is_remembered(run_id):
             self._forget()
             if len(self._refused) + len(self._remembered_refusals) >= MAX_REFUSED:
-                text = f"{MAX_REFUSED} unknown runs were killed within the last hour; no more can be remembered"
+                text = f"{MAX_REFUSED} unknown runs were killed within minutes; no more can be remembered"
                 raise ResourceExhaustedError("NO_FREE_SLOT", text)
-            # No ticket lasts longer than this; those of earlier starts are refused by their boot id anyway.
-            until = self._now() + timedelta(hours=1) + REMEMBER_MARGIN
-            self._refused[run_id] = until
-            await self._journal_at_last(Kind.REFUSED, run_id, expires=until.timestamp())
+            self._refused.add(run_id)
+            await self._journal_at_last(Kind.REFUSED, run_id)
         return RunState.UNKNOWN
+
+    def _tickets_gone(self) -> float:
+        """When every ticket that is there now has ended; those of earlier starts are refused anyway."""
+        return self._clock.now() + self._settings.orphan_grace.total_seconds() + REMEMBER_MARGIN_SECONDS
 
     def _forget(self) -> None:
         """Drops the oldest ids that no ticket can name any more."""
-        now = self._now()
+        now = self._clock.now()
         for remembered in (self._remembered, self._remembered_refusals):
             while remembered and next(iter(remembered.values())) <= now:
                 del remembered[next(iter(remembered))]

@@ -98,13 +98,13 @@ class Worker:
         """The runs whose leases are held, by id."""
         return self._runs
 
-    async def connected(self) -> Executor:
-        """The executor, as soon as it can be reached and storage knows of it."""
+    async def connected(self) -> tuple[str, ex.ExecutorTime]:
+        """The executor's id and what its clock says, as soon as it can be reached and storage knows of it."""
         while True:
             await self._executor_up.wait()
             await self._registered.wait()
             if self._known is not None and self._executor_up.is_set():
-                return self._known
+                return self._known.id, await self._recent_time()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set; then leaves the runs alone, hands over what it has, and returns."""
@@ -199,8 +199,9 @@ class Worker:
         return self._registered.is_set()
 
     async def _ask_executor(self) -> Executor:
+        asked = self._clock()
         answer = await self._executor.get()
-        self._executor_seen = self._clock()
+        self._executor_seen = asked
         self._executor_time = answer.time
         return answer.executor
 
@@ -281,16 +282,17 @@ class Worker:
         executor = self._known
         if executor is None:
             raise RuntimeError("leasing before registering")
+        since = await self._recent_time()
         with self._slots.asking(free):
             try:
-                assignments = await self._storage.lease(executor.id, executor.boot_id, free, self._settings.lease_wait)
+                assignments = await self._storage.lease(executor.id, since, free, self._settings.lease_wait)
             except CallError as error:
                 self._storage_lost(error, "LeaseWork")
                 return
             self._begin(assignments)
 
     def _begin(self, assignments: Sequence[work.Assignment]) -> None:
-        # When storage gave the leases is not known here, for the call may have waited; the executor goes by the ticket.
+        # When storage gave the leases is not known here, for the call may have waited: the ticket tells the executor.
         permit = self._terms.orphan_grace
         for assignment in assignments:
             run = CarriedRun(assignment.run_id, assignment.epoch)
@@ -374,6 +376,18 @@ class Worker:
             self.lost(error)
         return self._executor_time
 
+    @property
+    def _time_is_recent(self) -> bool:
+        """Whether the executor was asked for it so lately as it is unless something is stalled."""
+        return self._clock() - self._executor_seen <= 2 * self._terms.interval.total_seconds()
+
+    async def _recent_time(self) -> ex.ExecutorTime:
+        """What the executor's clock said lately. Tickets are good from then on: with an old time they would be late."""
+        told = self._executor_time if self._time_is_recent else await self._time_of_executor()
+        if told is None:
+            raise RuntimeError("leasing before the executor was asked")
+        return told
+
     def _after_renewal(self, renewed: Renewed) -> None:
         for run_id in renewed.lost:
             run = self._runs.get(run_id)
@@ -419,14 +433,16 @@ class Worker:
         if self._known is None:
             raise RuntimeError("reporting before registering")
         self._metrics.reports.inc()
-        may_lease = self._registered.is_set() and not self._stopped and self._slots.pause_left <= 0
+        since = self._executor_time if self._time_is_recent else None
+        ready = self._registered.is_set() and not self._stopped
+        may_lease = since is not None and ready and self._slots.pause_left <= 0
         count = self._slots.unasked if may_lease else 0
         self._slots.reported()
         with self._slots.asking(count):
             answered = asyncio.get_running_loop().create_future()
             self._leasing_report = answered if count else None
             try:
-                answer = await self._storage.report(self._known.id, reports, self._known.boot_id, count)
+                answer = await self._storage.report(self._known.id, reports, since, count)
                 self._begin(answer.assignments)
             finally:
                 answered.set_result(None)

@@ -42,6 +42,7 @@ PART = 200
 
 TENANT = "bench"
 _OUTPUT = b"1\n"
+_SINCE = ex.ExecutorTime(boot_id="boot")
 _TICKETS, _RECORDS = signing.generate(), signing.generate()
 _HEAD_SIGNER = signing.Signer(signing.generate().private_pem)
 _HEADS = HeadKeys(_HEAD_SIGNER, _HEAD_SIGNER.verifier())
@@ -114,7 +115,7 @@ class Bench:
     async def run_some(self, worker: int, most: int) -> list[work.Assignment]:
         """Leases so many at most, and reports that each started and, in a further call, that it ended."""
         executor = f"ex-{worker}"
-        given = await self.service.leases.lease(executor, "boot", most, 0.0)
+        given = await self.service.leases.lease(executor, _SINCE, most, 0.0)
         if given:
             started = ex.RunEvent(started=ex.ProgramStarted(time=timestamp(SystemClock().now())))
             await self._report(executor, [_report(one, started) for one in given])
@@ -167,7 +168,7 @@ class Bench:
 
     async def lease(self) -> None:
         """One."""
-        if not await self.service.leases.lease("ex-0", "boot", 1, 0.0):
+        if not await self.service.leases.lease("ex-0", _SINCE, 1, 0.0):
             raise RuntimeError("nothing was leased from a full queue")
 
 
