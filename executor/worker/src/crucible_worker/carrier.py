@@ -185,6 +185,7 @@ class Carrier:
             return
         if state in (ex.RUN_STATE_RUNNING, ex.RUN_STATE_FINISHED):
             return  # it was accepted in between: attach again
+        _log.warning("reconciled", extra=logs.fields(case="run unknown to the executor", run=run.run_id))
         reason = "the executor does not know the run; nothing of it is left and it can never start there"
         self._conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
 

@@ -29,6 +29,9 @@ ACKNOWLEDGE_DELAY_SECONDS = 1.0
 ACKNOWLEDGE_AT_ONCE = 100
 """So many are not kept waiting: what an executor keeps is bounded."""
 
+RECONCILE_SECONDS = 60.0
+"""So often the executor is asked for runs that no lease belongs to, whether or not anything failed."""
+
 _ANSWER_SECONDS = 0.5  # storage answers a lease call within it, unless there is no work to give
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 1.0
@@ -83,6 +86,8 @@ class Worker:
         self._stored_ends: set[tuple[str, int]] = set()  # during a registration, whose answer may still list them
         self._acknowledgments: set[str] = set()
         self._stopping: set[str] = set()
+        self._strays: set[str] = set()
+        self._reconciled = clock()
         self._acknowledge_timer: asyncio.TimerHandle | None = None
         self._lease_call: asyncio.Task[None] | None = None
         self._leasing_report: asyncio.Future[None] | None = None
@@ -193,6 +198,8 @@ class Worker:
         try:
             if not self._registered.is_set():
                 await self._register(executor)
+            elif self._clock() - self._reconciled >= RECONCILE_SECONDS:
+                await self._clear_strays()
         except CallError as error:
             _log.warning("cannot register with storage yet", extra=logs.fields(error=str(error)))
         self._executor_up.set()
@@ -227,6 +234,7 @@ class Worker:
                 self._take_over(lease)
         for run_id, run in list(self._runs.items()):
             if run.resync and run_id not in leases:
+                _reconciled("storage gave the run up", run_id)
                 self._drop(run)
         for one in present:
             if one.run_id not in self._runs:
@@ -239,21 +247,35 @@ class Worker:
         run = self._runs.get(lease.run_id)
         if run is not None and run.epoch == lease.epoch:
             if run.resync:
+                _reconciled("events that storage lacks", lease.run_id)
                 run.restart(*_stored(lease))
                 run.task = self._spawn(self._carrier.attach(run))
             return
         if run is not None:
+            _reconciled("lease under another epoch", lease.run_id)
             self._forget(run)
+        else:
+            _reconciled("lease of an earlier worker or call", lease.run_id)
         run = CarriedRun(lease.run_id, lease.epoch, *_stored(lease))
         self._add(run)
         run.task = self._spawn(self._carrier.attach(run))
 
     def _clear_away(self, present: ex.Run) -> None:
         """A run that no lease belongs to: storage has its end, or gave it up."""
+        _reconciled("run without a lease", present.run_id)
         if present.state == ex.RUN_STATE_RUNNING:
             self._spawn(self._kill_and_acknowledge(present.run_id))
         else:
             self._acknowledge_later(present.run_id)
+
+    async def _clear_strays(self) -> None:
+        """Clears runs away that had no lease when it was looked last either: others are just being acknowledged."""
+        present = [one for one in await self._executor.list_runs() if one.run_id not in self._runs]
+        for one in present:
+            if one.run_id in self._strays:
+                self._clear_away(one)
+        self._strays = {one.run_id for one in present}
+        self._reconciled = self._clock()
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
@@ -529,6 +551,11 @@ class Worker:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.critical("a task of the worker failed", exc_info=task.exception())
+
+
+def _reconciled(case: str, run_id: str) -> None:
+    """Logs that storage and the executor disagree about a run, which is mended now."""
+    _log.warning("reconciled", extra=logs.fields(case=case, run=run_id))
 
 
 def _stored(lease: work.Lease) -> tuple[int, int, int]:
