@@ -14,6 +14,7 @@ from crucible.audit.v1 import audit_pb2 as audit_v1
 from crucible.evaluation.v1 import error_reason_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.tenant_pb2 import Quota
+from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import api_key_service_pb2 as key_pb
 from crucible.storage.v1 import audit_service_pb2 as audit_pb
 from crucible.storage.v1 import batch_store_service_pb2 as batch_pb
@@ -338,6 +339,9 @@ async def test_an_unregistered_executor_and_bad_bounds_are_refused(peers):
     assert caught.value.reason == "NOT_REGISTERED"
     with pytest.raises(errors.InvalidArgumentError):
         await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", since=w.told()))
+    for since in (None, ex.ExecutorTime(boot_id="boot-1", seal=bytes(1000))):
+        with pytest.raises(errors.InvalidArgumentError, match="since"):
+            await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", max_runs=1, since=since))
     with pytest.raises(errors.InvalidArgumentError):
         await peers.work.RenewLeases(work.RenewLeasesRequest(executor_id="e", leases=[work.LeaseRef()] * 1001))
     with pytest.raises(errors.InvalidArgumentError):

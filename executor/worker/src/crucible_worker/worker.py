@@ -237,7 +237,7 @@ class Worker:
                 _reconciled("storage gave the run up", run_id)
                 self._drop(run)
         for one in present:
-            if one.run_id not in self._runs:
+            if one.run_id not in self._runs and one.run_id not in self._acknowledgments:
                 self._clear_away(one)
         _log.info("registered", extra=logs.fields(executor=executor.id, boot=executor.boot_id, leases=len(leases)))
         self._registered.set()
@@ -304,8 +304,8 @@ class Worker:
         executor = self._known
         if executor is None:
             raise RuntimeError("leasing before registering")
-        since = await self._recent_time()
         with self._slots.asking(free):
+            since = await self._recent_time()
             try:
                 assignments = await self._storage.lease(executor.id, since, free, self._settings.lease_wait)
             except CallError as error:
