@@ -22,7 +22,12 @@ from crucible_storage.lifecycle import Record
 MAX_READS = 16
 """At once, in this process; each holds `READ_BYTES`."""
 
-READ_BYTES = 1 << 20
+READ_BYTES = 4 << 20
+"""Asked of the store at a time: in a bucket each is a request."""
+
+GIVEN_BYTES = 1 << 20
+"""Given out at a time."""
+
 _WAIT_SECONDS = 10.0
 _RESULT = select(models.result.c.result).where(models.result.c.evaluation_seq == bindparam("seq"))
 
@@ -74,7 +79,7 @@ class Artifacts:
     async def read(
         self, tenant: str, evaluation_id: str, path: str, offset: int, limit: int
     ) -> AsyncGenerator[tuple[Artifact, int, bytes], None]:
-        """Kept bytes of a file in order: what it is, an offset, and at most `READ_BYTES` from there; at least once.
+        """Kept bytes of a file in order: what it is, an offset, and at most `GIVEN_BYTES` from there; at least once.
 
         What begins at 0 and is read to the end has its digest checked before the last bytes are given out.
 
@@ -124,7 +129,8 @@ class Artifacts:
                 await asyncio.to_thread(whole.update, data)
                 if last and whole.digest() != kept.sha256:
                     raise _damaged(kept)
-            yield offset, data
+            for start in range(0, max(1, len(data)), GIVEN_BYTES):
+                yield offset + start, data[start : start + GIVEN_BYTES]
             if last:
                 return
             offset += len(data)
