@@ -21,7 +21,7 @@ from crucible_rpc.errors import CallError, NotFoundError
 
 COALESCE_BYTES = 16 << 10
 COALESCE_SECONDS = 0.02
-STARTED_SECONDS = 0.05
+STARTED_SECONDS = 0.15
 """A start hardly hurries: of a short program it travels with the end, as one message."""
 
 ENDING_SECONDS = 0.2
