@@ -110,8 +110,9 @@ async def test_its_next_start_removes_every_sandbox_and_reports_the_runs_as_lost
         async for message in first.stub.Execute(request):
             if any(event.HasField("output") for event in message.events):
                 break
+        # While the machine is busy the pool gives up what waits, and refills when it is not.
+        await eventually(lambda: len(alive(host, engine)) >= 1 + warm, 20)
         names = alive(host, engine)
-        assert len(names) >= 1 + warm
         first.process.kill()
         await first.process.wait()
     run_id = ex.Ticket.FromString(request.ticket.payload).run_id

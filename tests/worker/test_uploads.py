@@ -6,6 +6,7 @@ import pytest
 
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc.errors import InvalidArgumentError, UnavailableError
+from tests.conformance.harness import eventually
 from tests.executor.support import Keys, ScriptedEngine, running
 from tests.worker.support import MemoryStorage, working
 from tests.worker.test_worker import all_acknowledged
@@ -29,7 +30,8 @@ async def test_files_are_stored_before_the_end_is_reported(executor, storage, wo
     assert len(storage.uploads) == 3
     assert run.out[1] == b"x"
     await all_acknowledged(executor)
-    assert list((executor.service._state.path / "outputs").iterdir()) == []
+    kept = executor.service._state.path / "outputs"
+    await eventually(lambda: not list(kept.iterdir()))  # after their journal entry
 
 
 async def test_bytes_that_storage_has_already_are_not_sent_again(executor, storage, worker):
