@@ -24,6 +24,9 @@ class Metrics:
             "crucible_storage_commit_seconds", "BEGIN to COMMIT of a group.", buckets=_SECONDS, registry=registry
         )
         self._events = Counter("crucible_storage_events", "Events appended to the log.", registry=registry)
+        self._moved = Counter(
+            "crucible_storage_moved_output_bytes", "Output moved to the artifact store.", registry=registry
+        )
         self._position = Gauge("crucible_storage_log_position", "Last position of the event log.", registry=registry)
 
     def start(self, counts: dict[int, int], position: int) -> None:
@@ -31,6 +34,10 @@ class Metrics:
         for state in set(pb.EvaluationState.values()) - {pb.EVALUATION_STATE_UNSPECIFIED}:
             self._evaluations.labels(_label(int(state))).set(counts.get(int(state), 0))
         self._position.set(position)
+
+    def output_moved(self, size: int) -> None:
+        """A stream of so many bytes went to the artifact store."""
+        self._moved.inc(size)
 
     def committed(self, operations: int, seconds: float, notices: Notices, counts: Counts) -> None:
         """See `Observer`."""

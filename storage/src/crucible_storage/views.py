@@ -15,7 +15,6 @@ from crucible_storage.lifecycle import End, Record
 from crucible_storage.names import batch_name, evaluation_name
 from crucible_storage.prepared import Prepared
 
-MAX_PREVIEW = 4 << 10
 _REPLACED: tuple[Literal["start_time", "stdout", "stderr"], ...] = ("start_time", "stdout", "stderr")
 """What the executor's record says better than what storage noted meanwhile."""
 
@@ -59,7 +58,7 @@ def at_its_end(end: End, program: pb.Program) -> pb.Evaluation:
     view.spec.program.CopyFrom(program)
     for stream, summary in ((pb.OUTPUT_STREAM_STDOUT, view.stdout), (pb.OUTPUT_STREAM_STDERR, view.stderr)):
         if written := end.output.get(int(stream)):
-            summary.preview = written[:MAX_PREVIEW]
+            summary.preview = written[: outputs.MAX_PREVIEW]
     return view
 
 
@@ -138,4 +137,4 @@ def load(connection: Connection, tenant: str, evaluation_id: str) -> pb.Evaluati
 
 
 def _preview(connection: Connection, record: Record, stream: pb.OutputStream.ValueType) -> bytes:
-    return outputs.read(connection, record.seq, record.attempt, int(stream), 0, MAX_PREVIEW)
+    return outputs.preview(connection, record.seq, record.attempt, int(stream))

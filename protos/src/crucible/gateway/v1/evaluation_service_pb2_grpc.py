@@ -144,6 +144,7 @@ class EvaluationServiceServicer:
 
     def ReadOutput(self, request, context):
         """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+        Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

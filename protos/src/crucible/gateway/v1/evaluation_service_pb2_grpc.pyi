@@ -61,7 +61,9 @@ class EvaluationServiceStub:
     NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
     """
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]
-    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+    Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
     ListUsageSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListUsageSamplesRequest, _evaluation_service_pb2.ListUsageSamplesResponse]
     """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
     and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
@@ -105,7 +107,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
     """
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
-    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+    Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
     ListUsageSamples: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListUsageSamplesRequest, _evaluation_service_pb2.ListUsageSamplesResponse]  # type: ignore[assignment]
     """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
     and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
@@ -188,7 +192,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_service_pb2.ReadOutputRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadOutputResponse]]:
-        """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+        """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+        Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+        """
 
     @_abc_1.abstractmethod
     def ListUsageSamples(
