@@ -19,6 +19,7 @@ from crucible_storage.artifacts.blob_store import BlobMissingError, BlobStore
 from crucible_storage.artifacts.reading import Object
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
+from crucible_storage.ended_views import EndedViews
 from crucible_storage.hub import Hub, wait_for
 from crucible_storage.lifecycle import TERMINAL, Record
 from crucible_storage.names import evaluation_name, new_id, parse_evaluation_name
@@ -134,6 +135,7 @@ class Evaluations:
         database: where.
         hub: wakes those who wait for an end.
         blob_store: has large output.
+        ended: remembers what has ended.
         policy: how much may wait.
         clock: for what storage records.
         ids: makes a new id, a UUID.
@@ -144,6 +146,7 @@ class Evaluations:
         database: Database,
         hub: Hub,
         blob_store: BlobStore,
+        ended: EndedViews,
         policy: Policy,
         clock: Clock,
         ids: Callable[[], str] = new_id,
@@ -151,6 +154,7 @@ class Evaluations:
         self._database = database
         self._hub = hub
         self._store = blob_store
+        self._ended = ended
         self._policy = policy
         self._clock = clock
         self._ids = ids
@@ -206,7 +210,11 @@ class Evaluations:
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND.
         """
-        return await self._database.read(lambda connection: views.load(connection, tenant, evaluation_id))
+
+        def run(connection: Connection) -> pb.Evaluation:
+            return self._ended.complete(connection, store.load_owned(connection, tenant, evaluation_id))
+
+        return await self._database.read(run)
 
     async def wait(
         self, tenant: str, evaluation_id: str, seconds: float, program: pb.Program | None = None
@@ -225,7 +233,7 @@ class Evaluations:
 
         def look(connection: Connection, last: bool) -> pb.Evaluation | None:
             record = store.load_owned(connection, tenant, evaluation_id)
-            return views.complete(connection, record) if last or record.terminal else None
+            return self._ended.complete(connection, record) if last or record.terminal else None
 
         deadline = asyncio.get_running_loop().time() + seconds
         with self._hub.end_of(evaluation_id) as ended:

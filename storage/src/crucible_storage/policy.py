@@ -23,6 +23,7 @@ class Policy:
         ageing: the waiting time that counts as one step of priority; see `queue`.
         max_artifact_bytes: kept of the files that one program leaves, all together; 0: none.
         inline_output_bytes: output of a stream that is larger is moved to the artifact store after the end.
+        cache_bytes: of evaluations that have ended, remembered by each process; 0: none.
 
     Raises:
         ValueError: the numbers do not fit together.
@@ -39,6 +40,7 @@ class Policy:
     ageing: timedelta = timedelta(seconds=30)
     max_artifact_bytes: int = 1 << 30
     inline_output_bytes: int = 64 << 10
+    cache_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
         if self.lease <= timedelta(0) or self.kill_margin < timedelta(0):
@@ -51,6 +53,8 @@ class Policy:
             raise ValueError("max_artifact_bytes must be 0 to 1099511627776")
         if not LEAST_INLINE <= self.inline_output_bytes <= 1 << 40:
             raise ValueError(f"inline_output_bytes must be {LEAST_INLINE} to 1099511627776")
+        if self.cache_bytes < 0:
+            raise ValueError("cache_bytes must be at least 0")
 
     @property
     def fence(self) -> timedelta:

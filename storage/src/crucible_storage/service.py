@@ -26,6 +26,7 @@ from crucible_storage.database import Database
 from crucible_storage.databases.base import Backend
 from crucible_storage.dead_letters import DeadLetters
 from crucible_storage.deletion import Deletion, Keep
+from crucible_storage.ended_views import EndedViews
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -167,7 +168,8 @@ async def _composed(
     sealer = Sealer(database, heads.signer, clock)
     failures = LoginFailures(database, clock)
     pages = Cursors(key)
-    evaluations = Evaluations(database, hub, blobs, policy, clock)
+    ended = EndedViews(policy.cache_bytes, metrics)
+    evaluations = Evaluations(database, hub, blobs, ended, policy, clock)
     objects = Objects(database, blobs, clock)
     mover = OutputMover(database, blobs, objects, clock, policy.inline_output_bytes, metrics.output_moved)
     return Service(

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
-from crucible_storage import models, outputs, store
+from crucible_storage import models, outputs
 from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import End, Record
 from crucible_storage.names import batch_name, evaluation_name
@@ -125,15 +125,6 @@ def new(record: Record) -> pb.Evaluation:
     if record.end_time is not None:
         view.end_time.CopyFrom(timestamp(record.end_time))
     return view
-
-
-def load(connection: Connection, tenant: str, evaluation_id: str) -> pb.Evaluation:
-    """One evaluation of this tenant, complete.
-
-    Raises:
-        NotFoundError: EVALUATION_NOT_FOUND.
-    """
-    return complete(connection, store.load_owned(connection, tenant, evaluation_id))
 
 
 def _preview(connection: Connection, record: Record, stream: pb.OutputStream.ValueType) -> bytes:
