@@ -7,7 +7,7 @@ have them, until the chunks are emptied; who reads takes what a chunk has, and t
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import and_, bindparam, delete, func, insert, literal_column, select, tuple_, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
@@ -36,9 +36,9 @@ _TO_MOVE = (
     select(_ROW.evaluation_seq, _ROW.attempt, _ROW.stream, _EVALUATION.id, _ROW.tenant, _ROW.size)
     .select_from(models.large_output.join(models.evaluation, _EVALUATION.seq == _ROW.evaluation_seq))
     .where(
-        _ROW.state != MOVED,
+        _ROW.state != literal_column(str(MOVED)),  # as the index has it: a parameter would hide it from PostgreSQL
         tuple_(*_ORDER) > tuple_(bindparam("size"), bindparam("seq"), bindparam("in_attempt"), bindparam("of")),
-        _EVALUATION.state.in_(sorted(TERMINAL)),
+        _EVALUATION.state >= min(TERMINAL),  # what was deleted has none
         _EVALUATION.end_time <= bindparam("ended"),
     )
     .order_by(*_ORDER)
