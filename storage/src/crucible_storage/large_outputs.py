@@ -95,8 +95,10 @@ class Large:
 
 def note(transaction: WriteTransaction, record: Record) -> None:
     """The record's attempt ends: notes what it wrote, where that is much."""
-    sizes = {pb.OUTPUT_STREAM_STDOUT: record.stdout_bytes, pb.OUTPUT_STREAM_STDERR: record.stderr_bytes}
-    for stream, size in sizes.items():
+    for stream, size in (
+        (pb.OUTPUT_STREAM_STDOUT, record.stdout_bytes),
+        (pb.OUTPUT_STREAM_STDERR, record.stderr_bytes),
+    ):
         if size > LEAST_INLINE:
             row = {"evaluation_seq": record.seq, "attempt": record.attempt, "stream": int(stream), "size": size}
             rest: dict[str, Any] = {"tenant": record.tenant, "state": WAITING, "blob_seq": None, "preview": None}
