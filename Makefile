@@ -49,13 +49,13 @@ bench: setup ## the benchmark table, each row beside its baseline; under 15 minu
 
 bench-peers: setup-peers ## install what the benchmark compares with: Docker, bubblewrap, two packages of PyPI (root)
 
-bench-full: setup setup-peers ## the same with many more samples, and all that can be compared with; half an hour (root)
+bench-full: setup setup-peers ## the same with many more samples, and all that can be compared with; under an hour (root)
 	@$(RUN) $(PYTHON) -m crucible_deploy.bench --full $(ARGS)
 
-soak: setup ## 10,000 runs in a row, and whether anything grows; half an hour (root)
+soak: setup ## 10,000 runs in a row, and whether anything grows; about 20 minutes (root)
 	@$(RUN) $(PYTHON) -m crucible_deploy.soak $(ARGS)
 
-chaos: setup ## processes killed and paused at random moments while 2,000 programs run; about ten minutes (root)
+chaos: setup ## processes killed and paused at random moments while 2,000 programs run; about 20 minutes, at most 50 (root)
 	@$(RUN) $(PYTHON) -m crucible_deploy.chaos $(ARGS)
 
 engines: setup-tests ## the conformance matrix of all engines, written to docs/ENGINES.md (root)

@@ -92,6 +92,7 @@ def test_storage_alone_compares_a_full_database_with_a_small_one():
         "samples": 99,
         "filled_per_s": 2100.0,
         "lease_p99_ms": 12.0,
+        "audit": {"records": 101_000, "heads": 60, "verify_s": 4.2, "verify_cpu_s": 2.1, "bytes_per_record": 446.0},
     }
     rates = {"batched_per_s": 2500.0, "created_per_s": 900.0, "lived_per_s": 400.0, "lived_cpu_ms": 1.2}
     workers = {"queued": 400, "lost": 0, "run_twice": 0, "per_s": {"1": 300.0, "2": 400.0, "4": 390.0, "8": 200.0}}
@@ -103,11 +104,22 @@ def test_storage_alone_compares_a_full_database_with_a_small_one():
     assert lease.met
     assert "too few" in lease.note
     assert rows["storage alone on SQLite: get one, 100000 stored"].ratio == pytest.approx(1.4)
+    assert rows["storage alone on SQLite: audit log of 101000 records verified"].value == 4.2
+    assert rows["storage alone on SQLite: size per audit record"].value == 446
     assert [name for name, row in rows.items() if row.met is False] == [
         "storage alone on SQLite: create, lease, start, finish",
         "storage alone on SQLite: list 50, 100000 stored",
         "storage alone on SQLite: ended by 8 workers",
     ]
+
+
+@pytest.mark.parametrize(("read_mib", "met"), [(228.0, True), (228.1, False)])
+def test_memory_that_an_artifact_takes_is_the_growth_of_the_peak(read_mib, met):
+    found = {"mib": 1024, "before_mib": 100.0, "stored_mib": 150.0, "read_mib": read_mib, "in_s": 16.0, "out_s": 8.0}
+    growth, stored, read = storage_alone.artifact_rows(found)
+    assert (growth.value, growth.met) == (pytest.approx(read_mib - 100), met)
+    assert "1024 MiB" in growth.name
+    assert (stored.value, read.value) == (64, 128)
 
 
 def test_rate_counts_what_came_after_the_lead():
@@ -286,7 +298,9 @@ def test_all_subjects_are_measured_and_only_those_that_are_named(subjects, capsy
     assert command.main(["--json"]) == 0
     assert [one["name"] for one in json.loads(capsys.readouterr().out)["sections"]] == ["set-up", *subjects]
     assert command.main(["--json", "--only", "idle"]) == 0
-    assert [one["name"] for one in json.loads(capsys.readouterr().out)["sections"]] == ["set-up", "idle"]
+    shown = capsys.readouterr()
+    assert [one["name"] for one in json.loads(shown.out)["sections"]] == ["set-up", "idle"]
+    assert "bench: idle took 0 s" in shown.err
 
 
 def test_subjects_for_which_no_time_is_left_are_shown_and_fail_nothing(subjects, capsys, monkeypatch):

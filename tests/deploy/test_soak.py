@@ -85,6 +85,9 @@ def test_wrong_endings_and_growth_fail_the_soak_and_are_shown(capsys):
     shown = capsys.readouterr().out
     assert "GREW" in shown
     assert "2 x fails: Exited 0 instead of Exited 3" in shown
+    assert "nothing" not in shown
+    print_soaked(fine)
+    assert "nothing that is judged grew" in capsys.readouterr().out
     told = json.loads(wrong.as_json())
     assert told["ok"] is False
     assert told["verdicts"][0]["growth"] == 1.0

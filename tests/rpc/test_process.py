@@ -90,6 +90,11 @@ def test_fork_support_of_grpc_is_off():
     assert done.stdout == "0\n"
 
 
+def test_messages_for_a_service_interrupt_nobody():
+    done = run("import os; print(os.sched_getscheduler(0) == os.SCHED_BATCH)")
+    assert done.stdout == "True\n"
+
+
 def test_an_interrupt_is_no_traceback():
     running = subprocess.Popen(
         script("print('up', flush=True)\nawait asyncio.sleep(60)"),

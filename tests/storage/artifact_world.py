@@ -76,8 +76,11 @@ async def paths(world, assignment, tenant="t"):
 
 
 async def read(world, assignment, path, offset=0, limit=0, tenant="t"):
-    parts = world.service.artifacts.read(tenant, evaluation_id(assignment), path, offset, limit)
-    return b"".join([data async for _, _, data in parts])
+    got = b""
+    async for _, at, data in world.service.artifacts.read(tenant, evaluation_id(assignment), path, offset, limit):
+        assert at == offset + len(got)
+        got += data
+    return got
 
 
 def objects(folder):

@@ -17,6 +17,7 @@ from crucible_rpc.errors import (
     OutOfRangeError,
     UnavailableError,
 )
+from crucible_storage.artifacts.artifacts import READ_BYTES
 from crucible_storage.artifacts.blob_store import PART, in_folder
 from tests.storage import artifact_world as a
 from tests.storage.world import POLICY, final_record, killed, report, signed, started, storage
@@ -35,7 +36,7 @@ async def test_what_a_program_left_is_listed_and_read_after_its_end(world):
     run = await world.lease_one()
     ticket = ex.Ticket.FromString(run.ticket.payload)
     assert ticket.max_artifact_bytes == POLICY.max_artifact_bytes
-    big, odd = os.urandom(2 * MIB + 77), "a\n\x1b[31m‮é"
+    big, odd = os.urandom(READ_BYTES + 2 * MIB + 77), "a\n\x1b[31m‮é"
     for path, data in (("z/big.bin", big), ("empty", b""), (odd, b"odd")):
         stored = await a.put(world, run, path, data)
         assert (stored.size, stored.sha256) == (len(data), hashlib.sha256(data).digest())
@@ -219,16 +220,15 @@ async def test_a_killed_run_that_was_cancelled_keeps_what_its_record_lists(world
 
 
 async def test_a_damaged_object_is_told_before_its_last_bytes_and_mended_by_the_same_bytes(world, folder):
-    data = os.urandom(2 * MIB)
+    data = os.urandom(READ_BYTES + MIB)
     run = await a.ran(world, x=data)
     [file] = a.objects(folder)
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    got = []
     parts = world.service.artifacts.read("t", a.evaluation_id(run), "x", 0, 0)
-    got.append((await anext(parts))[2])
+    got = [(await anext(parts))[2] for _ in range(READ_BYTES // MIB)]
     with pytest.raises(DataLossError, match="ARTIFACT_DAMAGED"):
         await anext(parts)
-    assert len(b"".join(got)) == MIB
+    assert b"".join(got) == data[:READ_BYTES]
     file.write_bytes(data[:100])
     with pytest.raises(DataLossError, match="ARTIFACT_DAMAGED"):
         await a.read(world, run, "x", 50, 60)

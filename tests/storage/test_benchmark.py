@@ -7,6 +7,7 @@ import sys
 
 def test_benchmark_measures_everything_over_databases_of_its_own(tmp_path, databases):
     sizes = ["--count", "64", "--small", "20", "--large", "60", "--samples", "5", "--queue", "80"]
+    sizes += ["--artifact-mib", "2"]
     command = [sys.executable, "-m", "crucible_storage.benchmark", "--folder", str(tmp_path), *sizes]
     if databases.name == "postgresql":
         for name in ("rates", "small", "large", "workers"):
@@ -15,6 +16,12 @@ def test_benchmark_measures_everything_over_databases_of_its_own(tmp_path, datab
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()
     found = json.loads(done.stdout)
+    artifact, audit = found["artifact"], found["costs"]["audit"]
+    assert artifact["mib"] == 2
+    assert 0 < artifact["before_mib"] <= artifact["stored_mib"] <= artifact["read_mib"]
+    assert audit["records"] == 60 + 2 + 5  # of the evaluations, their two batches and the samples
+    assert audit["heads"] >= 1
+    assert 200 < audit["bytes_per_record"] < 5000
     rates, costs, workers = found["rates"], found["costs"], found["workers"]
     assert min(rates.values()) > 0
     assert set(costs["costs"]) == {"get", "page", "create", "lease"}

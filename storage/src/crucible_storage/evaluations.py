@@ -320,10 +320,10 @@ class Evaluations:
     ) -> AsyncGenerator[tuple[int, bytes], None]:
         """The rest of a stream that is in the artifact store."""
         try:
-            async with aclosing(reading.parts(self._store, found, offset, found.size, _MOVED_BYTES)) as parts:
-                async for at, data in parts:
-                    for start in range(0, len(data), READ_BYTES):
-                        yield at + start, data[start : start + READ_BYTES]
+            rest = reading.parts(self._store, found, offset, found.size, _MOVED_BYTES, READ_BYTES)
+            async with aclosing(rest) as parts:
+                async for part in parts:
+                    yield part
         except BlobMissingError:
             await self._database.read(owned)  # deleted meanwhile, it is not damaged
             raise reading.damaged(found) from None

@@ -141,7 +141,7 @@ class OutputMover:
     async def _is_whole(self, found: Object) -> bool:
         """Whether an object has the bytes that it should have; read from its beginning to its end."""
         try:
-            async for _ in reading.parts(self._store, found, 0, found.size, _PART):
+            async for _ in reading.parts(self._store, found, 0, found.size, _PART, _PART):
                 pass
         except (BlobMissingError, DataLossError):
             return False

@@ -52,6 +52,7 @@ async def bench(
             began = time.monotonic()
             measured = await _measured(name, ready) if began - started < choice.sizes.budget_s else _left_out(name)
             report = report.with_section(Section(name, measured, time.monotonic() - began))
+            say(f"{name} took {time.monotonic() - began:.0f} s")
         report = replace(report, machine=replace(report.machine, load_at_end=os.getloadavg()[0]))
         tell(report)
     return report

@@ -46,6 +46,7 @@ class Sizes:
         stored: evaluations in the larger one.
         stored_samples: calls of each kind to both.
         queue: evaluations in the queue that workers work off with an engine that returns at once.
+        artifact_mib: MiB of the artifact that goes into storage and out.
         memory_step: evaluations between two looks at memory.
         budget_s: no subject begins later than this after the start; what is left out is shown.
     """
@@ -70,6 +71,7 @@ class Sizes:
     stored: int = 100_000
     stored_samples: int = 200
     queue: int = 2000
+    artifact_mib: int = 1024
     memory_step: int = 1000
     budget_s: float = 12.5 * 60
 
@@ -82,7 +84,7 @@ FULL = Sizes(
 TINY = Sizes(
     singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, neighbour_rounds=1,
     neighbour_s=0.3, compared=1, compared_wide=4, traced=2, control=20, batch=400, lived=64, stored_few=50, stored=200,
-    stored_samples=10, queue=80, memory_step=40,
+    stored_samples=10, queue=80, artifact_mib=16, memory_step=40,
 )  # fmt: skip
 """Shows that everything can be measured, and nothing else."""
 

@@ -1,4 +1,7 @@
-"""What storage alone does, without calls and other processes, with every answer after its commit to the disk."""
+"""What storage alone does, without calls and other processes, with every answer after its commit to the disk.
+
+And what its process holds in memory while a large artifact goes in and out.
+"""
 
 import asyncio
 import json
@@ -18,41 +21,54 @@ from crucible_deploy.postgresql_server import PostgreSqlServer, PostgreSqlServer
 _MOST_S = 3600.0
 _FLAT = 1.5
 _NOT_LOWER = 0.9
+_GROWTH_MIB = 128
+_PARTS = ("rates", "costs", "workers")
 _CALLS = {"get": "get one", "page": "list 50", "lease": "lease one", "create": "create one"}
 
 
 async def measure(stand: Stand) -> Measured:
-    """Both databases, SQLite and a PostgreSQL server of the bench's own."""
-    found = rows("SQLite", await _found(stand, ""))
+    """Both databases, SQLite and a PostgreSQL server of the bench's own, and the memory that an artifact takes."""
+    stand.say("storage alone: artifact")
+    artifact = artifact_rows((await _found(stand, "artifact"))["artifact"])
+    found = rows("SQLite", await _of_database(stand, "SQLite", ""))
     try:
         server = PostgreSqlServer(durable=True, folder=stand.stack.layout.home.parent)
     except PostgreSqlServerError as error:
-        return Measured((*found, Row.left_out("storage alone on PostgreSQL", str(error))))
+        return Measured((*artifact, *found, Row.left_out("storage alone on PostgreSQL", str(error))))
     try:
         await asyncio.to_thread(server.start)
-        found += rows("PostgreSQL", await _found(stand, server.url("{}")))
+        found += rows("PostgreSQL", await _of_database(stand, "PostgreSQL", server.url("{}")))
     finally:
         await asyncio.to_thread(server.remove)
-    return Measured(tuple(found))
+    return Measured((*artifact, *found))
 
 
-async def _found(stand: Stand, url: str) -> Mapping[str, Any]:
-    """Runs storage's own benchmark by its interpreter, in a folder beside its state."""
+async def _of_database(stand: Stand, database: str, url: str) -> Mapping[str, Any]:
+    found: dict[str, Any] = {}
+    for part in _PARTS:
+        stand.say(f"storage alone on {database}: {part}")
+        found |= await _found(stand, part, url)
+    return found
+
+
+async def _found(stand: Stand, part: str, url: str = "") -> Mapping[str, Any]:
+    """Runs a part of storage's own benchmark by its interpreter, in a folder beside its state."""
     sizes = stand.sizes
     python = environments.interpreter(stand.stack.layout, "storage")
     folder = Path(tempfile.mkdtemp(prefix="storage-alone-", dir=stand.stack.layout.home))
-    argv = [str(python), "-I", "-m", "crucible_storage.benchmark", "--folder", str(folder), "--url", url]
+    argv = [str(python), "-I", "-m", "crucible_storage.benchmark", "--folder", str(folder), "--part", part]
     numbers = {
         "count": sizes.lived,
         "small": sizes.stored_few,
         "large": sizes.stored,
         "samples": sizes.stored_samples,
         "queue": sizes.queue,
+        "artifact-mib": sizes.artifact_mib,
     }
     for name, number in numbers.items():
         argv += [f"--{name}", str(number)]
     try:
-        finished = await commands.run(argv, timeout_s=_MOST_S)
+        finished = await commands.run([*argv, "--url", url], timeout_s=_MOST_S)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if finished.returncode != 0:
@@ -61,10 +77,31 @@ async def _found(stand: Stand, url: str) -> Mapping[str, Any]:
     return found
 
 
+def artifact_rows(found: Mapping[str, Any]) -> list[Row]:
+    """The memory of storage's process while an artifact goes in and out."""
+    mib, before = found["mib"], found["before_mib"]
+    growth = found["read_mib"] - before
+    stored = f"{found['stored_mib'] - before:.1f} MiB when it was in"
+    return [
+        Row(
+            f"storage: growth of its memory, {mib} MiB artifact in and out", growth, "MiB",
+            target=f"<= {_GROWTH_MIB} MiB", met=growth <= _GROWTH_MIB,
+            note=f"of its process's peak, which was {before:.1f} MiB before; {stored}; in a folder, over TLS",
+        ),
+        Row(f"storage: a {mib} MiB artifact in", mib / found["in_s"], "MiB/s", note=f"{found['in_s']:.1f} s"),
+        Row(f"storage: a {mib} MiB artifact out", mib / found["out_s"], "MiB/s", note=f"{found['out_s']:.1f} s"),
+    ]  # fmt: skip
+
+
 def rows(database: str, found: Mapping[str, Any]) -> list[Row]:
     """The figures of storage's benchmark on a database."""
-    name = f"storage alone on {database}"
-    return [*_rates(name, found["rates"]), *_costs(name, found["costs"]), *_workers(name, found["workers"])]
+    name, costs = f"storage alone on {database}", found["costs"]
+    return [
+        *_rates(name, found["rates"]),
+        *_costs(name, costs),
+        *_audit(name, costs["audit"]),
+        *_workers(name, found["workers"]),
+    ]
 
 
 def _rates(name: str, found: Mapping[str, Any]) -> list[Row]:
@@ -96,6 +133,17 @@ def _costs(name: str, found: Mapping[str, Any]) -> list[Row]:
             )
         )  # fmt: skip
     return made
+
+
+def _audit(name: str, found: Mapping[str, Any]) -> list[Row]:
+    records, cpu = found["records"], found["verify_cpu_s"]
+    return [
+        Row(
+            f"{name}: audit log of {records} records verified", found["verify_s"], "s",
+            note=f"{cpu:.1f} s of CPU; under {found['heads']} signed heads",
+        ),
+        Row(f"{name}: size per audit record", found["bytes_per_record"], "bytes", note="on the disk, with its indexes"),
+    ]  # fmt: skip
 
 
 def _workers(name: str, found: Mapping[str, Any]) -> list[Row]:

@@ -22,6 +22,8 @@ case " $* " in
 esac
 exec {runsc} "$@"
 """
+_PARENT = Path("/var/tmp")  # noqa: S108  # services enter it; the names are random and made by mkdtemp
+_PREFIX = "crucible-counted-"
 MARK = b"evaluation-mark-"
 """A program that is to be counted holds this, then its own mark, then a quote or the end of the line."""
 
@@ -40,8 +42,9 @@ class CountedRunsc:
 
     @classmethod
     def make(cls, common: Path) -> "CountedRunsc":
-        """One around the runsc, images and init of another cache."""
-        cache = Path(tempfile.mkdtemp(prefix="crucible-counted-", dir="/var/tmp"))  # services enter it
+        """One around the runsc, images and init of another cache; what killed makers left is removed."""
+        _remove_leftovers()
+        cache = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_PARENT))
         cache.chmod(0o755)
         for name in ("images", "init", "uv", "uv-cache"):
             (cache / name).symlink_to(common / name)
@@ -73,3 +76,10 @@ class CountedRunsc:
             if at >= 0:
                 found[given[at + len(MARK) :].split(b"\n")[0].split(b"'")[0].decode()].append(sandbox)
         return dict(found)
+
+
+def _remove_leftovers() -> None:
+    for left in _PARENT.glob(f"{_PREFIX}*-*"):
+        maker = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if maker.isdecimal() and not Path("/proc", maker).exists():
+            shutil.rmtree(left, ignore_errors=True)

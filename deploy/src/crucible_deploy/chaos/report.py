@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from crucible_deploy.chaos.harness import Chaos
 from crucible_deploy.chaos.judge import Promise
+from crucible_deploy.chaos.result import Chaos
 
 _SHOWN = 20
 
@@ -15,6 +15,8 @@ def lines(found: Chaos) -> Iterator[str]:
         f"seed {found.seed}, {found.database}: {found.accepted} evaluations in {found.seconds:.0f} s, "
         f"{found.starts} starts, {found.looks} looks at what lives"
     )
+    if found.time_over:
+        yield f"the time was over before all {found.asked} programs had begun, or every fault had happened"
     yield f"{found.retried} needed more than one attempt, {found.given_up} failed for the infrastructure at their last"
     yield f"{found.faults.total()} faults:"
     yield from (f"  {times:4d} x {name}" for name, times in sorted(found.faults.items()))

@@ -80,7 +80,8 @@ def print_soaked(soaked: Soaked) -> None:
     console.print(f"{soaked.runs} runs in {soaked.seconds:.0f} s, {rate:.1f} per s", highlight=False)
     for what, count in soaked.wrong.items():
         console.print(f"WRONG: {count} x {what}", highlight=False)
-    console.print("nothing grew" if soaked.ok else "FAILED", highlight=False)
+    told = "nothing that is judged grew, and every program ended as it must"
+    console.print(told if soaked.ok else "FAILED", highlight=False)
 
 
 def _finite(growth: float) -> float | None:

@@ -30,9 +30,10 @@ NAMED = {2: "open", 59: "execve", 85: "creat", 257: "openat", 322: "execveat"}
 """System calls whose message has names in it. Of one with a name that is no UTF-8 (a path, an argument, the folder that
 the program is in) this kernel sends nothing and counts nothing, so that their bare numbers are asked for too."""
 
-# A full socket makes the kernel wait 0.1, 0.2, 0.4, 0.8 and 1.6 ms, then drop and count the message: a program that
-# floods its trace is slowed down rather than unseen, and a reader that hangs cannot hold a program for long.
-_RETRIES = 5
+# A full socket makes the kernel wait 0.1, 0.2, 0.4, 0.8, 1.6 and then 12 times 2 ms, longer than the reader ever rests
+# (`reader.REST_S`), then drop and count the message: a program that floods its trace is slowed down rather than unseen,
+# and a reader that hangs cannot hold a program for long.
+_RETRIES = 17
 _BACKOFF = "100us"
 _MAX_BACKOFF = "2ms"
 

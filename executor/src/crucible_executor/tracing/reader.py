@@ -27,6 +27,11 @@ from crucible_executor.tracing.tally import Tally
 BATCH = 64
 """Messages read of one sandbox before the others have their turn."""
 
+REST_S, SHORT_REST_S = 0.02, 0.001
+"""Between two reads of one sandbox; the short one when the first of them found at least `BATCH`. A wake for every
+message would take a CPU from the very kernel that sends it, in the middle of its system calls. What comes meanwhile
+waits in the socket, and a kernel that finds that full waits longer than this (`points`)."""
+
 NUMBER_BYTES = 8
 TELLS, ENDS = b"t", b"e"
 """What follows the number of a run: a frame of `live`, or the tally."""
@@ -55,6 +60,8 @@ class Reader:
         self._buffer = memoryview(bytearray(wire.MAX_MESSAGE))
         self._runs: dict[int, _Run] = {}
         self._due: dict[int, float] = {}
+        self._resting: dict[int, float] = {}
+        self._busy: set[int] = set()
 
     def serve(self) -> None:
         """Returns when the executor hangs up."""
@@ -62,14 +69,21 @@ class Reader:
         self._control.setblocking(True)
         self._poll.register(control, select.EPOLLIN)
         while True:
-            first = min(self._due.values(), default=None)
-            for descriptor, _ in self._poll.poll(None if first is None else max(0.0, first - time.monotonic())):
+            for descriptor, _ in self._poll.poll(self._patience()):
                 if descriptor != control:
                     self._read(descriptor)
                 elif not self._take():
                     return
+            now = time.monotonic()
+            if self._resting:
+                self._rested(now)
             if self._due:
-                self._tell(time.monotonic())
+                self._tell(now)
+
+    def _patience(self) -> float | None:
+        """Seconds until something is to be done unasked; None when there is nothing."""
+        first = min((*self._due.values(), *self._resting.values()), default=None)
+        return None if first is None else max(0.0, first - time.monotonic())
 
     def _take(self) -> bool:
         data, descriptors, _, _ = socket.recv_fds(self._control, NUMBER_BYTES, 1)
@@ -86,30 +100,47 @@ class Reader:
 
     def _read(self, descriptor: int) -> None:
         run = self._runs[descriptor]
-        if not self._read_some(run):
+        found = self._read_some(run)
+        if found is None:
             self._end(descriptor)
-        elif run.tally.is_due and descriptor not in self._due:
+            return
+        if found < BATCH:
+            self._rest(descriptor)
+        else:
+            self._busy.add(descriptor)
+        if run.tally.is_due and descriptor not in self._due:
             self._tell_soon(descriptor, run.tally, time.monotonic())
+
+    def _rest(self, descriptor: int) -> None:
+        """Until it has rested, only the end of its trace wakes us."""
+        self._poll.modify(descriptor, 0)
+        self._resting[descriptor] = time.monotonic() + (SHORT_REST_S if descriptor in self._busy else REST_S)
+        self._busy.discard(descriptor)
+
+    def _rested(self, now: float) -> None:
+        for descriptor in [one for one, until in self._resting.items() if until <= now]:
+            del self._resting[descriptor]
+            self._poll.modify(descriptor, select.EPOLLIN)
 
     def _tell_soon(self, descriptor: int, tally: Tally, now: float) -> None:
         tally.watch()
         self._due[descriptor] = now + live.INTERVAL_S
 
-    def _read_some(self, run: _Run) -> bool:
-        """Reads at most `BATCH` messages; False at the end of the trace."""
+    def _read_some(self, run: _Run) -> int | None:
+        """Reads at most `BATCH` messages and returns how many there were; None at the end of the trace."""
         buffer, receive, add = self._buffer, run.connection.recv_into, run.tally.add
-        for _ in range(BATCH):
+        for count in range(BATCH):
             try:
                 # With MSG_TRUNC the kernel tells how long the message was, not how much of it fitted.
                 length = receive(buffer, 0, socket.MSG_TRUNC)
             except BlockingIOError:
-                return True
+                return count
             except OSError:
-                return False
+                return None
             if not length:
-                return False
+                return None
             add(buffer[:length], whole=length <= len(buffer))
-        return True
+        return BATCH
 
     def _tell(self, now: float) -> None:
         """Sends a frame of each run whose time has come. An executor that is busy is asked again, not waited for."""
@@ -129,6 +160,8 @@ class Reader:
     def _end(self, descriptor: int) -> None:
         run = self._runs.pop(descriptor)
         self._due.pop(descriptor, None)
+        self._resting.pop(descriptor, None)
+        self._busy.discard(descriptor)
         run.connection.close()  # and with it leaves the poll
         while run.tally.telling.is_due:
             self._control.send(run.number + TELLS + run.tally.telling.frame())

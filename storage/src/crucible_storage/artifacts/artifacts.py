@@ -22,7 +22,12 @@ from crucible_storage.lifecycle import Record
 MAX_READS = 16
 """At once, in this process; each holds `READ_BYTES`."""
 
-READ_BYTES = 1 << 20
+READ_BYTES = 4 << 20
+"""Asked of the store at a time: in a bucket each is a request."""
+
+GIVEN_BYTES = 1 << 20
+"""Given out at a time."""
+
 _WAIT_SECONDS = 10.0
 _RESULT = select(models.result.c.result).where(models.result.c.evaluation_seq == bindparam("seq"))
 
@@ -74,7 +79,7 @@ class Artifacts:
     async def read(
         self, tenant: str, evaluation_id: str, path: str, offset: int, limit: int
     ) -> AsyncGenerator[tuple[Artifact, int, bytes], None]:
-        """Kept bytes of a file in order: what it is, an offset, and at most `READ_BYTES` from there; at least once.
+        """Kept bytes of a file in order: what it is, an offset, and at most `GIVEN_BYTES` from there; at least once.
 
         What begins at 0 and is read to the end has its digest checked before the last bytes are given out.
 
@@ -108,7 +113,7 @@ class Artifacts:
         await self._place()
         try:
             try:
-                async for at, data in reading.parts(self._store, found, offset, end, READ_BYTES):
+                async for at, data in reading.parts(self._store, found, offset, end, READ_BYTES, GIVEN_BYTES):
                     yield kept.message(), at, data
             except BlobMissingError:
                 await self._database.read(find)  # deleted meanwhile, it is not damaged

@@ -19,11 +19,19 @@ class Object:
 
 
 async def parts(
-    store: BlobStore, found: Object, offset: int, end: int, part_bytes: int
+    store: BlobStore, found: Object, offset: int, end: int, read_bytes: int, given_bytes: int
 ) -> AsyncGenerator[tuple[int, bytes], None]:
     """The bytes from `offset` to `end` in order, each part with where it begins; at least one part.
 
-    What begins at 0 and is read to the object's end has its digest checked before the last part is given out.
+    What begins at 0 and is read to the object's end has its digest checked before the last bytes are given out.
+
+    Args:
+        store: where it is.
+        found: what is read.
+        offset: the first byte.
+        end: behind the last one; at most the object's size.
+        read_bytes: asked of the store at a time.
+        given_bytes: in a part, at most.
 
     Raises:
         BlobMissingError: they are not there.
@@ -32,13 +40,14 @@ async def parts(
     """
     whole = hashlib.sha256() if (offset, end) == (0, found.size) else None
     while True:
-        data = await store.read(found.name, offset, min(part_bytes, end - offset))
+        data = await store.read(found.name, offset, min(read_bytes, end - offset))
         last = offset + len(data) == end
         if whole is not None:
             await asyncio.to_thread(whole.update, data)
             if last and whole.digest() != found.sha256:
                 raise damaged(found)
-        yield offset, data
+        for start in range(0, max(1, len(data)), given_bytes):
+            yield offset + start, data[start : start + given_bytes]
         if last:
             return
         offset += len(data)

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crucible_storage.benchmark import audit
+from crucible_storage.benchmark.audit import Audit
 from crucible_storage.benchmark.played import Bench, opened
 
 CALLS = ("get", "page", "create", "lease")
@@ -29,6 +31,7 @@ class Costs:
         filled_per_s: how many per second were created in batches until the larger one was full.
         costs: by call.
         lease_p99_ms: of a lease of one from the larger one.
+        audit: the audit log of the larger one, with a record for each creation.
     """
 
     small: int
@@ -37,6 +40,7 @@ class Costs:
     filled_per_s: float
     costs: dict[str, Cost]
     lease_p99_ms: float
+    audit: Audit
 
 
 async def measure(folder: Path, url: str, small: int, large: int, samples: int) -> Costs:
@@ -47,8 +51,9 @@ async def measure(folder: Path, url: str, small: int, large: int, samples: int) 
         for bench in (few, many):
             await bench.look_round(samples)
         taken = await _taken(few, many, samples)
+        audited = await audit.measure(many)
     costs = {name: Cost(at(one, 0.5), at(other, 0.5)) for name, (one, other) in taken.items()}
-    return Costs(small, large, samples, large / seconds, costs, at(taken["lease"][1], 0.99))
+    return Costs(small, large, samples, large / seconds, costs, at(taken["lease"][1], 0.99), audited)
 
 
 async def _taken(few: Bench, many: Bench, samples: int) -> dict[str, tuple[list[float], list[float]]]:

@@ -40,7 +40,7 @@ PAGE = 50
 PART = 200
 """Items of a batch in one transaction, as the gateway sends them."""
 
-TENANT = "bench"
+TENANT, BOOT = "bench", "boot"
 _OUTPUT = b"1\n"
 _TICKETS, _RECORDS = signing.generate(), signing.generate()
 _HEAD_SIGNER = signing.Signer(signing.generate().private_pem)
@@ -58,13 +58,11 @@ class Bench:
     async def register(self) -> None:
         """Makes the executors known that lease."""
         for number in range(WORKERS):
-            engines, runtimes = [Engine(name="gvisor", available=True)], [Runtime(name="python")]
-            executor = Executor(id=f"ex-{number}", boot_id="boot", engines=engines, runtimes=runtimes, slots=SLOTS)
-            await self.service.leases.register(executor)
+            await self.service.leases.register(executor(f"ex-{number}"))
 
     async def create(self) -> None:
         """One evaluation."""
-        await self.service.evaluations.create(Wanted.of(TENANT, "key", "", _spec()))
+        await self.service.evaluations.create(Wanted.of(TENANT, "key", "", spec()))
 
     async def create_many(self, count: int) -> float:
         """So many more evaluations, each by a call, `AT_ONCE` calls at once; answers the seconds."""
@@ -89,8 +87,8 @@ class Bench:
         return time.perf_counter() - begun
 
     async def _add_batches(self, sizes: Iterator[int]) -> None:
-        batches, spec = self.service.batches, _spec()
-        wanted = Wanted.of(TENANT, "key", "", spec)
+        batches = self.service.batches
+        wanted = Wanted.of(TENANT, "key", "", spec())
         for size in sizes:
             header = Header(TENANT, "key", new_id(), {}, start_when_complete=False)
             batch = parse_batch_name((await batches.open(header)).name)
@@ -113,41 +111,19 @@ class Bench:
 
     async def run_some(self, worker: int, most: int) -> list[work.Assignment]:
         """Leases so many at most, and reports that each started and, in a further call, that it ended."""
-        executor = f"ex-{worker}"
-        given = await self.service.leases.lease(executor, "boot", most, 0.0)
+        name = f"ex-{worker}"
+        given = await self.service.leases.lease(name, BOOT, most, 0.0)
         if given:
             started = ex.RunEvent(started=ex.ProgramStarted(time=timestamp(SystemClock().now())))
-            await self._report(executor, [_report(one, started) for one in given])
+            await self._report(name, [report(one, started) for one in given])
             output = ex.RunEvent(output=ex.RunOutputChunk(stream=pb.OUTPUT_STREAM_STDOUT, offset=0, data=_OUTPUT))
-            await self._report(executor, [_report(one, output, self._finished(one, executor)) for one in given])
+            ended = [report(one, output, finished(one, name, self._signer, _OUTPUT)) for one in given]
+            await self._report(name, ended)
         return given
 
-    async def _report(self, executor: str, reports: Sequence[work.RunReport]) -> None:
-        if refused := await self.service.reports.store(executor, reports):
+    async def _report(self, name: str, reports: Sequence[work.RunReport]) -> None:
+        if refused := await self.service.reports.store(name, reports):
             raise RuntimeError(f"a report was refused: {refused[0].message}")
-
-    def _finished(self, assignment: work.Assignment, executor: str) -> ex.RunEvent:
-        ticket = ex.Ticket.FromString(assignment.ticket.payload)
-        output = ex.RunOutput(bytes_total=2, bytes_kept=2, sha256=hashlib.sha256(_OUTPUT).digest())
-        final = ex.FinalRecord(
-            run_id=assignment.run_id,
-            evaluation=assignment.evaluation,
-            attempt=ticket.attempt,
-            lease_epoch=assignment.epoch,
-            run_spec_sha256=ticket.run_spec_sha256,
-            runtime="python",
-            engine="gvisor",
-            limits=ticket.limits,
-            termination=ex.RunTermination(exited=pb.Exited(code=0)),
-            stdout=output,
-            stderr=ex.RunOutput(sha256=hashlib.sha256().digest()),
-            executor_id=executor,
-            boot_id="boot",
-            start_time=ticket.issue_time,
-        )
-        payload = final.SerializeToString()
-        made = self._signer.sign(CONTEXT, payload)
-        return ex.RunEvent(finished=SignedBytes(payload=payload, key_id=made.key_id, signature=made.signature))
 
     async def look_round(self, samples: int) -> None:
         """Notes some of the evaluations for `get`, from all over the table, when all audit records are sealed."""
@@ -167,22 +143,62 @@ class Bench:
 
     async def lease(self) -> None:
         """One."""
-        if not await self.service.leases.lease("ex-0", "boot", 1, 0.0):
+        if not await self.service.leases.lease("ex-0", BOOT, 1, 0.0):
             raise RuntimeError("nothing was leased from a full queue")
 
 
-def _spec() -> pb.EvaluationSpec:
+def spec() -> pb.EvaluationSpec:
+    """The program of every evaluation here."""
     program = pb.Program(runtime="python", files=[pb.File(path="main.py", content=b"print(1)\n")])
     limits = pb.Limits(output_bytes=1 << 20, cpus=1, memory_bytes=512 << 20)
     limits.wall_time.FromTimedelta(timedelta(seconds=30))
     return pb.EvaluationSpec(program=program, limits=limits, engine="gvisor")
 
 
+def executor(name: str) -> Executor:
+    """One that can run that program."""
+    engines, runtimes = [Engine(name="gvisor", available=True)], [Runtime(name="python")]
+    return Executor(id=name, boot_id=BOOT, engines=engines, runtimes=runtimes, slots=SLOTS)
+
+
+def finished(
+    assignment: work.Assignment,
+    executor_id: str,
+    signer: signing.Signer,
+    stdout: bytes,
+    artifacts: Sequence[ex.RunArtifact] = (),
+) -> ex.RunEvent:
+    """A run's end with code 0, as its executor signs it."""
+    ticket = ex.Ticket.FromString(assignment.ticket.payload)
+    size, sha256 = len(stdout), hashlib.sha256(stdout).digest()
+    final = ex.FinalRecord(
+        run_id=assignment.run_id,
+        evaluation=assignment.evaluation,
+        attempt=ticket.attempt,
+        lease_epoch=assignment.epoch,
+        run_spec_sha256=ticket.run_spec_sha256,
+        runtime="python",
+        engine="gvisor",
+        limits=ticket.limits,
+        termination=ex.RunTermination(exited=pb.Exited(code=0)),
+        stdout=ex.RunOutput(bytes_total=size, bytes_kept=size, sha256=sha256),
+        stderr=ex.RunOutput(sha256=hashlib.sha256().digest()),
+        executor_id=executor_id,
+        boot_id=BOOT,
+        start_time=ticket.issue_time,
+        artifacts=artifacts,
+    )
+    payload = final.SerializeToString()
+    made = signer.sign(CONTEXT, payload)
+    return ex.RunEvent(finished=SignedBytes(payload=payload, key_id=made.key_id, signature=made.signature))
+
+
 def _item(number: int, wanted: Wanted) -> Item:
     return Item(str(number), number, named=False, after=(), run_anyway=False, sha256=wanted.spec_sha256, wanted=wanted)
 
 
-def _report(assignment: work.Assignment, *events: ex.RunEvent) -> work.RunReport:
+def report(assignment: work.Assignment, *events: ex.RunEvent) -> work.RunReport:
+    """What a worker tells of a run."""
     return work.RunReport(lease=work.LeaseRef(run_id=assignment.run_id, epoch=assignment.epoch), events=events)
 
 

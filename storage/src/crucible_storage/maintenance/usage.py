@@ -141,7 +141,7 @@ def of(connection: Connection, file: Path) -> Usage:
         database_bytes=database_bytes(file),
         reusable_bytes=free_pages.scalar_one(),
         free_disk_bytes=room.f_bavail * room.f_frsize,
-        **_lists(connection, _pages(connection)),
+        **_lists(connection),
     )
 
 
@@ -152,14 +152,24 @@ def of_server(connection: Connection) -> Usage:
         connection: in a transaction.
     """
     size = connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
-    sizes = {name: connection.execute(_RELATION, {"name": name}).scalar_one() for name in models.metadata.tables}
-    return Usage(size, None, None, **_lists(connection, sizes))
+    return Usage(size, None, None, **_lists(connection))
 
 
-def _lists(connection: Connection, sizes: dict[str, int]) -> dict[str, Any]:
+def table_bytes(connection: Connection) -> dict[str, int]:
+    """The bytes of each table with its indexes; of an SQLite database all pages are read.
+
+    Args:
+        connection: in a transaction.
+    """
+    if connection.dialect.name == "sqlite":
+        return _pages(connection)
+    return {name: connection.execute(_RELATION, {"name": name}).scalar_one() for name in models.metadata.tables}
+
+
+def _lists(connection: Connection) -> dict[str, Any]:
     return {
         "artifacts": _objects(connection),
-        "tables": sorted(_tables(connection, sizes), key=lambda one: (-one.bytes, one.name)),
+        "tables": sorted(_tables(connection, table_bytes(connection)), key=lambda one: (-one.bytes, one.name)),
         "tenants": sorted(_tenants(connection), key=lambda one: (-one.bytes, one.tenant)),
         "largest": [
             EvaluationUsage(evaluation_name(row.id), row.tenant, int(row.bytes)) for row in connection.execute(_LARGE)

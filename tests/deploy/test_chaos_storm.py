@@ -1,0 +1,110 @@
+"""The storm of programs and faults ends: in bounded time, with every fault undone, and at once when it cannot go on."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from crucible_deploy.chaos import storm
+from crucible_deploy.chaos.faults import ChaosError, Fault, Scene
+from crucible_deploy.chaos.result import Chaos
+from crucible_deploy.chaos.storm import Storm
+from crucible_deploy.stack import Leases
+
+SHORT = 0.01
+
+
+class Client:
+    """Whose programs end at once, or never."""
+
+    def __init__(self, *, ends=True):
+        self.ends = ends
+
+    async def submit(self, spec, request_id):
+        return SimpleNamespace(name=request_id)
+
+    async def wait(self, name):
+        await asyncio.sleep(SHORT if self.ends else 60)
+        return SimpleNamespace(name=name, termination="exited")
+
+
+def storm_of(count, *faults, client=None, within=60.0, said=None):
+    @asynccontextmanager
+    async def connected(**_):
+        yield client or Client()
+
+    found = Chaos(1, count)
+    scene = Scene(SimpleNamespace(client=connected), None, Leases())
+    tell = (lambda _: None) if said is None else said.append
+    return Storm(scene, found, list(faults), (SHORT, SHORT), 3, SHORT, timedelta(seconds=within), tell), found
+
+
+def fault(happen):
+    async def happens(scene, chance):
+        await happen()
+        return []
+
+    return Fault("a fault", 1, happens)
+
+
+async def nothing():
+    pass
+
+
+async def test_as_many_programs_run_as_are_asked_for_and_every_fault_happens():
+    running, found = storm_of(20, fault(nothing))
+    marks = {one.case.mark for one in await running.run()}
+    assert {str(number) for number in range(20)} <= marks
+    assert "long0" in marks
+    assert found.faults["a fault"]
+    assert not found.time_over
+
+
+async def test_no_program_begins_when_the_time_is_over_and_what_began_is_there_to_be_judged():
+    running, found = storm_of(10**6, fault(nothing), within=0.2)
+    begun = time.monotonic()
+    ended = await running.run()
+    assert time.monotonic() - begun < 20
+    assert found.time_over
+    assert 0 < len(ended) < 10**6
+
+
+async def test_fault_that_is_under_way_at_the_end_is_undone():
+    state = []
+
+    async def stops_a_server():
+        state.append("stopped")
+        await asyncio.sleep(0.2)
+        state.append("started")
+
+    running, _ = storm_of(5, fault(stops_a_server), within=SHORT)
+    await running.run()
+    assert state.count("stopped") == state.count("started") > 0
+
+
+async def test_stack_that_does_not_come_back_ends_the_storm_at_once():
+    async def breaks():
+        raise ChaosError("storage was not started again")
+
+    running, _ = storm_of(5, fault(breaks), client=Client(ends=False))
+    async with asyncio.timeout(20):
+        with pytest.raises(ChaosError, match="not started again"):
+            await running.run()
+
+
+async def test_program_that_comes_to_no_end_is_named(monkeypatch):
+    monkeypatch.setattr(storm, "_STUCK_SECONDS", 0.1)
+    running, _ = storm_of(5, fault(nothing), client=Client(ends=False))
+    with pytest.raises(ChaosError, match=r"program (0|1|2|long0) was not at its end"):
+        await running.run()
+
+
+async def test_progress_is_told(monkeypatch):
+    monkeypatch.setattr(storm, "_TOLD_SECONDS", 0.05)
+    said = []
+    running, _ = storm_of(30, fault(nothing), said=said)
+    await running.run()
+    assert any("of 30 ended in" in line for line in said)
