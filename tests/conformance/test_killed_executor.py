@@ -22,7 +22,7 @@ from crucible_rpc.channel import connect
 from tests.conformance.conftest import remove
 from tests.conformance.harness import eventually, processes_named
 from tests.conformance.promises import GUISES, NEED_DOCKER
-from tests.executor.support import Collected, Keys, collect, limits, ticket
+from tests.executor.support import Collected, Keys, collect, limits, ticket, told_time
 
 ROOT = Path(__file__).parents[2]
 LONG = "import os, time\nos.fork()\nif os.fork() == 0: os.setsid()\nprint('up', flush=True)\ntime.sleep(60)"
@@ -38,20 +38,21 @@ class Executor:
         self._engine = engine
         self._keys = keys
 
-    def request(self, code: str) -> ex.ExecuteRequest:
+    async def request(self, code: str) -> ex.ExecuteRequest:
         program = Program(runtime="python", files=[File(path="main.py", content=code.encode())])
         spec = ex.RunSpec(program=program, engine=self._engine).SerializeToString()
         asked = limits()
         if self._engine == "subprocess":  # what it enforces
             asked = Limits(open_files=64, output_bytes=1 << 20)
             asked.wall_time.seconds = 30
-        signed = ticket(self._keys.tickets, spec, executor_id=self._executor_id, boot_id=self._boot_id, asked=asked)
+        names = {"executor_id": self._executor_id, "boot_id": self._boot_id, "since": await told_time(self.stub)}
+        signed = ticket(self._keys.tickets, spec, asked=asked, **names)
         made = ex.ExecuteRequest(ticket=signed, run_spec=spec)
         made.permit.seconds = 15
         return made
 
     async def run(self, code: str) -> Collected:
-        return await collect(self.stub.Execute(self.request(code)), self._keys)
+        return await collect(self.stub.Execute(await self.request(code)), self._keys)
 
     async def record(self, run_id: str) -> ex.FinalRecord:
         return (await collect(self.stub.Attach(ex.AttachRequest(run_id=run_id)), self._keys)).record
@@ -105,7 +106,7 @@ async def test_its_next_start_removes_every_sandbox_and_reports_the_runs_as_lost
             for _ in range(2):
                 assert (await first.run("pass")).record.termination.exited.code == 0
             await eventually(lambda: len(alive(host, engine)) == 2, 20)
-        request = first.request(LONG)
+        request = await first.request(LONG)
         async for message in first.stub.Execute(request):
             if any(event.HasField("output") for event in message.events):
                 break

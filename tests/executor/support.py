@@ -24,6 +24,7 @@ from crucible_executor import model
 from crucible_executor.behaviour import Action, Observation, Sight, Update
 from crucible_executor.cgroups import Counters
 from crucible_executor.engines.base import Capabilities, Engine, Sandbox, Sink
+from crucible_executor.executor_clock import uptime_clock
 from crucible_executor.sampling import Sample
 from crucible_executor.selftest import engine as engine_test
 from crucible_executor.selftest.model import Check, CheckFailedError
@@ -231,10 +232,10 @@ def ticket(
     executor_id: str,
     boot_id: str,
     run_id: str = "",
-    life: timedelta = timedelta(seconds=30),
     asked: Limits | None = None,
     epoch: int = 1,
-    age: timedelta = timedelta(0),
+    since: ex.ExecutorTime,
+    waited: float = 0,
     **changes: Any,
 ) -> SignedBytes:
     run_id = run_id or new_run_id()
@@ -248,10 +249,9 @@ def ticket(
         lease_epoch=epoch,
         executor_id=executor_id,
         boot_id=boot_id,
+        since=since,
     )
-    now = datetime.now(UTC)
-    message.issue_time.FromDatetime(now - age)
-    message.expire_time.FromDatetime(now + life)
+    message.waited.FromTimedelta(timedelta(seconds=waited))
     for name, value in changes.items():
         setattr(message, name, value)
     payload = message.SerializeToString()
@@ -259,11 +259,36 @@ def ticket(
     return SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)
 
 
-class RunningExecutor:
-    """A served executor and a stub of its worker."""
+class Uptime:
+    """The clock of permits and tickets, which a test can set `ahead`: so many seconds have passed more."""
 
-    def __init__(self, keys: Keys, service: ExecutorService, engine: ScriptedEngine, stub: Any) -> None:
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self._uptime = uptime_clock()
+
+    def __call__(self) -> float:
+        return self._uptime() + self.ahead
+
+
+async def told_time(stub: Any) -> ex.ExecutorTime:
+    return (await stub.GetExecutor(ex.GetExecutorRequest())).time
+
+
+class RunningExecutor:
+    """A served executor, a stub of its worker, and what its clock says."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        service: ExecutorService,
+        engine: ScriptedEngine,
+        stub: Any,
+        tell: Callable[[], ex.ExecutorTime],
+        uptime: Uptime | None = None,
+    ) -> None:
         self.keys = keys
+        self.tell = tell
+        self.uptime = uptime
         self.service = service
         self.engine = engine
         self.stub = stub
@@ -272,7 +297,7 @@ class RunningExecutor:
         self, script: dict[str, Any] | None = None, run_id: str = "", permit: float = 15, **changes: Any
     ) -> ex.ExecuteRequest:
         run_spec = spec(script or {})
-        names = {"executor_id": self.service.executor_id, "boot_id": self.service.boot_id}
+        names = {"executor_id": self.service.executor_id, "boot_id": self.service.boot_id, "since": self.tell()}
         signed = ticket(self.keys.tickets, run_spec, run_id=run_id, **{**names, **changes})
         made = ex.ExecuteRequest(ticket=signed, run_spec=run_spec)
         made.permit.FromTimedelta(timedelta(seconds=permit))
@@ -333,12 +358,13 @@ async def running(
 ) -> AsyncIterator[RunningExecutor]:
     engine = engine or ScriptedEngine(state.with_name(f"{state.name}.starts"))
     registry = CollectorRegistry()
-    service = await ExecutorService.start(settings(keys, state, **changes), [engine], NoImages(), registry)
+    uptime = Uptime()
+    service = await ExecutorService.start(settings(keys, state, **changes), [engine], NoImages(), registry, uptime)
     stop = asyncio.Event()
     serving = asyncio.ensure_future(service.run(registry, stop))
     try:
         async with connect(f"127.0.0.1:{service.port}", keys.tls("worker"), "executor") as channel:
-            yield RunningExecutor(keys, service, engine, ExecutorServiceStub(channel))
+            yield RunningExecutor(keys, service, engine, ExecutorServiceStub(channel), service.clock.tell, uptime)
     finally:
         stop.set()
         await serving

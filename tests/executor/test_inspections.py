@@ -6,7 +6,7 @@ import asyncio
 import sys
 import uuid
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from crucible.selftest.v1 import inspection_pb2 as pb
 from crucible_executor import cgroups
 from crucible_executor.attack_suite import ChildSuite
 from crucible_executor.catalog import Catalog, OfferedEngine
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_executor.inspection_tickets import CONTEXT, InspectionTicketCheck
 from crucible_executor.inspections import CONTEXT as EVENTS
 from crucible_executor.inspections import Inspections, SuiteFailedError
@@ -43,11 +44,9 @@ def signed(signer: signing.Signer, message, context: str = CONTEXT) -> SignedByt
     return SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)
 
 
-def ticket(executor_id: str, boot_id: str, *, kind=SELF_TEST, lasts: float = 30, **fields) -> pb.InspectionTicket:
+def ticket(executor_id: str, boot_id: str, *, kind=SELF_TEST, **fields) -> pb.InspectionTicket:
     values = {"inspection_id": str(uuid.uuid4()), **fields}
-    made = pb.InspectionTicket(kind=kind, executor_id=executor_id, boot_id=boot_id, **values)
-    made.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=lasts))
-    return made
+    return pb.InspectionTicket(kind=kind, executor_id=executor_id, boot_id=boot_id, **values)
 
 
 @asynccontextmanager
@@ -58,6 +57,7 @@ async def inspector(executor, process: str = "worker"):
 
 def request(executor, *, signer=None, context=CONTEXT, **fields) -> api.RunInspectionRequest:
     names = {"executor_id": executor.service.executor_id, "boot_id": executor.service.boot_id}
+    names["since"] = executor.tell()
     made = ticket(**{**names, **fields})
     return api.RunInspectionRequest(ticket=signed(signer or executor.keys.tickets, made, context))
 
@@ -101,12 +101,14 @@ async def test_nobody_but_the_worker_may_ask(executor, process):
 
 
 async def test_only_a_fresh_ticket_of_storage_for_this_start_is_taken_and_only_once(executor):
+    old = executor.tell()
+    executor.uptime.ahead += 15.1
     good = request(executor)
     bad = {
         "none": api.RunInspectionRequest(),
         "forged": request(executor, signer=signing.Signer(signing.generate().private_pem)),
-        "expired": request(executor, lasts=-1),
-        "too long": request(executor, lasts=7200),
+        "expired": request(executor, since=old),
+        "resting on a time that nobody told": request(executor, since=ExecutorClock(executor.service.boot_id).tell()),
         "for another executor": request(executor, executor_id="x-other"),
         "for another start": request(executor, boot_id="0" * 32),
         "of a run": request(executor, context="crucible.ticket.v1"),
@@ -156,18 +158,19 @@ class Suite:
 
 
 KEY = signing.Signer(signing.generate().private_pem)
+CLOCK = ExecutorClock("b-1")
 
 
 def inspections(suite, tmp_path: Path, **options) -> Inspections:
     catalog = Catalog([OfferedEngine(ScriptedEngine(tmp_path / "starts"), "")], [], "scripted")
     return Inspections(
-        tickets=InspectionTicketCheck(KEY.verifier(), "x-1", "b-1"), catalog=catalog, parts=None, suite=suite,
-        signer=KEY, executor_id="x-1", boot_id="b-1", **options,
+        tickets=InspectionTicketCheck(KEY.verifier(), "x-1", "b-1", timedelta(seconds=15), CLOCK),
+        catalog=catalog, parts=None, suite=suite, signer=KEY, executor_id="x-1", boot_id="b-1", **options,
     )  # fmt: skip
 
 
 def leave(**fields) -> SignedBytes:
-    return signed(KEY, ticket("x-1", "b-1", kind=VERIFY, **{"engine": "scripted", **fields}))
+    return signed(KEY, ticket("x-1", "b-1", kind=VERIFY, since=CLOCK.tell(), **{"engine": "scripted", **fields}))
 
 
 def found(event: SignedBytes) -> pb.InspectionEvent:

@@ -16,12 +16,8 @@ from crucible_executor import permits
 from crucible_executor.permits import Permit
 from crucible_rpc.channel import connect
 from crucible_rpc.errors import InvalidArgumentError
-from tests.executor.support import RunningExecutor, new_run_id, running
+from tests.executor.support import RunningExecutor, new_run_id, running, told_time
 from tests.executor.test_runs import BLOCKS, CHILD, attach, begin
-
-
-async def told_time(executor):
-    return (await executor.stub.GetExecutor(ex.GetExecutorRequest())).time
 
 
 async def extend(executor, run_ids, permit, since):
@@ -48,13 +44,13 @@ async def test_permit_is_never_longer_than_the_orphan_grace(keys, tmp_path):
         assert cause(await executor.execute(BLOCKS, permit=3600)) == ex.KILL_CAUSE_PERMIT_EXPIRED
         assert time.monotonic() - begun < 3
         run_id = await begin(executor)
-        assert await extend(executor, [run_id], 3600, await told_time(executor)) == []
+        assert await extend(executor, [run_id], 3600, await told_time(executor.stub)) == []
         assert cause(await attach(executor, run_id)) == ex.KILL_CAUSE_PERMIT_EXPIRED
 
 
 async def test_extended_permit_lets_the_run_go_on(executor):
     run_id, unknown = await begin(executor, permit=0.5), new_run_id()
-    assert await extend(executor, [run_id, unknown], 10, await told_time(executor)) == [unknown]
+    assert await extend(executor, [run_id, unknown], 10, await told_time(executor.stub)) == [unknown]
     ended = asyncio.ensure_future(attach(executor, run_id))
     done, _ = await asyncio.wait([ended], timeout=0.7)  # longer than the first permit
     assert not done
@@ -65,16 +61,16 @@ async def test_extended_permit_lets_the_run_go_on(executor):
 async def test_executor_that_was_stalled_does_not_bring_back_a_permit_that_ended_meanwhile(executor):
     """The extension is looked at before the permit's own timer, as it may be when a stalled process goes on."""
     run_id = await begin(executor, permit=0.2)
-    since = await told_time(executor)
+    since = await told_time(executor.stub)
     time.sleep(0.3)  # noqa: ASYNC251  # nothing of the executor goes on, as under SIGSTOP
     assert executor.service.runs.extend([run_id], timedelta(seconds=10), uptime_seconds(since)) == [run_id]
-    assert executor.service.runs.extend([run_id], timedelta(seconds=10), executor.service.runs.uptime()) == [run_id]
+    assert executor.service.runs.extend([run_id], timedelta(seconds=10), executor.service.clock.now()) == [run_id]
     assert cause(await asyncio.wait_for(attach(executor, run_id), 5)) == ex.KILL_CAUSE_PERMIT_EXPIRED
 
 
 async def test_extension_that_was_on_its_way_for_long_counts_from_when_it_was_meant(executor):
     run_id = await begin(executor, permit=0.2)
-    since = await told_time(executor)
+    since = await told_time(executor.stub)
     time.sleep(0.1)  # noqa: ASYNC251  # the permit is still good, and the extension late by this
     runs = executor.service.runs
     assert runs.extend([run_id], timedelta(seconds=0.3), uptime_seconds(since)) == []
@@ -98,9 +94,11 @@ async def test_stopped_process_ends_what_ran_on_permits_that_ended_meanwhile(key
         port, executor_id, boot_id = (await asyncio.wait_for(child.stdout.readline(), 20)).decode().split()
         async with connect(f"127.0.0.1:{port}", keys.tls("worker"), "executor") as channel:
             names = SimpleNamespace(executor_id=executor_id, boot_id=boot_id)
-            executor = RunningExecutor(keys, names, None, ExecutorServiceStub(channel))
+            stub = ExecutorServiceStub(channel)
+            told = await told_time(stub)
+            executor = RunningExecutor(keys, names, None, stub, lambda: told)
             run_id = await begin(executor, permit=1)
-            since = await told_time(executor)
+            since = await told_time(executor.stub)
             child.send_signal(signal.SIGSTOP)
             late = asyncio.ensure_future(extend(executor, [run_id], 15, since))
             await asyncio.sleep(1.2)  # longer than the permit
@@ -115,7 +113,7 @@ async def test_stopped_process_ends_what_ran_on_permits_that_ended_meanwhile(key
 @pytest.mark.parametrize("which", ["none", "another start's", "yet to come", "negative"])
 async def test_permits_count_only_from_a_time_that_this_start_told(executor, which):
     run_id = await begin(executor)
-    since = await told_time(executor)
+    since = await told_time(executor.stub)
     if which == "none":
         since = None
     elif which == "another start's":
@@ -130,9 +128,9 @@ async def test_permits_count_only_from_a_time_that_this_start_told(executor, whi
 
 
 async def test_clock_of_permits_tells_when_it_was_asked(executor):
-    first, second = await told_time(executor), await told_time(executor)
+    first, second = await told_time(executor.stub), await told_time(executor.stub)
     assert first.boot_id == second.boot_id == executor.service.boot_id
-    assert 0 < uptime_seconds(first) < uptime_seconds(second) < executor.service.runs.uptime()
+    assert 0 < uptime_seconds(first) < uptime_seconds(second) < executor.service.clock.now()
 
 
 class Clock:

@@ -22,7 +22,7 @@ from crucible_rpc.errors import (
     ResourceExhaustedError,
     StartError,
 )
-from tests.executor.support import ScriptedEngine, collect, limits, new_run_id, running, single
+from tests.executor.support import ScriptedEngine, collect, limits, new_run_id, running, single, told_time
 
 BLOCKS = {"block": True}
 
@@ -361,7 +361,9 @@ async def test_killed_executor_starts_nothing_twice_and_signs_what_it_lost(keys,
     port, executor_id, boot_id = (await asyncio.wait_for(child.stdout.readline(), 20)).decode().split()
     service = SimpleNamespace(executor_id=executor_id, boot_id=boot_id)
     async with connect(f"127.0.0.1:{port}", keys.tls("worker"), "executor") as channel:
-        lost = RunningExecutor(keys, service, None, ExecutorServiceStub(channel))
+        stub = ExecutorServiceStub(channel)
+        told = await told_time(stub)
+        lost = RunningExecutor(keys, service, None, stub, lambda: told)
         done = await lost.execute({"out": "kept", "name": "done"})
         request = lost.request({"out": "x", "name": "lost", **BLOCKS})
         stream = lost.stub.Execute(request)

@@ -15,6 +15,7 @@ import pytest
 
 from crucible_executor import cgroups
 from crucible_executor.engines.base import Capabilities, Engine, EngineUnavailableError, Sandbox, Sink
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_executor.model import (
     Exited,
     Isolation,
@@ -98,7 +99,7 @@ async def test_a_disk_that_takes_nothing_fails_the_journals_check(tmp_path: Path
 
 def ticket_check() -> TicketCheck:
     public = signing.generate().public_pem
-    return TicketCheck(signing.Verifier.of(public), "x-1", "b-1", timedelta(seconds=15))
+    return TicketCheck(signing.Verifier.of(public), "x-1", "b-1", timedelta(seconds=15), ExecutorClock("b-1"))
 
 
 async def test_signatures_and_tickets_hold():
@@ -111,7 +112,7 @@ async def test_a_ticket_check_that_believes_everybody_fails():
         def read(self, signed):
             return None
 
-    credulous = Credulous(signing.Verifier({}), "x-1", "b-1", timedelta(seconds=15))
+    credulous = Credulous(signing.Verifier({}), "x-1", "b-1", timedelta(seconds=15), ExecutorClock("b-1"))
     made = await results(signatures.checks(signing.Signer(signing.generate().private_pem), credulous))
     assert made["only storage's ticket for this start is accepted"].status is Status.FAILED
     assert made["only storage's ticket for this start is accepted"].evidence == "accepted although forged"

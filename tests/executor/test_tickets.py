@@ -1,7 +1,5 @@
 """Nothing runs without storage's good leave."""
 
-from datetime import timedelta
-
 import pytest
 
 from crucible.evaluation.v1.evaluation_pb2 import File, Program
@@ -9,6 +7,7 @@ from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1.executor_service_pb2 import KILL_CAUSE_PERMIT_EXPIRED, Ticket
 from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_rpc import signing
 from crucible_rpc.channel import connect
 from crucible_rpc.errors import (
@@ -31,6 +30,13 @@ async def refused(executor, request, error=PermissionDeniedError, reason="INVALI
     return caught.value
 
 
+async def refused_again(executor, request):
+    """As `refused`, after others ran."""
+    with pytest.raises(PermissionDeniedError) as caught:
+        await collect(executor.stub.Execute(request), executor.keys)
+    assert caught.value.reason == "INVALID_TICKET"
+
+
 async def test_a_good_ticket_runs(executor):
     ended = await executor.execute({"out": "hello"})
     assert ended.stdout == b"hello"
@@ -48,6 +54,7 @@ async def test_ticket_signed_by_somebody_else(executor):
     request = executor.request()
     forger = signing.Signer(signing.generate().private_pem)
     names = {"executor_id": executor.service.executor_id, "boot_id": executor.service.boot_id}
+    names["since"] = executor.tell()
     request.ticket.CopyFrom(ticket(forger, request.run_spec, **names))
     await refused(executor, request)
 
@@ -56,6 +63,7 @@ async def test_forger_that_uses_storages_key_id(executor):
     request = executor.request()
     forger = signing.Signer(signing.generate().private_pem, key_id=executor.keys.tickets.key_id)
     names = {"executor_id": executor.service.executor_id, "boot_id": executor.service.boot_id}
+    names["since"] = executor.tell()
     request.ticket.CopyFrom(ticket(forger, request.run_spec, **names))
     await refused(executor, request)
 
@@ -76,22 +84,58 @@ async def test_altered_payload(executor):
 
 
 async def test_expired_ticket(executor):
-    await refused(executor, executor.request(life=timedelta(seconds=-1)))
+    """Its lease was given so long ago that the work may be somebody else's by now."""
+    since = executor.tell()
+    executor.uptime.ahead += 15.1
+    await refused(executor, executor.request(since=since))
 
 
-async def test_ticket_whose_lease_may_be_somebody_elses_by_now(executor):
-    await refused(executor, executor.request(age=timedelta(seconds=15.1), life=timedelta(seconds=30)))
+async def test_what_a_worker_waited_for_its_ticket_does_not_age_it(executor):
+    since = executor.tell()
+    executor.uptime.ahead += 20
+    assert (await executor.execute({"out": "hello"}, since=since, waited=19)).stdout == b"hello"
+    await refused_again(executor, executor.request(since=since, waited=4.9))
 
 
 async def test_late_ticket_gives_only_what_is_left_of_its_leases_grace(executor):
-    ended = await executor.execute({"block": True}, age=timedelta(seconds=14.7), permit=15)
+    since = executor.tell()
+    executor.uptime.ahead += 14.7
+    ended = await executor.execute({"block": True}, since=since, permit=15)
     assert ended.record.termination.killed.cause == KILL_CAUSE_PERMIT_EXPIRED
     ran = ended.record.end_time.ToNanoseconds() - ended.record.accept_time.ToNanoseconds()
     assert ran < 1e9
 
 
-async def test_ticket_without_a_reasonable_end(executor):
-    await refused(executor, executor.request(life=timedelta(days=1)))
+def later(told):
+    told.uptime.seconds += 3600
+    return told
+
+
+def earlier(told):
+    told.uptime.nanos -= 1
+    return told
+
+
+def unsealed(told):
+    told.ClearField("seal")
+    return told
+
+
+@pytest.mark.parametrize("forge", [later, earlier, unsealed])
+async def test_ticket_that_rests_on_a_time_which_this_start_did_not_tell(executor, forge):
+    """Nobody can get a ticket now that is good in an hour, nor make an old one young."""
+    executor.uptime.ahead += 3600
+    await refused(executor, executor.request(since=forge(executor.tell())))
+
+
+async def test_ticket_that_rests_on_no_time_or_on_that_of_another_start(executor):
+    await refused(executor, executor.request(since=ex.ExecutorTime(boot_id=executor.service.boot_id)))
+    await refused(executor, executor.request(since=ExecutorClock(executor.service.boot_id).tell()))
+
+
+@pytest.mark.parametrize("waited", [-1, 3600])
+async def test_ticket_that_was_made_before_it_was_asked_for_or_is_yet_to_be_made(executor, waited):
+    await refused(executor, executor.request(waited=waited))
 
 
 async def test_ticket_for_another_executor(executor):
@@ -164,6 +208,7 @@ async def test_program_that_no_sandbox_can_take_is_refused_before_it_counts_as_a
     request = executor.request()
     request.run_spec = run_spec
     names = {"executor_id": executor.service.executor_id, "boot_id": executor.service.boot_id}
+    names["since"] = executor.tell()
     request.ticket.CopyFrom(ticket(executor.keys.tickets, run_spec, **names))
     await refused(executor, request, InvalidArgumentError, "INVALID_FIELD")
 

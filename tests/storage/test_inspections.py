@@ -54,7 +54,7 @@ class Asked:
 async def leased(world, executor_id="ex-1", boot_id="boot-1"):
     async with asyncio.timeout(10):
         while True:
-            given = await world.service.inspections.lease(executor_id, boot_id, 5.0)
+            given = await world.service.inspections.lease(executor_id, w.told(boot_id), 5.0)
             if given:
                 return given
 
@@ -117,8 +117,8 @@ async def test_a_ticket_is_storages_for_this_start_of_this_executor_and_for_noth
     ticket = pb.InspectionTicket.FromString(signed.payload)
     assert (ticket.executor_id, ticket.boot_id, ticket.engine) == ("ex-1", "boot-1", "gvisor")
     assert (ticket.kind, list(ticket.attempts)) == (VERIFY, ["mount"])
-    assert ticket.expire_time.ToMicroseconds() == world.clock.now() + POLICY.ticket_life // timedelta(microseconds=1)
-    assert await world.service.inspections.lease("ex-1", "boot-1", 0.0) == []  # given once
+    assert (ticket.since, ticket.waited.ToTimedelta()) == (w.told(), timedelta(0))
+    assert await world.service.inspections.lease("ex-1", w.told(), 0.0) == []  # given once
     await asked.leave()
 
 
@@ -162,7 +162,7 @@ async def test_a_caller_who_leaves_before_it_was_given_leaves_no_work(world):
         while not await rows(world):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await asked.leave()
-    assert await world.service.inspections.lease("ex-1", "boot-1", 0.0) == []
+    assert await world.service.inspections.lease("ex-1", w.told(), 0.0) == []
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -241,7 +241,7 @@ async def test_another_executors_worker_reports_nothing(world):
     assert await report(world, ticket, event(ticket, 1, self_test=SUMMARY), executor_id="ex-2")
     assert await rows(world) == [(domain.RUNNING, "")]
     with pytest.raises(FailedPreconditionError):
-        await world.service.inspections.lease("ex-1", "boot-0", 0.0)
+        await world.service.inspections.lease("ex-1", w.told("boot-0"), 0.0)
     await asked.leave()
 
 
@@ -304,11 +304,11 @@ async def test_only_the_latest_are_kept(world, monkeypatch):
 
 async def test_a_worker_that_waits_is_given_one_at_once_and_let_go_when_storage_stops(world):
     await world.register()
-    waiting = asyncio.create_task(world.service.inspections.lease("ex-1", "boot-1", 30.0))
+    waiting = asyncio.create_task(world.service.inspections.lease("ex-1", w.told(), 30.0))
     await asyncio.sleep(0)
     asked = Asked(world)
     assert len(await asyncio.wait_for(waiting, 4)) == 1
-    waiting = asyncio.create_task(world.service.inspections.lease("ex-1", "boot-1", 30.0))
+    waiting = asyncio.create_task(world.service.inspections.lease("ex-1", w.told(), 30.0))
     await asyncio.sleep(0.05)
     world.service.hub.close()
     assert await asyncio.wait_for(waiting, 2) == []

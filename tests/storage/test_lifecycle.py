@@ -96,8 +96,20 @@ async def test_the_ticket_is_for_this_attempt_this_start_and_these_bytes(world):
     assert (ticket.executor_id, ticket.boot_id) == ("ex-1", "boot-1")
     assert ticket.run_spec_sha256 == w.hashlib.sha256(assignment.run_spec).digest()
     assert ticket.limits == w.spec().limits
-    assert ticket.expire_time.ToMicroseconds() - world.clock.now() == 30_000_000
+    assert (ticket.since, ticket.waited.ToTimedelta()) == (w.told(), timedelta(0))
     assert ex.RunSpec.FromString(assignment.run_spec) == ex.RunSpec(program=w.spec().program, engine="gvisor")
+
+
+async def test_a_ticket_says_how_long_its_worker_had_waited_by_a_clock_that_nobody_sets(world):
+    await world.register()
+    leasing = asyncio.create_task(world.lease(wait=30.0))
+    await asyncio.sleep(0)  # it has begun to wait
+    world.clock.advance(timedelta(seconds=12))
+    world.clock.wall -= 3_600_000_000
+    await world.create()
+    [assignment] = await asyncio.wait_for(leasing, 10)
+    ticket = ex.Ticket.FromString(assignment.ticket.payload)
+    assert (ticket.since, ticket.waited.ToTimedelta()) == (w.told(), timedelta(seconds=12))
 
 
 async def test_infrastructure_failures_are_recorded_and_tried_again_until_the_last_attempt(world):

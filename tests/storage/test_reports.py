@@ -294,5 +294,5 @@ async def test_wish_for_work_whose_answer_got_lost_is_answered_again_with_the_sa
 
 async def report_and_lease(world, *reports, count, boot_id="boot-1", wish=None):
     storing = world.service.reports.storing("ex-1", reports)
-    more = work.LeaseMore(boot_id=boot_id, max_runs=count, request_id=wish or str(uuid.uuid4()))
+    more = work.LeaseMore(since=w.told(boot_id), max_runs=count, request_id=wish or str(uuid.uuid4()))
     return await world.service.leases.after(storing, "ex-1", more)

@@ -14,6 +14,7 @@ from crucible.audit.v1 import audit_pb2 as audit_v1
 from crucible.evaluation.v1 import error_reason_pb2
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.tenant_pb2 import Quota
+from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.storage.v1 import api_key_service_pb2 as key_pb
 from crucible.storage.v1 import audit_service_pb2 as audit_pb
 from crucible.storage.v1 import batch_store_service_pb2 as batch_pb
@@ -151,7 +152,7 @@ def duration(request, seconds):
 
 
 async def lease(peers, wait=0.0):
-    request = work.LeaseWorkRequest(executor_id="ex-1", boot_id="boot-1", max_runs=4)
+    request = work.LeaseWorkRequest(executor_id="ex-1", since=w.told(), max_runs=4)
     return (await peers.work.LeaseWork(duration(request, wait))).assignments
 
 
@@ -168,7 +169,7 @@ async def test_the_life_of_an_evaluation_over_the_wire(peers):
         w.report(assignment, w.started(), w.output(b"hi")),
         w.report(assignment, w.finished(assignment, stdout=b"hi")),
     ]
-    wish = work.LeaseMore(boot_id="boot-1", max_runs=1, request_id="w1")
+    wish = work.LeaseMore(since=w.told(), max_runs=1, request_id="w1")
     answer = await peers.work.ReportRuns(work.ReportRunsRequest(executor_id="ex-1", reports=reports, lease=wish))
     assert not answer.rejected
     assert not answer.assignments
@@ -337,7 +338,10 @@ async def test_an_unregistered_executor_and_bad_bounds_are_refused(peers):
         await lease(peers)
     assert caught.value.reason == "NOT_REGISTERED"
     with pytest.raises(errors.InvalidArgumentError):
-        await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", boot_id="boot-1"))
+        await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", since=w.told()))
+    for since in (None, ex.ExecutorTime(boot_id="boot-1", seal=bytes(1000))):
+        with pytest.raises(errors.InvalidArgumentError, match="since"):
+            await peers.work.LeaseWork(work.LeaseWorkRequest(executor_id="ex-1", max_runs=1, since=since))
     with pytest.raises(errors.InvalidArgumentError):
         await peers.work.RenewLeases(work.RenewLeasesRequest(executor_id="e", leases=[work.LeaseRef()] * 1001))
     with pytest.raises(errors.InvalidArgumentError):

@@ -14,7 +14,7 @@ from crucible_storage import announcements, database, group_commit, inspections,
 from crucible_storage.clock import DatabaseClock, SystemClock
 from crucible_storage.databases import choose
 from crucible_storage.transaction import Notices, Stop
-from tests.storage.world import finished, output, report, started, storage
+from tests.storage.world import finished, output, report, started, storage, told
 
 pytestmark = pytest.mark.database("postgresql")
 LIMIT = 20.0
@@ -244,7 +244,7 @@ async def test_an_inspection_outlives_the_start_of_another_process_but_not_its_o
         coming = asyncio.create_task(anext(following))
         await asyncio.wait_for(present(first), LIMIT)
         async with storage(folders[1], clock=clock) as second:
-            [given] = await asyncio.wait_for(second.service.inspections.lease("ex-1", "boot-1", 10.0), LIMIT)
+            [given] = await asyncio.wait_for(second.service.inspections.lease("ex-1", told(), 10.0), LIMIT)
             assert not await second.service.inspections.report("ex-1", given.inspection_id, [])
             assert tuple(await reading(second, states)) == (inspections.RUNNING, "")
             coming.cancel()

@@ -67,6 +67,11 @@ def executor(executor_id="ex-1", boot_id="boot-1", *, engines=("gvisor",), runti
     )
 
 
+def told(boot_id="boot-1"):
+    """What an executor's clock said; storage cannot tell whether it did."""
+    return ex.ExecutorTime(boot_id=boot_id, uptime=timedelta(seconds=100), seal=b"seal")
+
+
 def exited(code=0):
     evidence = pb.Evidence(source=pb.EVIDENCE_SOURCE_SANDBOX_INIT, detail=f"exit code {code}")
     return ex.RunTermination(exited=pb.Exited(code=code), evidence=evidence)
@@ -151,7 +156,7 @@ class World:
         return await self.service.leases.register(executor(**parts))
 
     async def lease(self, count=1, *, executor_id="ex-1", boot_id="boot-1", wait=0.0):
-        leased = await self.service.leases.lease(executor_id, boot_id, count, wait)
+        leased = await self.service.leases.lease(executor_id, told(boot_id), count, wait)
         await self.sweeper.observe()
         return leased
 

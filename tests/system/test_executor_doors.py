@@ -1,9 +1,11 @@
 """Who gets into the executor: its own worker with storage's ticket, and nobody else with anything else."""
 
+import asyncio
 import hashlib
+import time
 import uuid
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -13,6 +15,9 @@ from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.evaluation.v1 import signed_pb2
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1 import executor_service_pb2_grpc as ex_grpc
+from crucible.executor.v1.inspection_service_pb2 import RunInspectionRequest
+from crucible.executor.v1.inspection_service_pb2_grpc import InspectionServiceStub
+from crucible.selftest.v1.inspection_pb2 import INSPECTION_KIND_SELF_TEST, InspectionTicket
 from crucible.storage.v1 import status_service_pb2 as st
 from crucible.storage.v1 import status_service_pb2_grpc as st_grpc
 from crucible_rpc import pki, signing
@@ -22,6 +27,7 @@ from crucible_rpc.tls import ClientTls
 from tests.system.local import python
 
 CONTEXT = "crucible.ticket.v1"
+GRACE_SECONDS = 15.5  # more than the executor's `orphan_grace`
 
 
 def tls_of(stack, process: str) -> ClientTls:
@@ -33,6 +39,17 @@ def tls_of(stack, process: str) -> ClientTls:
 async def executor(stack, process: str = "worker"):
     async with connect(stack.layout.address("executor"), tls_of(stack, process), "executor") as channel:
         yield ex_grpc.ExecutorServiceStub(channel)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def oldest(stack):
+    """What the executor's clock said before all of these tests, so that one need not wait for it, and when that was."""
+
+    async def ask() -> ex.ExecutorTime:
+        async with executor(stack) as stub:
+            return await told(stub)
+
+    return asyncio.run(ask()), time.monotonic()
 
 
 def limits() -> ev.Limits:
@@ -48,9 +65,23 @@ def run_spec(code: bytes = b"print('hello')") -> bytes:
     return ex.RunSpec(program=program, engine="gvisor").SerializeToString(deterministic=True)
 
 
-async def request(stub, stack, *, key: bytes | None = None, lasts: float = 60, **changes) -> ex.ExecuteRequest:
+async def told(stub) -> ex.ExecutorTime:
+    """What the executor's clock says."""
+    return (await stub.GetExecutor(ex.GetExecutorRequest())).time
+
+
+def signed(stack, ticket, context: str, key: bytes | None = None) -> signed_pb2.SignedBytes:
+    """Signed with storage's real key unless another is given."""
+    payload = ticket.SerializeToString()
+    signer = signing.Signer(key or (stack.layout.pki / "storage" / "tickets.key").read_bytes())
+    signature = signer.sign(context, payload)
+    return signed_pb2.SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)
+
+
+async def request(stub, stack, *, key: bytes | None = None, since=None, **changes) -> ex.ExecuteRequest:
     """A good request, signed with storage's real key unless another is given; `changes` are made to its ticket."""
-    about = (await stub.GetExecutor(ex.GetExecutorRequest())).executor
+    answer = await stub.GetExecutor(ex.GetExecutorRequest())
+    about = answer.executor
     evaluation = str(uuid.uuid4())
     spec = run_spec()
     ticket = ex.Ticket(
@@ -62,17 +93,11 @@ async def request(stub, stack, *, key: bytes | None = None, lasts: float = 60, *
         lease_epoch=1,
         executor_id=about.id,
         boot_id=about.boot_id,
+        since=since or answer.time,
     )
     for name, value in changes.items():
         setattr(ticket, name, value)
-    now = datetime.now(UTC)
-    ticket.issue_time.FromDatetime(now - timedelta(seconds=120 if lasts < 0 else 0))
-    ticket.expire_time.FromDatetime(now + timedelta(seconds=lasts))
-    payload = ticket.SerializeToString()
-    signer = signing.Signer(key or (stack.layout.pki / "storage" / "tickets.key").read_bytes())
-    signature = signer.sign(CONTEXT, payload)
-    signed = signed_pb2.SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)
-    made = ex.ExecuteRequest(ticket=signed, run_spec=spec)
+    made = ex.ExecuteRequest(ticket=signed(stack, ticket, CONTEXT, key), run_spec=spec)
     made.permit.FromTimedelta(timedelta(seconds=15))
     return made
 
@@ -143,12 +168,14 @@ async def test_without_a_good_ticket_the_worker_itself_starts_nothing(stack):
         ticket = ex.Ticket.FromString(tampered.ticket.payload)
         ticket.limits.memory_bytes *= 2
         tampered.ticket.payload = ticket.SerializeToString()
+        made_up = await told(stub)
+        made_up.uptime.seconds -= 1
         bad = {
             "none": none,
             "other spec": other_spec,
             "tampered": tampered,
             "forged": await request(stub, stack, key=signing.generate().private_pem),
-            "expired": await request(stub, stack, lasts=-1),
+            "resting on a time that nobody told": await request(stub, stack, since=made_up),
             "for another executor": await request(stub, stack, executor_id="x-other"),
             "for another start": await request(stub, stack, boot_id="0" * 32),
         }
@@ -157,6 +184,24 @@ async def test_without_a_good_ticket_the_worker_itself_starts_nothing(stack):
                 await execute(stub, one)
             assert refused.value.reason == "INVALID_TICKET", what
         assert not [run for run in (await stub.ListRuns(ex.ListRunsRequest())).runs if run.run_id in str(bad)]
+
+
+async def test_expired_tickets_start_nothing(stack, oldest):
+    """Stolen when they were made, with the worker's own certificate beside them."""
+    since, at = oldest
+    await asyncio.sleep(max(0.0, at + GRACE_SECONDS - time.monotonic()))
+    async with connect(stack.layout.address("executor"), tls_of(stack, "worker"), "executor") as channel:
+        stub = ex_grpc.ExecutorServiceStub(channel)
+        about = (await stub.GetExecutor(ex.GetExecutorRequest())).executor
+        with pytest.raises(PermissionDeniedError, match="expired"):
+            await execute(stub, await request(stub, stack, since=since))
+        ticket = InspectionTicket(
+            inspection_id=str(uuid.uuid4()), kind=INSPECTION_KIND_SELF_TEST, engine="gvisor",
+            executor_id=about.id, boot_id=about.boot_id, since=since,
+        )  # fmt: skip
+        call = RunInspectionRequest(ticket=signed(stack, ticket, "crucible.inspection.ticket.v1"))
+        with pytest.raises(PermissionDeniedError, match="expired"):
+            await anext(aiter(InspectionServiceStub(channel).RunInspection(call)))
 
 
 async def test_a_server_with_another_process_certificate_is_refused_by_its_client(stack):

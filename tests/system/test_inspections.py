@@ -4,13 +4,12 @@ import asyncio
 import json
 import os
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from crucible.evaluation.v1 import signed_pb2
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1 import executor_service_pb2_grpc as ex_grpc
 from crucible.executor.v1 import inspection_service_pb2 as inspection
@@ -29,7 +28,7 @@ from crucible_deploy.paths import DEFAULT_CACHE
 from crucible_rpc import signing
 from crucible_rpc.channel import connect
 from tests.system.local import LocalStack, python, until
-from tests.system.test_executor_doors import tls_of
+from tests.system.test_executor_doors import signed, tls_of, told
 
 SLOW = "wall-time"  # runs for seconds, whatever the machine
 
@@ -163,17 +162,18 @@ async def _verified(client):
 
 async def test_the_executor_makes_no_inspection_without_storages_ticket_and_none_twice(stack):
     async with connect(stack.layout.address("executor"), tls_of(stack, "worker"), "executor") as channel:
-        about = (await ex_grpc.ExecutorServiceStub(channel).GetExecutor(ex.GetExecutorRequest())).executor
-        stub = inspection_grpc.InspectionServiceStub(channel)
-        good = ticket(stack, about.id, about.boot_id)
+        own, stub = ex_grpc.ExecutorServiceStub(channel), inspection_grpc.InspectionServiceStub(channel)
+        about = (await own.GetExecutor(ex.GetExecutorRequest())).executor
+        good = ticket(stack, about.id, await told(own))
         events = [answer.event async for answer in stub.RunInspection(good)]
         assert pb.InspectionEvent.FromString(events[-1].payload).self_test.failed == 0
+        since = await told(own)
         bad = {
             "replayed": good,
-            "forged": ticket(stack, about.id, about.boot_id, key=signing.generate().private_pem),
-            "expired": ticket(stack, about.id, about.boot_id, lasts=-1),
-            "of another start": ticket(stack, about.id, "0" * 32),
-            "of a run": ticket(stack, about.id, about.boot_id, context="crucible.ticket.v1"),
+            "forged": ticket(stack, about.id, since, key=signing.generate().private_pem),
+            "of another start": ticket(stack, about.id, ex.ExecutorTime(boot_id="0" * 32)),
+            "of a time that nobody told": ticket(stack, about.id, ex.ExecutorTime(boot_id=about.boot_id)),
+            "of a run": ticket(stack, about.id, since, context="crucible.ticket.v1"),
         }
         for what, request in bad.items():
             with pytest.raises(PermissionDeniedError) as refused:
@@ -181,22 +181,17 @@ async def test_the_executor_makes_no_inspection_without_storages_ticket_and_none
             assert refused.value.reason == "INVALID_TICKET", what
     for process in ("gateway", "storage", "monitor", "executor"):
         async with connect(stack.layout.address("executor"), tls_of(stack, process), "executor") as channel:
-            call = inspection_grpc.InspectionServiceStub(channel).RunInspection(ticket(stack, about.id, about.boot_id))
+            call = inspection_grpc.InspectionServiceStub(channel).RunInspection(ticket(stack, about.id, since))
             with pytest.raises(PermissionDeniedError):
                 await anext(aiter(call))
 
 
-def ticket(stack, executor, boot, *, key=None, lasts=30, context="crucible.inspection.ticket.v1"):
+def ticket(stack, executor, since, *, key=None, context="crucible.inspection.ticket.v1"):
     made = pb.InspectionTicket(
-        inspection_id=str(uuid4()), kind=pb.INSPECTION_KIND_SELF_TEST, executor_id=executor, boot_id=boot,
-        engine="gvisor",
+        inspection_id=str(uuid4()), kind=pb.INSPECTION_KIND_SELF_TEST, executor_id=executor, boot_id=since.boot_id,
+        engine="gvisor", since=since,
     )  # fmt: skip
-    made.expire_time.FromDatetime(datetime.now(UTC) + timedelta(seconds=lasts))
-    signer = signing.Signer(key or (stack.layout.pki / "storage" / "tickets.key").read_bytes())
-    payload = made.SerializeToString()
-    signature = signer.sign(context, payload)
-    signed = signed_pb2.SignedBytes(payload=payload, key_id=signature.key_id, signature=signature.signature)
-    return inspection.RunInspectionRequest(ticket=signed)
+    return inspection.RunInspectionRequest(ticket=signed(stack, made, context, key))
 
 
 async def test_the_stack_still_works_and_nothing_of_all_this_is_left(stack, client):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -144,26 +145,27 @@ class MemoryStorage(
 
     async def LeaseWork(self, request, context):
         self._check_up()
-        if self.executor is None or request.boot_id != self.executor.boot_id:
+        if self.executor is None or request.since.boot_id != self.executor.boot_id:
             raise FailedPreconditionError("NOT_REGISTERED", "register first")
         assert 1 <= request.max_runs <= 1000
+        came = time.monotonic()
         try:
             async with asyncio.timeout(request.wait.ToTimedelta().total_seconds()), self.changed:
                 await self.changed.wait_for(lambda: bool(self.queue))
-                given = self._give(request.max_runs)
+                given = self._give(request.max_runs, request.since, time.monotonic() - came)
         except TimeoutError:
             return work.LeaseWorkResponse()
         self.lease_calls += 1
         self._check_up()
         return work.LeaseWorkResponse(assignments=given)
 
-    def _give(self, most: int) -> list[work.Assignment]:
+    def _give(self, most: int, since: ex.ExecutorTime, waited: float = 0) -> list[work.Assignment]:
         names = [self.queue.popleft() for _ in range(min(most, len(self.queue)))]
-        return [self._assign(self.runs[name]) for name in names]
+        return [self._assign(self.runs[name], since, waited) for name in names]
 
-    def _assign(self, run: Stored) -> work.Assignment:
+    def _assign(self, run: Stored, since: ex.ExecutorTime, waited: float) -> work.Assignment:
         run.leased, run.boot_id = True, self.executor.boot_id
-        names = {"executor_id": self.executor.id, "boot_id": self.executor.boot_id}
+        names = {"executor_id": self.executor.id, "boot_id": self.executor.boot_id, "since": since, "waited": waited}
         signed = ticket(
             self.keys.tickets, run.run_spec, run_id=run.run_id, epoch=run.epoch, **{**names, **self.ticket_changes}
         )
@@ -195,10 +197,10 @@ class MemoryStorage(
             if reason:
                 rejected.append(work.RejectedReport(run_id=report.lease.run_id, reason=reason, message="no"))
         given = []
-        if request.HasField("lease") and request.lease.boot_id == self.executor.boot_id:
+        if request.HasField("lease") and request.lease.since.boot_id == self.executor.boot_id:
             assert 1 <= request.lease.max_runs <= 1000
             if request.lease.request_id not in self.wishes:
-                self.wishes[request.lease.request_id] = self._give(request.lease.max_runs)
+                self.wishes[request.lease.request_id] = self._give(request.lease.max_runs, request.lease.since)
                 self.leased_with_reports += len(self.wishes[request.lease.request_id])
             given = self.wishes[request.lease.request_id]
         await self._tell()

@@ -10,10 +10,10 @@ from datetime import timedelta
 import pytest
 from prometheus_client import CollectorRegistry
 
-from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import inspection_service_pb2 as ex
 from crucible.executor.v1 import inspection_service_pb2_grpc as ex_grpc
+from crucible.executor.v1.executor_service_pb2 import ExecutorTime
 from crucible.storage.v1 import inspection_service_pb2 as pb
 from crucible.storage.v1 import inspection_service_pb2_grpc as st_grpc
 from crucible_rpc.channel import connect
@@ -48,7 +48,7 @@ class Storage(st_grpc.InspectionWorkServiceServicer):
         self.changed = asyncio.Condition()
 
     async def LeaseInspections(self, request, context):
-        if self.down or (request.executor_id, request.boot_id) != ("x-1", "b-1"):
+        if self.down or (request.executor_id, request.since.boot_id) != ("x-1", "b-1"):
             raise UnavailableError("PEER_UNAVAILABLE", "storage is away")
         if self.given:
             await asyncio.sleep(request.wait.ToTimedelta().total_seconds())
@@ -113,8 +113,8 @@ async def serving(keys, process, adder, servicer):
 
 @asynccontextmanager
 async def inspecting(keys, storage, machine):
-    async def connected() -> Executor:
-        return Executor(id="x-1", boot_id="b-1")
+    async def connected() -> tuple[str, ExecutorTime]:
+        return "x-1", ExecutorTime(boot_id="b-1")
 
     async with (
         serving(keys, "storage", st_grpc.add_InspectionWorkServiceServicer_to_server, storage) as first,
@@ -205,5 +205,5 @@ async def test_nobody_else_is_given_work(keys, process):
         connect(f"127.0.0.1:{server.port}", keys.tls(process), "storage") as channel,
     ):
         with pytest.raises(PermissionDeniedError):
-            await GrpcInspectionStorage(channel).lease("x-1", "b-1", timedelta(0))
+            await GrpcInspectionStorage(channel).lease("x-1", ExecutorTime(boot_id="b-1"), timedelta(0))
     assert not storage.given

@@ -326,7 +326,8 @@ async def test_permanent_refusal_is_told_as_such(executor, storage, worker):
 
 
 async def test_expired_ticket_is_a_failed_attempt_and_not_the_end(executor, storage, worker):
-    storage.ticket_changes = {"life": timedelta(seconds=-5)}
+    storage.ticket_changes = {"since": executor.tell()}
+    executor.uptime.ahead += 16
     run = await storage.add({})
     await storage.until(lambda: run.over)
     assert run.refused.failed_attempt

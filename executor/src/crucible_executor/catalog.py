@@ -105,9 +105,7 @@ class Catalog:
             raise FailedPreconditionError("ENGINE_NOT_AVAILABLE", f"this executor has no engine {name[:64]!r}")
         unavailable = self.unavailable(name)
         if unavailable:
-            raise FailedPreconditionError(
-                "ENGINE_NOT_AVAILABLE", f"the engine {name} cannot be used on this executor: {unavailable}"
-            )
+            raise engine_refused(name, unavailable)
         return offered.engine
 
     def runtime(self, name: str, engine: Engine) -> tuple[Runtime, str]:
@@ -128,6 +126,12 @@ class Catalog:
                 "RUNTIME_NOT_AVAILABLE", f"the runtime {name} cannot be used on this executor: {missing}"
             )
         return offered.runtime, offered.image_digest if uses_image(engine) else ""
+
+
+def engine_refused(name: str, why: str) -> FailedPreconditionError:
+    """ENGINE_NOT_AVAILABLE: the refusal of what asks for an engine that this executor has and cannot use now."""
+    text = f"the engine {name} cannot be used on this executor: {why}"
+    return FailedPreconditionError("ENGINE_NOT_AVAILABLE", text)
 
 
 def uses_image(engine: Engine) -> bool:

@@ -96,25 +96,6 @@ def timedelta_of(duration: Duration) -> timedelta:
     return timedelta(seconds=seconds, microseconds=duration.nanos // 1000)
 
 
-def executor_time(boot_id: str, uptime: float) -> ex.ExecutorTime:
-    """A moment of this start of the executor, for others; never later than it was."""
-    made = ex.ExecutorTime(boot_id=boot_id)
-    made.uptime.FromMicroseconds(int(uptime * 1e6))
-    return made
-
-
-def uptime(message: ex.ExecutorTime, boot_id: str, now: float) -> float:
-    """Seconds of uptime, as this start of the executor told them by `now`.
-
-    Raises:
-        InvalidArgumentError: INVALID_FIELD, it told no such time.
-    """
-    told = message.uptime.seconds + message.uptime.nanos / 1e9
-    if message.boot_id != boot_id or not 0 <= told <= now:
-        raise _invalid("since", "must be a time that this start of the executor told")
-    return told
-
-
 def program(message: ev.Program, runtime: Runtime) -> Program:
     """The program, checked again: what is signed came from outside all the same.
 

@@ -10,6 +10,7 @@ from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1 import executor_service_pb2_grpc
 from crucible_executor import convert
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_executor.run import RunState
 from crucible_executor.runs import Runs
 from crucible_rpc.errors import FieldViolation, InvalidArgumentError
@@ -46,17 +47,17 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
     Args:
         describe: says what this executor is and offers at the moment.
         runs: its runs.
+        clock: the time of this start.
     """
 
-    def __init__(self, describe: Callable[[], Executor], runs: Runs) -> None:
+    def __init__(self, describe: Callable[[], Executor], runs: Runs, clock: ExecutorClock) -> None:
         self._describe = describe
         self._runs = runs
+        self._clock = clock
 
     async def GetExecutor(self, request: ex.GetExecutorRequest, context: Any) -> ex.GetExecutorResponse:
         """See the contract."""
-        executor = self._describe()
-        time = convert.executor_time(executor.boot_id, self._runs.uptime())
-        return ex.GetExecutorResponse(executor=executor, time=time)
+        return ex.GetExecutorResponse(executor=self._describe(), time=self._clock.tell())
 
     async def Execute(self, request: ex.ExecuteRequest, context: Any) -> AsyncIterator[ex.ExecuteResponse]:
         """See the contract."""
@@ -102,7 +103,7 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def ExtendPermits(self, request: ex.ExtendPermitsRequest, context: Any) -> ex.ExtendPermitsResponse:
         """See the contract."""
-        since = convert.uptime(request.since, self._describe().boot_id, self._runs.uptime())
+        since = self._clock.read(request.since)
         not_running = self._runs.extend(_bounded(request.run_ids), convert.timedelta_of(request.permit), since)
         return ex.ExtendPermitsResponse(not_running=not_running)
 

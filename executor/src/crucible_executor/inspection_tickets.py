@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import timedelta
 
 from google.protobuf.message import DecodeError
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.selftest.v1 import inspection_pb2 as pb
-from crucible_executor.tickets import LONGEST_LIFE
-from crucible_rpc.errors import PermissionDeniedError
+from crucible_executor.executor_clock import ExecutorClock
+from crucible_executor.ticket_age import end_of, invalid
 from crucible_rpc.signing import BadSignatureError, Verifier
 
 CONTEXT = "crucible.inspection.ticket.v1"
@@ -30,7 +29,8 @@ class InspectionTicketCheck:
         verifier: knows storage's public keys.
         executor_id: the only executor that tickets may name.
         boot_id: the only start of it that tickets may name.
-        now: the wall clock, in UTC.
+        life: how long a ticket is good for.
+        clock: by which its age is judged.
     """
 
     def __init__(
@@ -38,13 +38,15 @@ class InspectionTicketCheck:
         verifier: Verifier,
         executor_id: str,
         boot_id: str,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        life: timedelta,
+        clock: ExecutorClock,
     ) -> None:
         self._verifier = verifier
         self._executor_id = executor_id
         self._boot_id = boot_id
-        self._now = now
-        self._used: dict[str, datetime] = {}
+        self._life = life
+        self._clock = clock
+        self._used: dict[str, float] = {}
 
     def take(self, signed: SignedBytes) -> pb.InspectionTicket:
         """The ticket inside, when it is storage's, good here and now, and was never taken before.
@@ -53,48 +55,32 @@ class InspectionTicketCheck:
             PermissionDeniedError: INVALID_TICKET.
         """
         ticket = self._read(signed)
-        now = self._now()
-        expires = _expiry(ticket)
         if ticket.executor_id != self._executor_id:
-            raise _invalid("the ticket is for another executor")
+            raise invalid("the ticket is for another executor")
         if ticket.boot_id != self._boot_id:
-            raise _invalid("the ticket is for another start of this executor")
-        if expires <= now:
-            raise _invalid(f"the ticket expired {(now - expires).total_seconds():.1f} s ago")
-        if expires > now + LONGEST_LIFE:
-            raise _invalid(f"the ticket lasts longer than {LONGEST_LIFE.total_seconds():.0f} s from now")
+            raise invalid("the ticket is for another start of this executor")
+        ends, now = end_of(ticket, self._clock, self._life), self._clock.now()
         self._used = {used: until for used, until in self._used.items() if until > now}
         if ticket.inspection_id in self._used:
-            raise _invalid("the ticket was used before")
-        self._used[ticket.inspection_id] = expires
+            raise invalid("the ticket was used before")
+        self._used[ticket.inspection_id] = ends
         return ticket
 
     def _read(self, signed: SignedBytes) -> pb.InspectionTicket:
         if not signed.payload:
-            raise _invalid("there is no ticket; storage issues one for each inspection")
+            raise invalid("there is no ticket; storage issues one for each inspection")
         if len(signed.payload) > MAX_TICKET_BYTES:
-            raise _invalid(f"the ticket is larger than {MAX_TICKET_BYTES} bytes")
+            raise invalid(f"the ticket is larger than {MAX_TICKET_BYTES} bytes")
         try:
             self._verifier.verify(CONTEXT, signed.payload, signed.key_id, signed.signature)
             ticket = pb.InspectionTicket.FromString(signed.payload)
         except BadSignatureError:
-            raise _invalid("the ticket's signature is not storage's") from None
+            raise invalid("the ticket's signature is not storage's") from None
         except DecodeError:
-            raise _invalid("the ticket's payload is not a ticket") from None
+            raise invalid("the ticket's payload is not a ticket") from None
         if _ID.fullmatch(ticket.inspection_id) is None or ticket.kind not in _KINDS:
-            raise _invalid("the ticket names no inspection")
+            raise invalid("the ticket names no inspection")
         names = [*ticket.attempts, *([ticket.engine] if ticket.engine else [])]
         if len(ticket.attempts) > MAX_ATTEMPTS or not all(_NAME.fullmatch(name) for name in names):
-            raise _invalid("the ticket names an engine or an attempt that cannot be one")
+            raise invalid("the ticket names an engine or an attempt that cannot be one")
         return ticket
-
-
-def _expiry(ticket: pb.InspectionTicket) -> datetime:
-    try:
-        return ticket.expire_time.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):  # an impossible time is long past
-        return datetime.fromtimestamp(0, UTC)
-
-
-def _invalid(text: str) -> PermissionDeniedError:
-    return PermissionDeniedError("INVALID_TICKET", text)

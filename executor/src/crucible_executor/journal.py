@@ -1,7 +1,8 @@
 """What must survive a crash of the executor: which runs it accepted, how each ended, what storage confirmed.
 
 One text line per entry: the CRC-32 of the rest as eight hex digits, a space, JSON. The latest entry of a run is the one
-that counts; ACKNOWLEDGED removes the run. A thread writes: entries that come while it is syncing share the next fsync.
+that counts; ACKNOWLEDGED and WITHDRAWN remove the run. A thread writes: entries that come while it is syncing share the
+next fsync.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Kind(enum.Enum):
     FINISHED = "finished"
     REFUSED = "refused"
     ACKNOWLEDGED = "acknowledged"
+    WITHDRAWN = "withdrawn"
+
+
+_REMOVES = frozenset({Kind.ACKNOWLEDGED, Kind.WITHDRAWN})
 
 
 @dataclass(frozen=True)
@@ -177,14 +182,14 @@ class Journal:
 
     def _apply(self, entry: Entry, offset: int, length: int) -> None:
         self._place(entry, offset, length)
-        if entry.kind is Kind.ACKNOWLEDGED:
+        if entry.kind in _REMOVES:
             self.replayed.pop(entry.run_id, None)
         else:
             self.replayed[entry.run_id] = entry
 
     def _place(self, entry: Entry, offset: int, length: int) -> None:
         self._live_bytes -= self._places.get(entry.run_id, (0, 0))[1]
-        if entry.kind is Kind.ACKNOWLEDGED:
+        if entry.kind in _REMOVES:
             self._places.pop(entry.run_id, None)
         else:
             self._places[entry.run_id] = (offset, length)

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 LOOK_SECONDS = 1.0
 """A permit is looked at this often: the loop's timers stand still while the machine sleeps, its end does not."""
-
-
-def uptime_clock() -> Callable[[], float]:
-    """Seconds from this call on, by a clock that nobody sets and that goes on while the machine sleeps."""
-    began = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return lambda: (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - began) / 1e9
 
 
 class Permit:
@@ -21,7 +14,7 @@ class Permit:
 
     Args:
         ends: when, by `clock`.
-        clock: see `uptime_clock`.
+        clock: see `ExecutorClock.now`.
         on_expired: called once, on the loop, when it has ended.
     """
 

@@ -22,10 +22,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recovered:
-    """Every run that ended and was not acknowledged, ids that may never start and until when, how many were lost."""
+    """Every run that ended and was not acknowledged, ids that may never start, how many were lost."""
 
     runs: dict[str, Run]
-    refused: dict[str, datetime]
+    refused: list[str]
     lost: int
 
 
@@ -36,11 +36,11 @@ async def recover(journal: Journal, outputs: OutputFolder, records: Records, now
         JournalFullError: there is no room to say so.
     """
     found: dict[str, Run] = {}
-    refused: dict[str, datetime] = {}
+    refused: list[str] = []
     lost = 0
     for run_id, entry in journal.replayed.items():
         if entry.kind is Kind.REFUSED:
-            refused[run_id] = _expires(entry)
+            refused.append(run_id)
             continue
         run = _restored(entry, outputs) if entry.kind is Kind.FINISHED else None
         if run is None:
@@ -56,7 +56,6 @@ def finished_fields(run: Run, record: SignedBytes) -> dict[str, object]:
     """What the journal keeps of a run's end besides its outputs."""
     return {
         "record": base64.b64encode(record.SerializeToString()).decode(),
-        "expires": run.expires.timestamp(),
         "started": None if run.started_at is None else run.started_at.timestamp(),
         "files": [file.offset for file in run.artifacts],
     }
@@ -73,7 +72,7 @@ def _restored(entry: Entry, outputs: OutputFolder) -> Run | None:
     except DamagedOutputError as error:
         _log.error("kept output is damaged", extra=logs.fields(run=entry.run_id, reason=str(error)))
         return None
-    run = Run(entry.run_id, _expires(entry), stdout=stdout, stderr=stderr)
+    run = Run(entry.run_id, stdout=stdout, stderr=stderr)
     run.left, run.artifacts = left, artifacts
     if entry.fields["started"] is not None:
         run.started_at = datetime.fromtimestamp(entry.fields["started"], UTC)
@@ -100,12 +99,8 @@ async def _lost(entry: Entry, journal: Journal, outputs: OutputFolder, records: 
     record = records.of_lost(draft, detail, now)
     stdout, stderr = outputs.make(entry.run_id, 0)
     await asyncio.to_thread(outputs.spool(entry.run_id, 0).drop)
-    run = Run(entry.run_id, _expires(entry), stdout=stdout, stderr=stderr)
+    run = Run(entry.run_id, stdout=stdout, stderr=stderr)
     kept = await outputs.persist(stdout, stderr)
     await journal.append(Kind.FINISHED, run.id, **finished_fields(run, record), **kept)
     run.finish(record)
     return run
-
-
-def _expires(entry: Entry) -> datetime:
-    return datetime.fromtimestamp(entry.fields["expires"], UTC)

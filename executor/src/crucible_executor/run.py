@@ -17,11 +17,11 @@ from crucible_executor.output import KeptOutput
 from crucible_executor.permits import Permit
 from crucible_executor.sampling import MAX_SAMPLES, Sample
 from crucible_executor.spool import Spool
-from crucible_rpc.errors import NotFoundError
+from crucible_rpc.errors import CallError, NotFoundError
 
 COALESCE_BYTES = 16 << 10
 COALESCE_SECONDS = 0.02
-STARTED_SECONDS = 0.05
+STARTED_SECONDS = 0.15
 """A start hardly hurries: of a short program it travels with the end, as one message."""
 
 ENDING_SECONDS = 0.2
@@ -104,7 +104,6 @@ class Run:
 
     Args:
         run_id: its id.
-        expires: when its ticket is worthless.
         stdout: takes its standard output.
         stderr: takes its standard error.
         on_fault: called with a reason when its output cannot be kept any more; should end the run.
@@ -113,6 +112,7 @@ class Run:
     Attributes:
         started_at: when its program was started.
         record: its signed end, once it has one.
+        refusal: why it was withdrawn instead, if it was.
         kill_cause: why the executor ended it, first cause.
         sandbox: while there is one.
         left: the bytes of the files that its program left; None when it left none.
@@ -127,7 +127,6 @@ class Run:
     def __init__(
         self,
         run_id: str,
-        expires: datetime,
         *,
         stdout: KeptOutput,
         stderr: KeptOutput,
@@ -135,11 +134,11 @@ class Run:
         make_spool: Callable[[Run], Spool] | None = None,
     ) -> None:
         self.id = run_id
-        self.expires = expires
         self.stdout = stdout
         self.stderr = stderr
         self.started_at: datetime | None = None
         self.record: SignedBytes | None = None
+        self.refusal: CallError | None = None
         self.kill_cause: KillCause | None = None
         self.sandbox: Sandbox | None = None
         self.left: Spool | None = None
@@ -222,11 +221,15 @@ class Run:
         self.record = record
         self._announce()
 
-    async def finished(self) -> SignedBytes:
-        """The signed record, as soon as there is one."""
-        while self.record is None:
+    def withdraw(self, refusal: CallError) -> None:
+        """Nothing of it ever started, it is not accepted any more, and that is on disk."""
+        self.refusal = refusal
+        self._announce()
+
+    async def over(self) -> None:
+        """Returns when it has its signed record, or was withdrawn."""
+        while self.record is None and self.refusal is None:
             await self._next(self._news)
-        return self.record
 
     async def events(
         self, stdout_offset: int = 0, stderr_offset: int = 0, behaviour_sequence: int = 0, samples: int = 0
@@ -234,10 +237,15 @@ class Run:
         """What happened and happens, from these offsets and after this update and sample on; ends after `Finished`.
 
         Each time all that is new, at least one event, and of output little more than `MAX_CHUNK_BYTES`.
+
+        Raises:
+            CallError: it was withdrawn; then there was no event.
         """
         at = {Stream.STDOUT: stdout_offset, Stream.STDERR: stderr_offset}
         told_start = False
         while True:
+            if self.refusal is not None:
+                raise self.refusal
             news, record = self._news, self.record
             ends = (
                 (Stream.STDOUT, self.stdout, self.stdout.kept),

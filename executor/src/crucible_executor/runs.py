@@ -14,9 +14,10 @@ from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import ahead, collecting, convert, records
 from crucible_executor.behaviour import Behaviour, Update
-from crucible_executor.catalog import Catalog
+from crucible_executor.catalog import Catalog, engine_refused
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine, EngineUnavailableError, Sandbox
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_executor.journal import Journal, JournalFullError, Kind
 from crucible_executor.metrics import ExecutorMetrics
 from crucible_executor.model import (
@@ -31,20 +32,20 @@ from crucible_executor.model import (
     Usage,
 )
 from crucible_executor.output import OutputFolder
-from crucible_executor.permits import Permit, uptime_clock
+from crucible_executor.permits import Permit
 from crucible_executor.recovery import finished_fields, recover
 from crucible_executor.room import Room
 from crucible_executor.run import KillCause, Run, RunState
 from crucible_executor.spool import Spool
-from crucible_executor.tickets import TicketCheck, checked_run_id, expiry
+from crucible_executor.tickets import TicketCheck, checked_run_id
 from crucible_rpc import logs
 from crucible_rpc.errors import AlreadyExistsError, CallError, NotFoundError, ResourceExhaustedError, UnavailableError
 
 START_ALLOWANCE = timedelta(seconds=60)
 """An engine that takes this much longer than a run's wall time is given up, and its sandbox removed."""
 
-REMEMBER_MARGIN = timedelta(minutes=1)
-"""A run id is remembered for this much longer than its ticket lasts."""
+REMEMBER_MARGIN_SECONDS = 60.0
+"""A run id is remembered for this much longer than any ticket lasts."""
 
 MAX_UNACKNOWLEDGED = 1000
 MAX_REFUSED = 10_000
@@ -80,7 +81,16 @@ class _Job:
     sandbox_class: SandboxClass
     program: Program
     limits: Limits
-    longest_permit: timedelta
+    ticket_ends: float
+
+
+@dataclass(frozen=True)
+class _Withdrawn:
+    """A run that is not accepted any more: under which lease it was, why, and until when that must be known."""
+
+    epoch: int
+    refusal: CallError
+    until: float
 
 
 class Runs:
@@ -97,7 +107,7 @@ class Runs:
         room: how much of them there may be.
         metrics: counts.
         now: the wall clock, in UTC.
-        uptime: the clock of permits; see `permits.uptime_clock`.
+        clock: the clock of permits and of what must be remembered.
     """
 
     def __init__(
@@ -113,9 +123,8 @@ class Runs:
         room: Room,
         metrics: ExecutorMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        uptime: Callable[[], float] | None = None,
+        clock: ExecutorClock,
     ) -> None:
-        self.uptime = uptime or uptime_clock()
         self._settings = settings
         self._catalog = catalog
         self._ceilings = ceilings
@@ -126,10 +135,12 @@ class Runs:
         self._room = room
         self._metrics = metrics
         self._now = now
+        self._clock = clock
         self._runs: dict[str, Run] = {}
-        self._refused: dict[str, datetime] = {}
-        self._remembered: dict[str, datetime] = {}
-        self._remembered_refusals: dict[str, datetime] = {}
+        self._refused: set[str] = set()
+        self._remembered: dict[str, float] = {}
+        self._remembered_refusals: dict[str, float] = {}
+        self._withdrawn: dict[str, _Withdrawn] = {}
         self._busy = 0
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -144,7 +155,7 @@ class Runs:
             How many runs were lost.
         """
         found = await recover(self._journal, self._outputs, self._records, self._now())
-        self._runs, self._refused = found.runs, found.refused
+        self._runs, self._refused = found.runs, set(found.refused)
         self._metrics.kept.set(len(self._runs))
         self._metrics.ended.labels("lost").inc(found.lost)
         return found.lost
@@ -168,10 +179,9 @@ class Runs:
             run.tried(Update(unseen.observation, unseen.reason))
         self._busy += 1
         self._runs[run.id] = run
-        lasts = min(permit, job.longest_permit, self._settings.orphan_grace)
         run.permit = Permit(
-            self.uptime() + lasts.total_seconds(),
-            clock=self.uptime,
+            min(self._clock.now() + permit.total_seconds(), job.ticket_ends),
+            clock=self._clock.now,
             on_expired=lambda: self._end(run, KillCause.PERMIT_EXPIRED),
         )
         self._metrics.running.inc()
@@ -185,8 +195,11 @@ class Runs:
 
         Raises:
             NotFoundError: RUN_NOT_FOUND.
+            FailedPreconditionError: ENGINE_NOT_AVAILABLE: it was withdrawn.
         """
         run = self._runs.get(checked_run_id(run_id))
+        if run is None and run_id in self._withdrawn:
+            raise self._withdrawn[run_id].refusal
         if run is None:
             raise NotFoundError("RUN_NOT_FOUND", f"this executor has no run {run_id}")
         return run
@@ -199,23 +212,24 @@ class Runs:
         before = run.state
         if before is RunState.RUNNING:
             self._end(run, KillCause.REQUESTED)
-            await run.finished()
+            await run.over()
         return before
 
     async def acknowledge(self, run_ids: Iterable[str]) -> None:
         """Drops output and record of runs that ended; their ids are remembered while their tickets could come again."""
-        in_files = []
+        in_files, until = [], self._tickets_gone()
         for run_id in run_ids:
             run = self._runs.get(run_id)
             if run is not None and run.record is not None:
                 del self._runs[run_id]
-                self._remembered[run_id] = run.expires + REMEMBER_MARGIN
+                self._remembered[run_id] = until
                 if run.stdout.in_file or run.stderr.in_file or run.left is not None:
                     in_files.append(run)
                 else:
                     self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
             elif run_id in self._refused:
-                self._remembered_refusals[run_id] = self._refused.pop(run_id)
+                self._refused.remove(run_id)
+                self._remembered_refusals[run_id] = until
                 self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
         self._metrics.kept.set(len(self._runs))
         self._forget()
@@ -232,7 +246,7 @@ class Runs:
         return {**known, **dict.fromkeys(self._refused, RunState.REFUSED)}
 
     def extend(self, run_ids: Iterable[str], permit: timedelta, since: float) -> list[str]:
-        """Lets runs go on until `permit` after `since` (by `uptime`); returns those that do not run any more."""
+        """Lets runs go on until `permit` after `since` (by the clock); returns those that do not run any more."""
         ends = since + min(permit, self._settings.orphan_grace).total_seconds()
         not_running = []
         for run_id in run_ids:
@@ -255,7 +269,7 @@ class Runs:
     def _admitted(self, signed: SignedBytes, run_spec: bytes) -> _Job:
         ticket = self._tickets.read(signed)
         # Before anything else is looked at: after another refusal the caller may take it that nothing was ever started.
-        self._check_new(ticket.run_id)
+        self._check_new(ticket)
         spec = self._tickets.check(ticket, run_spec)
         engine = self._catalog.engine(spec.engine)
         runtime, image_digest = self._catalog.runtime(spec.program.runtime, engine)
@@ -275,7 +289,6 @@ class Runs:
         return _Job(
             run=Run(
                 ticket.run_id,
-                expiry(ticket),
                 stdout=stdout,
                 stderr=stderr,
                 on_fault=self._give_up,
@@ -286,15 +299,18 @@ class Runs:
             sandbox_class=_sandbox_class(image_digest, limits, interpreter),
             program=program,
             limits=limits,
-            longest_permit=self._tickets.longest_permit(ticket),
+            ticket_ends=self._tickets.end_of(ticket),
         )
 
     def _spool(self, run: Run, wanted_bytes: int) -> Spool:
         """For what its program left. With less room than wanted, a run that needs more of it is tried again."""
         return self._outputs.spool(run.id, self._room.for_files(self._runs.values(), wanted_bytes))
 
-    def _check_new(self, run_id: str) -> None:
-        if run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
+    def _check_new(self, ticket: ex.Ticket) -> None:
+        run_id = ticket.run_id
+        withdrawn = self._withdrawn.get(run_id)
+        used = withdrawn is not None and ticket.lease_epoch <= withdrawn.epoch  # its next lease has another ticket
+        if used or run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
             raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
 
     def _check_room(self, output_bytes: int) -> None:
@@ -314,15 +330,19 @@ class Runs:
         try:
             try:
                 draft = base64.b64encode(job.draft.SerializeToString()).decode()
-                await self._journal.append(Kind.ACCEPTED, run.id, draft=draft, expires=run.expires.timestamp())
+                await self._journal.append(Kind.ACCEPTED, run.id, draft=draft)
             except JournalFullError as error:
                 self._discard(run)
                 accepted.set_exception(_no_room(error))
                 return
+            self._withdrawn.pop(run.id, None)
             accepted.set_result(None)
             outcome = await self._run_sandbox(job)
             if not await self._gone(run):
                 return  # no record may say that it is gone; the next start removes it, and says that it was lost
+            if isinstance(outcome, CallError):
+                await self._withdraw(job, outcome)
+                return
         finally:
             self._busy -= 1
             self._metrics.running.dec()
@@ -333,8 +353,22 @@ class Runs:
             run.permit.end()
         del self._runs[run.id]
 
-    async def _run_sandbox(self, job: _Job) -> Outcome:
-        """Creates and starts the sandbox; whatever raises becomes an outcome."""
+    async def _withdraw(self, job: _Job, refusal: CallError) -> None:
+        """Takes the acceptance back; the same ticket never starts anything, and the run's next lease has another."""
+        run = job.run
+        await self._journal_at_last(Kind.WITHDRAWN, run.id)
+        self._forget()
+        self._withdrawn[run.id] = _Withdrawn(job.draft.lease_epoch, refusal, self._tickets_gone())
+        self._discard(run)
+        run.withdraw(refusal)
+        self._metrics.refused.labels(refusal.reason).inc()
+
+    async def _run_sandbox(self, job: _Job) -> Outcome | CallError:
+        """Creates and starts the sandbox; whatever raises becomes an outcome.
+
+        Where no sandbox could be made and the engine's breaker is open by now, a refusal, as it would have been had the
+        run come a moment later.
+        """
         run = job.run
         longest = (job.limits.wall_time + START_ALLOWANCE).total_seconds() + collecting.PATIENCE_S
         try:
@@ -350,6 +384,8 @@ class Runs:
             return _without_start(SandboxFailed(run.fault or f"the engine did not end the run within {longest:g} s"))
         except EngineUnavailableError as error:
             _log.warning("sandbox refused", extra=logs.fields(run=run.id, reason=str(error)))
+            if job.engine.failing and run.sandbox is None and run.kill_cause is None:
+                return engine_refused(job.draft.engine, job.engine.failing)
             return _without_start(SandboxFailed(str(error)))
         except Exception as error:
             _log.exception("engine failed", extra=logs.fields(run=run.id))
@@ -486,20 +522,23 @@ class Runs:
         if not self._is_remembered(run_id):
             self._forget()
             if len(self._refused) + len(self._remembered_refusals) >= MAX_REFUSED:
-                text = f"{MAX_REFUSED} unknown runs were killed within the last hour; no more can be remembered"
+                text = f"{MAX_REFUSED} unknown runs were killed within minutes; no more can be remembered"
                 raise ResourceExhaustedError("NO_FREE_SLOT", text)
-            # No ticket lasts longer than this; those of earlier starts are refused by their boot id anyway.
-            until = self._now() + timedelta(hours=1) + REMEMBER_MARGIN
-            self._refused[run_id] = until
-            await self._journal_at_last(Kind.REFUSED, run_id, expires=until.timestamp())
+            self._refused.add(run_id)
+            await self._journal_at_last(Kind.REFUSED, run_id)
         return RunState.UNKNOWN
+
+    def _tickets_gone(self) -> float:
+        """When every ticket that is there now has ended; those of earlier starts are refused anyway."""
+        return self._clock.now() + self._settings.orphan_grace.total_seconds() + REMEMBER_MARGIN_SECONDS
 
     def _forget(self) -> None:
         """Drops the oldest ids that no ticket can name any more."""
-        now = self._now()
+        now = self._clock.now()
         for remembered in (self._remembered, self._remembered_refusals):
             while remembered and next(iter(remembered.values())) <= now:
                 del remembered[next(iter(remembered))]
+        self._withdrawn = {run_id: one for run_id, one in self._withdrawn.items() if one.until > now}
 
     def _is_remembered(self, run_id: str) -> bool:
         return run_id in self._remembered or run_id in self._remembered_refusals

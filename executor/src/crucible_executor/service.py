@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from crucible_executor.catalog import (
 )
 from crucible_executor.ceilings import Ceilings
 from crucible_executor.engines.base import Engine
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_executor.executor_servicer import PERMISSIONS, ExecutorServicer
 from crucible_executor.inspection_servicer import InspectionServicer
 from crucible_executor.inspection_tickets import InspectionTicketCheck
@@ -61,6 +62,7 @@ class ExecutorService:
     Attributes:
         executor_id: stays over restarts.
         boot_id: this start's.
+        clock: its time.
         runs: its runs.
         port: where it listens.
         admin_port: where health and metrics are.
@@ -71,6 +73,7 @@ class ExecutorService:
         settings: Settings,
         state: StateDir,
         boot_id: str,
+        clock: ExecutorClock,
         journal: Journal,
         runs: Runs,
         server: Server,
@@ -80,6 +83,7 @@ class ExecutorService:
     ) -> None:
         self.executor_id = state.executor_id
         self.boot_id = boot_id
+        self.clock = clock
         self.runs = runs
         self.port = self.admin_port = 0
         self._settings = settings
@@ -98,8 +102,11 @@ class ExecutorService:
         engines: Sequence[Engine],
         images: ImageDigests,
         registry: CollectorRegistry = REGISTRY,
+        uptime: Callable[[], float] | None = None,
     ) -> ExecutorService:
         """Takes over the state folder, removes what an earlier start left behind, records it as lost, and listens.
+
+        `uptime` is the clock that permits and tickets end by; see `ExecutorClock`.
 
         Raises:
             StartError: in one line, what is in the way.
@@ -119,7 +126,8 @@ class ExecutorService:
             return offer_runtimes(RUNTIMES, images, with_engines)
 
         catalog = Catalog(offered, runtimes(offered), settings.default_engine)
-        tickets = TicketCheck(verifier, state.executor_id, boot_id, settings.orphan_grace)
+        clock = ExecutorClock(boot_id, uptime)
+        tickets = TicketCheck(verifier, state.executor_id, boot_id, settings.orphan_grace, clock)
         runs = Runs(
             RunsSettings(settings.slot_count, settings.orphan_grace),
             catalog=catalog,
@@ -130,6 +138,7 @@ class ExecutorService:
             outputs=OutputFolder(state.outputs),
             room=Room(state.outputs, settings.max_kept_bytes, settings.min_free_bytes),
             metrics=ExecutorMetrics(settings.slot_count, registry),
+            clock=clock,
         )
         try:
             lost = await runs.recover()
@@ -144,7 +153,7 @@ class ExecutorService:
             slots=settings.slot_count,
         )
         inspections = Inspections(
-            tickets=InspectionTicketCheck(verifier, state.executor_id, boot_id),
+            tickets=InspectionTicketCheck(verifier, state.executor_id, boot_id, settings.orphan_grace, clock),
             catalog=catalog,
             parts=Parts(settings, state, catalog, tickets, signer),
             suite=suite,
@@ -153,10 +162,11 @@ class ExecutorService:
             boot_id=boot_id,
         )
         server = _server(settings, registry)
-        server.add(executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(describe, runs))
+        servicer = ExecutorServicer(describe, runs, clock)
+        server.add(executor_service_pb2_grpc.add_ExecutorServiceServicer_to_server, servicer)
         server.add(inspection_service_pb2_grpc.add_InspectionServiceServicer_to_server, InspectionServicer(inspections))
         readiness = Readiness(catalog, runtimes, server.set_serving)
-        service = cls(settings, state, boot_id, journal, runs, server, engines, inspections, readiness)
+        service = cls(settings, state, boot_id, clock, journal, runs, server, engines, inspections, readiness)
         server.on_drain(service._begin_draining)
         await readiness.begin()
         service.port = await server.start()

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1.executor_service_pb2 import RunSpec, Ticket
-from crucible_rpc.errors import FieldViolation, InvalidArgumentError, PermissionDeniedError
+from crucible_executor.executor_clock import ExecutorClock
+from crucible_executor.ticket_age import end_of, invalid
+from crucible_rpc.errors import FieldViolation, InvalidArgumentError
 from crucible_rpc.signing import BadSignatureError, Verifier
 
 CONTEXT = "crucible.ticket.v1"
 MAX_TICKET_BYTES = 64 << 10
 MAX_RUN_SPEC_BYTES = 8 << 20
-LONGEST_LIFE = timedelta(hours=1)
-"""A ticket that lasts longer is refused: for as long as one lasts, its run id must be remembered."""
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[1-9][0-9]{0,8}")
 
@@ -49,7 +47,7 @@ class TicketCheck:
         executor_id: the only executor that tickets may name.
         boot_id: the only start of it that tickets may name.
         orphan_grace: how long a run may go on after storage gave its lease; no ticket is good for longer.
-        now: the wall clock, in UTC.
+        clock: by which the age of a ticket is judged.
     """
 
     def __init__(
@@ -58,13 +56,13 @@ class TicketCheck:
         executor_id: str,
         boot_id: str,
         orphan_grace: timedelta,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: ExecutorClock,
     ) -> None:
         self._verifier = verifier
         self._executor_id = executor_id
         self._boot_id = boot_id
         self._orphan_grace = orphan_grace
-        self._now = now
+        self._clock = clock
 
     def read(self, signed: SignedBytes) -> Ticket:
         """The ticket inside, once its signature is known to be storage's. `check` it before it is used.
@@ -73,19 +71,19 @@ class TicketCheck:
             PermissionDeniedError: INVALID_TICKET.
         """
         if not signed.payload:
-            raise _invalid("there is no ticket; storage issues one for each run")
+            raise invalid("there is no ticket; storage issues one for each run")
         if len(signed.payload) > MAX_TICKET_BYTES:
-            raise _invalid(f"the ticket is larger than {MAX_TICKET_BYTES} bytes")
+            raise invalid(f"the ticket is larger than {MAX_TICKET_BYTES} bytes")
         try:
             self._verifier.verify(CONTEXT, signed.payload, signed.key_id, signed.signature)
             ticket = Ticket.FromString(signed.payload)
         except BadSignatureError:
-            raise _invalid("the ticket's signature is not storage's") from None
+            raise invalid("the ticket's signature is not storage's") from None
         except DecodeError:
-            raise _invalid("the ticket's payload is not a ticket") from None
+            raise invalid("the ticket's payload is not a ticket") from None
         expected = f"{ticket.evaluation.removeprefix('evaluations/')}.{ticket.attempt}"
         if not is_run_id(ticket.run_id) or ticket.run_id != expected:
-            raise _invalid("the ticket's run id is not that of its evaluation and attempt")
+            raise invalid("the ticket's run id is not that of its evaluation and attempt")
         return ticket
 
     def check(self, ticket: Ticket, run_spec: bytes) -> RunSpec:
@@ -95,45 +93,23 @@ class TicketCheck:
             PermissionDeniedError: INVALID_TICKET.
         """
         if ticket.executor_id != self._executor_id:
-            raise _invalid("the ticket is for another executor")
+            raise invalid("the ticket is for another executor")
         if ticket.boot_id != self._boot_id:
-            raise _invalid("the ticket is for another start of this executor")
-        now = self._now()
-        expires = expiry(ticket)
-        if expires <= now:
-            raise _invalid(f"the ticket expired {(now - expires).total_seconds():.1f} s ago")
-        if self.longest_permit(ticket) <= timedelta(0):
-            raise _invalid("the ticket's lease was given too long ago: the work may be somebody else's by now")
-        if expires > now + LONGEST_LIFE:
-            raise _invalid(f"the ticket lasts longer than {LONGEST_LIFE.total_seconds():.0f} s from now")
+            raise invalid("the ticket is for another start of this executor")
+        self.end_of(ticket)
         if len(run_spec) > MAX_RUN_SPEC_BYTES or hashlib.sha256(run_spec).digest() != ticket.run_spec_sha256:
-            raise _invalid("the run's spec is not the one that the ticket is for")
+            raise invalid("the run's spec is not the one that the ticket is for")
         try:
             return RunSpec.FromString(run_spec)
         except DecodeError:
-            raise _invalid("the run's spec is not one") from None
+            raise invalid("the run's spec is not one") from None
 
-    def longest_permit(self, ticket: Ticket) -> timedelta:
-        """How long the run may go on from now without any renewal of its lease.
+    def end_of(self, ticket: Ticket) -> float:
+        """When the ticket, and every permit that rests on it alone, ends, by the clock.
 
-        However long the ticket was on its way: storage gives the next attempt to somebody else once this has passed
-        and the kill margin with it, which also has to cover what the two machines' clocks differ.
+        However long the ticket was on its way: storage gives the next attempt to somebody else after that.
+
+        Raises:
+            PermissionDeniedError: INVALID_TICKET: it has ended.
         """
-        return _time(ticket.issue_time) + self._orphan_grace - self._now()
-
-
-def expiry(ticket: Ticket) -> datetime:
-    """When the ticket is worthless."""
-    return _time(ticket.expire_time)
-
-
-def _time(message: Timestamp) -> datetime:
-    """The time; an impossible one is long past."""
-    try:
-        return message.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        return datetime.fromtimestamp(0, UTC)
-
-
-def _invalid(text: str) -> PermissionDeniedError:
-    return PermissionDeniedError("INVALID_TICKET", text)
+        return end_of(ticket, self._clock, self._orphan_grace)

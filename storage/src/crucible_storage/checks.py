@@ -7,12 +7,14 @@ from google.protobuf.duration_pb2 import Duration
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1 import tenant_pb2
+from crucible.executor.v1.executor_service_pb2 import ExecutorTime
 from crucible_storage.models import PLATFORM
 from crucible_storage.names import invalid
 
 MAX_NAME = 128
 MAX_TEXT = 1024
 MAX_LABELS = 32
+MAX_EXECUTOR_TIME_BYTES = 512
 SHA256_BYTES = 32
 MAX_PATH_BYTES = 255
 MAX_SPEC_BYTES = 4 << 20
@@ -55,6 +57,14 @@ def seconds(duration: Duration, most: float, field: str) -> float:
     if not 0 <= value <= most:
         raise invalid(field, f"must be 0 to {most:.0f} s")
     return value
+
+
+def executor_time(told: ExecutorTime, field: str) -> ExecutorTime:
+    """What an executor's clock said; only that executor can tell whether it did."""
+    if told.ByteSize() > MAX_EXECUTOR_TIME_BYTES:
+        raise invalid(field, f"must have at most {MAX_EXECUTOR_TIME_BYTES} bytes")
+    name(told.boot_id, f"{field}.boot_id")
+    return told
 
 
 def sha256(digest: bytes, field: str) -> bytes:

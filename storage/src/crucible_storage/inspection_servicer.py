@@ -41,7 +41,8 @@ class InspectionWorkServicer(rpc.InspectionWorkServiceServicer):
     async def LeaseInspections(self, request: pb.LeaseInspectionsRequest, context: Any) -> pb.LeaseInspectionsResponse:
         """See the contract."""
         wait = checks.seconds(request.wait, MAX_WAIT_SECONDS, "wait")
-        given = await self._inspections.lease(request.executor_id, request.boot_id, wait)
+        since = checks.executor_time(request.since, "since")
+        given = await self._inspections.lease(request.executor_id, since, wait)
         return pb.LeaseInspectionsResponse(assignments=given)
 
     async def ReportInspection(self, request: pb.ReportInspectionRequest, context: Any) -> pb.ReportInspectionResponse:

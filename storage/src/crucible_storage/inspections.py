@@ -18,6 +18,7 @@ from sqlmodel import Session, col, select
 
 from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible.executor.v1.executor_service_pb2 import ExecutorTime
 from crucible.selftest.v1 import inspection_pb2 as pb
 from crucible.storage.v1 import inspection_service_pb2 as api
 from crucible_rpc import logs
@@ -160,20 +161,21 @@ class Inspections:
             del self._heard[inspection_id]
             await self._abandon(inspection_id)
 
-    async def lease(self, executor_id: str, boot_id: str, wait: float) -> list[api.InspectionAssignment]:
-        """Gives an executor what waits for it; waits up to `wait` seconds for some.
+    async def lease(self, executor_id: str, since: ExecutorTime, wait: float) -> list[api.InspectionAssignment]:
+        """Gives the start of an executor that told `since` what waits for it; waits up to `wait` seconds for some.
 
         Raises:
             FailedPreconditionError: NOT_REGISTERED.
         """
         deadline = asyncio.get_running_loop().time() + wait
+        asked = tickets.Asked(since, self._clock.monotonic(), self._clock)
         with self._hub.inspections.subscribed() as changed, self._executors.calling(executor_id):
             while True:
                 changed.clear()
-                await self._executors.check_registered(executor_id, boot_id)
+                await self._executors.check_registered(executor_id, since.boot_id)
                 given: list[api.InspectionAssignment] = []
                 if await self._database.read(_any_queued(executor_id)):
-                    given = await self._database.write(self._giver(executor_id, boot_id))
+                    given = await self._database.write(self._giver(executor_id, asked))
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
@@ -270,7 +272,11 @@ class Inspections:
 
         return run
 
-    def _giver(self, executor_id: str, boot_id: str) -> Callable[[WriteTransaction], list[api.InspectionAssignment]]:
+    def _giver(
+        self, executor_id: str, asked: tickets.Asked
+    ) -> Callable[[WriteTransaction], list[api.InspectionAssignment]]:
+        boot_id = asked.since.boot_id
+
         def run(transaction: WriteTransaction) -> list[api.InspectionAssignment]:
             self._executors.registered_now(transaction, executor_id, boot_id)
             given = []
@@ -280,7 +286,7 @@ class Inspections:
                 self._note_heard(row)
                 transaction.notices.inspections = True
                 transaction.session.add(row)
-                ticket = tickets.issue_inspection(row, self._clock.now(), self._signer, self._policy)
+                ticket = tickets.issue_inspection(row, asked, self._clock.now(), self._signer)
                 given.append(api.InspectionAssignment(inspection_id=row.id, ticket=ticket))
             return given
 

@@ -12,6 +12,7 @@ from sqlalchemy import bindparam, case, select, text, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1.platform_pb2 import Executor
+from crucible.executor.v1.executor_service_pb2 import ExecutorTime
 from crucible.storage.v1 import work_service_pb2 as work
 from crucible_rpc.errors import CallError
 from crucible_rpc.signing import Signer
@@ -141,21 +142,24 @@ class Leases:
         self._executors.remember(executor, registration)
         return held
 
-    async def lease(self, executor_id: str, boot_id: str, max_runs: int, wait: float) -> list[work.Assignment]:
-        """Leases up to `max_runs` evaluations; waits up to `wait` seconds for the first.
+    async def lease(self, executor_id: str, since: ExecutorTime, max_runs: int, wait: float) -> list[work.Assignment]:
+        """Leases up to `max_runs` evaluations to the executor's start that told `since`.
+
+        Waits up to `wait` seconds for the first.
 
         Raises:
             FailedPreconditionError: NOT_REGISTERED.
         """
+        asked = tickets.Asked(since, self._clock.monotonic(), self._clock)
         deadline = asyncio.get_running_loop().time() + wait
         with self._hub.work.subscribed() as changed, self._executors.calling(executor_id):
             while True:
                 changed.clear()
-                await self._executors.check_registered(executor_id, boot_id)
+                await self._executors.check_registered(executor_id, since.boot_id)
                 # An empty queue need not be asked for work: every run that ends leads here while nothing waits.
                 waiting = self._database.queued > 0
                 look = _Look()
-                give = self._giver(executor_id, boot_id, max_runs, look)
+                give = self._giver(executor_id, asked, max_runs, look)
                 given = await self._kept(self._database.write(give), _itself) if waiting else []
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
@@ -173,7 +177,8 @@ class Leases:
         Who cannot be given any (is not registered, say) gets nothing: what `first` did must not be undone for that.
         The same wish of the same executor once more is answered as before, with what of it is still to be started.
         """
-        give = self._giver(executor_id, wish.boot_id, wish.max_runs, _Look())
+        asked = tickets.Asked(wish.since, self._clock.monotonic(), self._clock)
+        give = self._giver(executor_id, asked, wish.max_runs, _Look())
         earlier = self._answered.get(executor_id)
         repeated = earlier.assignments if earlier is not None and earlier.request_id == wish.request_id else None
 
@@ -242,10 +247,10 @@ class Leases:
                 await self._database.write(run)
 
     def _giver(
-        self, executor_id: str, boot_id: str, max_runs: int, look: _Look
+        self, executor_id: str, asked: tickets.Asked, max_runs: int, look: _Look
     ) -> Callable[[WriteTransaction], list[work.Assignment]]:
         def run(transaction: WriteTransaction) -> list[work.Assignment]:
-            known = self._executors.registered_now(transaction, executor_id, boot_id)
+            known = self._executors.registered_now(transaction, executor_id, asked.since.boot_id)
             now = self._clock.now()
             given: list[work.Assignment] = []
             size = 0
@@ -256,7 +261,7 @@ class Leases:
                 if taken is None:
                     look.met_another = True
                     continue
-                given.append(self._give(transaction, *taken, executor_id, boot_id, now))
+                given.append(self._give(transaction, *taken, executor_id, asked, now))
                 size += waiting.size
                 if len(given) >= max_runs:
                     break
@@ -266,16 +271,22 @@ class Leases:
         return run
 
     def _give(
-        self, transaction: WriteTransaction, record: Record, run_spec: bytes, executor_id: str, boot_id: str, now: int
+        self,
+        transaction: WriteTransaction,
+        record: Record,
+        run_spec: bytes,
+        executor_id: str,
+        asked: tickets.Asked,
+        now: int,
     ) -> work.Assignment:
         before = store.Before(record)
-        record.lease(executor_id, boot_id, now, self._policy)
+        record.lease(executor_id, asked.since.boot_id, now, self._policy)
         store.save(transaction, record, before, now)
         return work.Assignment(
             run_id=record.run_id,
             evaluation=evaluation_name(record.id),
             epoch=record.epoch,
-            ticket=tickets.issue(record, now, self._signer, self._policy),
+            ticket=tickets.issue(record, asked, now, self._signer, self._policy),
             run_spec=run_spec,
         )
 

@@ -17,7 +17,6 @@ class Policy:
         kill_margin: what a kill may take after that; the next attempt waits for it too.
         max_attempts: attempts before an infrastructure failure is final.
         max_queued: evaluations that may wait at once, over all tenants.
-        ticket_life: how long a ticket may be used after it was made.
         backoff: wait after the first failed attempt; doubles with each further one, up to `backoff_limit`.
         backoff_limit: the longest such wait.
         ageing: the waiting time that counts as one step of priority; see `queue`.
@@ -34,7 +33,6 @@ class Policy:
     kill_margin: timedelta = timedelta(seconds=2)
     max_attempts: int = 3
     max_queued: int = 200_000
-    ticket_life: timedelta = timedelta(seconds=30)
     backoff: timedelta = timedelta(seconds=1)
     backoff_limit: timedelta = timedelta(seconds=60)
     ageing: timedelta = timedelta(seconds=30)

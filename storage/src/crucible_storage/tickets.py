@@ -1,13 +1,15 @@
 """Tickets: storage's signed leave for one start of one executor to start one run, or to make one inspection, once."""
 
 import json
+from dataclasses import dataclass
+from datetime import timedelta
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.selftest.v1 import inspection_pb2
 from crucible_rpc.signing import Signer
-from crucible_storage.clock import micros, timestamp
+from crucible_storage.clock import Clock, duration, timestamp
 from crucible_storage.lifecycle import Record
 from crucible_storage.models import InspectionRow
 from crucible_storage.names import evaluation_name
@@ -17,7 +19,27 @@ CONTEXT = "crucible.ticket.v1"
 INSPECTION_CONTEXT = "crucible.inspection.ticket.v1"
 
 
-def issue(record: Record, now: int, signer: Signer, policy: Policy) -> SignedBytes:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """That a worker asked for work.
+
+    Attributes:
+        since: what its executor's clock said before.
+        at: when that came, by `clock`'s monotonic time.
+        clock: storage's.
+    """
+
+    since: ex.ExecutorTime
+    at: float
+    clock: Clock
+
+    @property
+    def waited(self) -> timedelta:
+        """For how long it has waited by now."""
+        return timedelta(seconds=max(0.0, self.clock.monotonic() - self.at))
+
+
+def issue(record: Record, asked: Asked, now: int, signer: Signer, policy: Policy) -> SignedBytes:
     """A signed ticket for the attempt that the record's lease was just given for."""
     payload = ex.Ticket(
         run_id=record.run_id,
@@ -29,13 +51,14 @@ def issue(record: Record, now: int, signer: Signer, policy: Policy) -> SignedByt
         executor_id=record.executor or "",
         boot_id=record.boot_id or "",
         issue_time=timestamp(now),
-        expire_time=timestamp(now + micros(policy.ticket_life)),
+        since=asked.since,
+        waited=duration(asked.waited),
         max_artifact_bytes=policy.max_artifact_bytes,
     ).SerializeToString()
     return _signed(signer, CONTEXT, payload)
 
 
-def issue_inspection(row: InspectionRow, now: int, signer: Signer, policy: Policy) -> SignedBytes:
+def issue_inspection(row: InspectionRow, asked: Asked, now: int, signer: Signer) -> SignedBytes:
     """A signed ticket for the inspection that was just given to a start of its executor."""
     payload = inspection_pb2.InspectionTicket(
         inspection_id=row.id,
@@ -45,7 +68,8 @@ def issue_inspection(row: InspectionRow, now: int, signer: Signer, policy: Polic
         executor_id=row.executor,
         boot_id=row.boot_id,
         issue_time=timestamp(now),
-        expire_time=timestamp(now + micros(policy.ticket_life)),
+        since=asked.since,
+        waited=duration(asked.waited),
     ).SerializeToString()
     return _signed(signer, INSPECTION_CONTEXT, payload)
 

@@ -43,7 +43,8 @@ class WorkServicer(rpc.WorkServiceServicer):
         """See the contract."""
         max_runs = checks.between(request.max_runs, 1, MAX_RUNS, "max_runs")
         wait = checks.seconds(request.wait, MAX_WAIT_SECONDS, "wait")
-        given = await self._leases.lease(request.executor_id, request.boot_id, max_runs, wait)
+        since = checks.executor_time(request.since, "since")
+        given = await self._leases.lease(request.executor_id, since, max_runs, wait)
         return pb.LeaseWorkResponse(assignments=given)
 
     async def RenewLeases(self, request: pb.RenewLeasesRequest, context: Any) -> pb.RenewLeasesResponse:
@@ -61,6 +62,7 @@ class WorkServicer(rpc.WorkServiceServicer):
             return pb.ReportRunsResponse(rejected=await self._reports.store(request.executor_id, reports))
         checks.between(request.lease.max_runs, 1, MAX_RUNS, "lease.max_runs")
         checks.name(request.lease.request_id, "lease.request_id")
+        checks.executor_time(request.lease.since, "lease.since")
         storing = self._reports.storing(request.executor_id, reports)
         rejected, given = await self._leases.after(storing, request.executor_id, request.lease)
         warn_of(rejected)

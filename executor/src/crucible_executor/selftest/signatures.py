@@ -6,11 +6,12 @@ import hashlib
 import secrets
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_executor import records, tickets
+from crucible_executor.executor_clock import ExecutorClock
 from crucible_executor.selftest.model import Check, CheckFailedError, expect
 from crucible_executor.tickets import TicketCheck
 from crucible_rpc import signing
@@ -60,8 +61,12 @@ def _tickets_hold(running: TicketCheck) -> str:
     own = Signer(pair.private_pem)
     executor, boot = "x-selftest", uuid.uuid4().hex
     spec = ex.RunSpec(engine=secrets.token_hex(16)).SerializeToString()
-    check = TicketCheck(Verifier.of(pair.public_pem), executor, boot, timedelta(seconds=15))
-    good = _ticket(spec, executor, boot)
+    seconds = [0.0]
+    clock = ExecutorClock(boot, lambda: seconds[0])
+    check = TicketCheck(Verifier.of(pair.public_pem), executor, boot, _LIFE, clock)
+    old = _ticket(spec, executor, boot, clock)
+    seconds[0] += _LIFE.total_seconds()
+    good = _ticket(spec, executor, boot, clock)
     try:
         check.check(check.read(_signed(own, good)), spec)
     except PermissionDeniedError as error:
@@ -69,9 +74,10 @@ def _tickets_hold(running: TicketCheck) -> str:
     bad = {
         "forged": lambda: running.read(_signed(own, good)),
         "signed for another purpose": lambda: check.read(_signed(own, good, records.CONTEXT)),
-        "for another executor": lambda: check.check(_ticket(spec, "x-other", boot), spec),
-        "for another start": lambda: check.check(_ticket(spec, executor, "0" * 32), spec),
-        "expired": lambda: check.check(_ticket(spec, executor, boot, life=-_LIFE), spec),
+        "for another executor": lambda: check.check(_ticket(spec, "x-other", boot, clock), spec),
+        "for another start": lambda: check.check(_ticket(spec, executor, "0" * 32, clock), spec),
+        "expired": lambda: check.check(old, spec),
+        "of a time that nobody told": lambda: check.check(_ticket(spec, executor, boot, ExecutorClock(boot)), spec),
         "for other bytes": lambda: check.check(good, spec + b"x"),
     }
     accepted = [what for what, attempt in bad.items() if not _refused(attempt)]
@@ -87,20 +93,17 @@ def _refused(attempt: Callable[[], object]) -> bool:
     return False
 
 
-def _ticket(spec: bytes, executor: str, boot: str, life: timedelta = _LIFE) -> ex.Ticket:
+def _ticket(spec: bytes, executor: str, boot: str, clock: ExecutorClock) -> ex.Ticket:
     evaluation = str(uuid.uuid4())
-    made = ex.Ticket(
+    return ex.Ticket(
         run_id=f"{evaluation}.1",
         evaluation=f"evaluations/{evaluation}",
         attempt=1,
         run_spec_sha256=hashlib.sha256(spec).digest(),
         executor_id=executor,
         boot_id=boot,
+        since=clock.tell(),
     )
-    now = datetime.now(UTC)
-    made.issue_time.FromDatetime(now)
-    made.expire_time.FromDatetime(now + life)
-    return made
 
 
 def _signed(signer: Signer, ticket: ex.Ticket, context: str = tickets.CONTEXT) -> SignedBytes:

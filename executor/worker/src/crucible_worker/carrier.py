@@ -35,7 +35,10 @@ NO_ROOM_REASONS = frozenset({"NO_FREE_SLOT", "STORAGE_FULL"})
 """The executor may take the very same run later: such a refusal is no attempt."""
 
 ENGINE_REASON = "ENGINE_NOT_AVAILABLE"
-"""Nor is this one: the engine failed after storage was told that it works. Once storage knows, work for it waits."""
+"""Nor is this one: the engine failed after storage was told that it works. Once storage knows, work for it waits.
+
+The only refusal that `Attach` gives too: of a run that was accepted, and withdrawn before anything of it started.
+"""
 
 _REFUSALS = (
     FailedPreconditionError,
@@ -118,10 +121,7 @@ class Carrier:
         except CallError as error:
             refused = refusal(error)
             if refused is not None:
-                _log.warning("the executor refused a run", extra=logs.fields(run=run.run_id, reason=str(error)))
-                self._conclude(run, refused)
-                if error.reason == ENGINE_REASON:
-                    self._link.outdated()
+                self._refused(run, refused, error)
                 return
             self._link.lost(error)
         del assignment  # may be megabytes, and nothing is ever started from it again
@@ -138,7 +138,10 @@ class Carrier:
             except NotFoundError:
                 await self._unknown(run)
             except CallError as error:
-                await self._failed(error)
+                if error.reason == ENGINE_REASON and (refused := refusal(error)) is not None:
+                    self._refused(run, refused, error)  # it was withdrawn before it started
+                else:
+                    await self._failed(error)
 
     async def _carry(self, run: CarriedRun, events: AsyncIterator[ex.RunEvent]) -> None:
         try:
@@ -182,6 +185,7 @@ class Carrier:
             return
         if state in (ex.RUN_STATE_RUNNING, ex.RUN_STATE_FINISHED):
             return  # it was accepted in between: attach again
+        _log.warning("reconciled", extra=logs.fields(case="run unknown to the executor", run=run.run_id))
         reason = "the executor does not know the run; nothing of it is left and it can never start there"
         self._conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
 
@@ -189,6 +193,12 @@ class Carrier:
         """Waits a moment: what answers other calls at once and fails this one must not be called in a tight loop."""
         self._link.lost(error)
         await asyncio.sleep(_RETRY_SECONDS)
+
+    def _refused(self, run: CarriedRun, refused: work.Refused, error: CallError) -> None:
+        _log.warning("the executor refused a run", extra=logs.fields(run=run.run_id, reason=str(error)))
+        self._conclude(run, refused)
+        if error.reason == ENGINE_REASON:
+            self._link.outdated()
 
     def _conclude(self, run: CarriedRun, outcome: work.Refused | work.RunLost) -> None:
         self._reporter.conclude(run, outcome)

@@ -9,6 +9,7 @@ from typing import Any
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import inspection_service_pb2 as ex
+from crucible.executor.v1.executor_service_pb2 import ExecutorTime
 from crucible.executor.v1.inspection_service_pb2_grpc import InspectionServiceStub
 from crucible.storage.v1 import inspection_service_pb2 as pb
 from crucible.storage.v1.inspection_service_pb2_grpc import InspectionWorkServiceStub
@@ -22,9 +23,9 @@ class GrpcInspectionStorage:
     def __init__(self, channel: Any) -> None:
         self._stub: Any = InspectionWorkServiceStub(channel)
 
-    async def lease(self, executor_id: str, boot_id: str, wait: timedelta) -> Sequence[pb.InspectionAssignment]:
+    async def lease(self, executor_id: str, since: ExecutorTime, wait: timedelta) -> Sequence[pb.InspectionAssignment]:
         """See `InspectionStorage`."""
-        request = pb.LeaseInspectionsRequest(executor_id=executor_id, boot_id=boot_id)
+        request = pb.LeaseInspectionsRequest(executor_id=executor_id, since=since)
         request.wait.FromTimedelta(wait)
         answer = await self._stub.LeaseInspections(request, timeout=wait.total_seconds() + _CALL_SECONDS)
         return list(answer.assignments)

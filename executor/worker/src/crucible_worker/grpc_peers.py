@@ -37,11 +37,11 @@ class GrpcStorage:
         answer: work.RegisterExecutorResponse = await self._stub.RegisterExecutor(request, timeout=_CALL_SECONDS)
         return answer
 
-    async def lease(self, executor_id: str, boot_id: str, max_runs: int, wait: timedelta) -> Sequence[work.Assignment]:
+    async def lease(
+        self, executor_id: str, since: ex.ExecutorTime, max_runs: int, wait: timedelta
+    ) -> Sequence[work.Assignment]:
         """See `StoragePeer`."""
-        request = work.LeaseWorkRequest(
-            executor_id=executor_id, boot_id=boot_id, max_runs=max_runs, wait=_duration(wait)
-        )
+        request = work.LeaseWorkRequest(executor_id=executor_id, since=since, max_runs=max_runs, wait=_duration(wait))
         answer = await self._stub.LeaseWork(request, timeout=wait.total_seconds() + _CALL_SECONDS)
         return list(answer.assignments)
 
@@ -52,12 +52,12 @@ class GrpcStorage:
         return answer
 
     async def report(
-        self, executor_id: str, reports: Sequence[work.RunReport], boot_id: str, max_runs: int
+        self, executor_id: str, reports: Sequence[work.RunReport], since: ex.ExecutorTime | None, max_runs: int
     ) -> work.ReportRunsResponse:
         """See `StoragePeer`."""
         request = work.ReportRunsRequest(executor_id=executor_id, reports=reports)
         if max_runs:
-            wish = work.LeaseMore(boot_id=boot_id, max_runs=max_runs, request_id=secrets.token_hex(8))
+            wish = work.LeaseMore(since=since, max_runs=max_runs, request_id=secrets.token_hex(8))
             request.lease.CopyFrom(wish)
         answer: work.ReportRunsResponse = await self._stub.ReportRuns(request, timeout=_CALL_SECONDS)
         return answer

@@ -13,8 +13,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from crucible.evaluation.v1.platform_pb2 import Executor
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
+from crucible.executor.v1.executor_service_pb2 import ExecutorTime
 from crucible.storage.v1 import inspection_service_pb2 as pb
 from crucible_rpc import logs
 from crucible_rpc.errors import (
@@ -44,7 +44,7 @@ Outcome = pb.InspectionRefused | pb.InspectionLost | None
 class InspectionStorage(Protocol):
     """Storage's inspections; all of it raises CallError."""
 
-    async def lease(self, executor_id: str, boot_id: str, wait: timedelta) -> Sequence[pb.InspectionAssignment]:
+    async def lease(self, executor_id: str, since: ExecutorTime, wait: timedelta) -> Sequence[pb.InspectionAssignment]:
         """See `InspectionWorkService.LeaseInspections`."""
         ...
 
@@ -69,7 +69,7 @@ class Inspector:
     Args:
         storage: gives them and takes what they found.
         executor: makes them.
-        connected: returns the executor once both can be reached.
+        connected: returns the executor's id and what its clock says, once both can be reached.
         lease_wait: how long storage may hold a call for one that is not there yet.
     """
 
@@ -77,7 +77,7 @@ class Inspector:
         self,
         storage: InspectionStorage,
         executor: InspectionExecutor,
-        connected: Callable[[], Awaitable[Executor]],
+        connected: Callable[[], Awaitable[tuple[str, ExecutorTime]]],
         lease_wait: timedelta,
     ) -> None:
         self._storage = storage
@@ -100,15 +100,15 @@ class Inspector:
 
     async def _lease_for_ever(self) -> None:
         while True:
-            executor = await self._connected()
+            executor_id, since = await self._connected()
             try:
-                given = await self._storage.lease(executor.id, executor.boot_id, self._lease_wait)
+                given = await self._storage.lease(executor_id, since, self._lease_wait)
             except CallError as error:
                 _log.debug("no inspections can be leased", extra=logs.fields(error=str(error)))
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             for assignment in given:
-                self._spawn(self._carry(executor.id, assignment))
+                self._spawn(self._carry(executor_id, assignment))
 
     async def _carry(self, executor_id: str, assignment: pb.InspectionAssignment) -> None:
         """One inspection, from its ticket to its end."""

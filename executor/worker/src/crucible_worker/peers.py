@@ -19,7 +19,9 @@ class StoragePeer(Protocol):
         """See `WorkService.RegisterExecutor`."""
         ...
 
-    async def lease(self, executor_id: str, boot_id: str, max_runs: int, wait: timedelta) -> Sequence[work.Assignment]:
+    async def lease(
+        self, executor_id: str, since: ex.ExecutorTime, max_runs: int, wait: timedelta
+    ) -> Sequence[work.Assignment]:
         """See `WorkService.LeaseWork`."""
         ...
 
@@ -28,9 +30,9 @@ class StoragePeer(Protocol):
         ...
 
     async def report(
-        self, executor_id: str, reports: Sequence[work.RunReport], boot_id: str, max_runs: int
+        self, executor_id: str, reports: Sequence[work.RunReport], since: ex.ExecutorTime | None, max_runs: int
     ) -> work.ReportRunsResponse:
-        """See `WorkService.ReportRuns`; leases up to `max_runs` with it (0: none)."""
+        """See `WorkService.ReportRuns`; leases up to `max_runs` with it (0: none, and `since` is not looked at)."""
         ...
 
     async def upload(

@@ -18,7 +18,7 @@ from crucible_worker.carried import CarriedRun
 
 MAX_REPORTS = 1000
 MAX_BATCH_BYTES = (3 << 20) - (64 << 10)
-FIRST_DELAY = timedelta(milliseconds=200)
+FIRST_DELAY = timedelta(milliseconds=100)
 """What a run does first waits so long for the rest: of a short program all is one report, with its end."""
 BEHAVIOUR_DELAY = timedelta(milliseconds=50)
 """The executor collected it for longer than that already."""

@@ -29,6 +29,9 @@ ACKNOWLEDGE_DELAY_SECONDS = 1.0
 ACKNOWLEDGE_AT_ONCE = 100
 """So many are not kept waiting: what an executor keeps is bounded."""
 
+RECONCILE_SECONDS = 60.0
+"""So often the executor is asked for runs that no lease belongs to, whether or not anything failed."""
+
 _ANSWER_SECONDS = 0.5  # storage answers a lease call within it, unless there is no work to give
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 1.0
@@ -83,6 +86,8 @@ class Worker:
         self._stored_ends: set[tuple[str, int]] = set()  # during a registration, whose answer may still list them
         self._acknowledgments: set[str] = set()
         self._stopping: set[str] = set()
+        self._strays: set[str] = set()
+        self._reconciled = clock()
         self._acknowledge_timer: asyncio.TimerHandle | None = None
         self._lease_call: asyncio.Task[None] | None = None
         self._leasing_report: asyncio.Future[None] | None = None
@@ -98,13 +103,13 @@ class Worker:
         """The runs whose leases are held, by id."""
         return self._runs
 
-    async def connected(self) -> Executor:
-        """The executor, as soon as it can be reached and storage knows of it."""
+    async def connected(self) -> tuple[str, ex.ExecutorTime]:
+        """The executor's id and what its clock says, as soon as it can be reached and storage knows of it."""
         while True:
             await self._executor_up.wait()
             await self._registered.wait()
             if self._known is not None and self._executor_up.is_set():
-                return self._known
+                return self._known.id, await self._recent_time()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set; then leaves the runs alone, hands over what it has, and returns."""
@@ -193,14 +198,17 @@ class Worker:
         try:
             if not self._registered.is_set():
                 await self._register(executor)
+            elif self._clock() - self._reconciled >= RECONCILE_SECONDS:
+                await self._clear_strays()
         except CallError as error:
             _log.warning("cannot register with storage yet", extra=logs.fields(error=str(error)))
         self._executor_up.set()
         return self._registered.is_set()
 
     async def _ask_executor(self) -> Executor:
+        asked = self._clock()
         answer = await self._executor.get()
-        self._executor_seen = self._clock()
+        self._executor_seen = asked
         self._executor_time = answer.time
         return answer.executor
 
@@ -226,9 +234,10 @@ class Worker:
                 self._take_over(lease)
         for run_id, run in list(self._runs.items()):
             if run.resync and run_id not in leases:
+                _reconciled("storage gave the run up", run_id)
                 self._drop(run)
         for one in present:
-            if one.run_id not in self._runs:
+            if one.run_id not in self._runs and one.run_id not in self._acknowledgments:
                 self._clear_away(one)
         _log.info("registered", extra=logs.fields(executor=executor.id, boot=executor.boot_id, leases=len(leases)))
         self._registered.set()
@@ -238,21 +247,35 @@ class Worker:
         run = self._runs.get(lease.run_id)
         if run is not None and run.epoch == lease.epoch:
             if run.resync:
+                _reconciled("events that storage lacks", lease.run_id)
                 run.restart(*_stored(lease))
                 run.task = self._spawn(self._carrier.attach(run))
             return
         if run is not None:
+            _reconciled("lease under another epoch", lease.run_id)
             self._forget(run)
+        else:
+            _reconciled("lease of an earlier worker or call", lease.run_id)
         run = CarriedRun(lease.run_id, lease.epoch, *_stored(lease))
         self._add(run)
         run.task = self._spawn(self._carrier.attach(run))
 
     def _clear_away(self, present: ex.Run) -> None:
         """A run that no lease belongs to: storage has its end, or gave it up."""
+        _reconciled("run without a lease", present.run_id)
         if present.state == ex.RUN_STATE_RUNNING:
             self._spawn(self._kill_and_acknowledge(present.run_id))
         else:
             self._acknowledge_later(present.run_id)
+
+    async def _clear_strays(self) -> None:
+        """Clears runs away that had no lease when it was looked last either: others are just being acknowledged."""
+        present = [one for one in await self._executor.list_runs() if one.run_id not in self._runs]
+        for one in present:
+            if one.run_id in self._strays:
+                self._clear_away(one)
+        self._strays = {one.run_id for one in present}
+        self._reconciled = self._clock()
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
@@ -282,15 +305,16 @@ class Worker:
         if executor is None:
             raise RuntimeError("leasing before registering")
         with self._slots.asking(free):
+            since = await self._recent_time()
             try:
-                assignments = await self._storage.lease(executor.id, executor.boot_id, free, self._settings.lease_wait)
+                assignments = await self._storage.lease(executor.id, since, free, self._settings.lease_wait)
             except CallError as error:
                 self._storage_lost(error, "LeaseWork")
                 return
             self._begin(assignments)
 
     def _begin(self, assignments: Sequence[work.Assignment]) -> None:
-        # When storage gave the leases is not known here, for the call may have waited; the executor goes by the ticket.
+        # When storage gave the leases is not known here, for the call may have waited: the ticket tells the executor.
         permit = self._terms.orphan_grace
         for assignment in assignments:
             run = CarriedRun(assignment.run_id, assignment.epoch)
@@ -374,6 +398,18 @@ class Worker:
             self.lost(error)
         return self._executor_time
 
+    @property
+    def _time_is_recent(self) -> bool:
+        """Whether the executor was asked for it so lately as it is unless something is stalled."""
+        return self._clock() - self._executor_seen <= 2 * self._terms.interval.total_seconds()
+
+    async def _recent_time(self) -> ex.ExecutorTime:
+        """What the executor's clock said lately. Tickets are good from then on: with an old time they would be late."""
+        told = self._executor_time if self._time_is_recent else await self._time_of_executor()
+        if told is None:
+            raise RuntimeError("leasing before the executor was asked")
+        return told
+
     def _after_renewal(self, renewed: Renewed) -> None:
         for run_id in renewed.lost:
             run = self._runs.get(run_id)
@@ -419,14 +455,16 @@ class Worker:
         if self._known is None:
             raise RuntimeError("reporting before registering")
         self._metrics.reports.inc()
-        may_lease = self._registered.is_set() and not self._stopped and self._slots.pause_left <= 0
+        since = self._executor_time if self._time_is_recent else None
+        ready = self._registered.is_set() and not self._stopped
+        may_lease = since is not None and ready and self._slots.pause_left <= 0
         count = self._slots.unasked if may_lease else 0
         self._slots.reported()
         with self._slots.asking(count):
             answered = asyncio.get_running_loop().create_future()
             self._leasing_report = answered if count else None
             try:
-                answer = await self._storage.report(self._known.id, reports, self._known.boot_id, count)
+                answer = await self._storage.report(self._known.id, reports, since, count)
                 self._begin(answer.assignments)
             finally:
                 answered.set_result(None)
@@ -513,6 +551,11 @@ class Worker:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.critical("a task of the worker failed", exc_info=task.exception())
+
+
+def _reconciled(case: str, run_id: str) -> None:
+    """Logs that storage and the executor disagree about a run, which is mended now."""
+    _log.warning("reconciled", extra=logs.fields(case=case, run=run_id))
 
 
 def _stored(lease: work.Lease) -> tuple[int, int, int]:

@@ -108,7 +108,7 @@ async def _leased(storage: Served) -> work.Assignment:
     await stub.RegisterExecutor(work.RegisterExecutorRequest(executor=played.executor(_EXECUTOR)))
     create = evaluations.CreateEvaluationRequest(tenant=played.TENANT, creator="key", spec=played.spec())
     await EvaluationStoreServiceStub(storage.gateway).CreateEvaluation(create)
-    wanted = work.LeaseWorkRequest(executor_id=_EXECUTOR, boot_id=played.BOOT, max_runs=1)
+    wanted = work.LeaseWorkRequest(executor_id=_EXECUTOR, since=played.SINCE, max_runs=1)
     run: work.Assignment = (await stub.LeaseWork(wanted)).assignments[0]
     return run
 

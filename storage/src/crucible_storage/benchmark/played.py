@@ -41,6 +41,7 @@ PART = 200
 """Items of a batch in one transaction, as the gateway sends them."""
 
 TENANT, BOOT = "bench", "boot"
+SINCE = ex.ExecutorTime(boot_id=BOOT)
 _OUTPUT = b"1\n"
 _TICKETS, _RECORDS = signing.generate(), signing.generate()
 _HEAD_SIGNER = signing.Signer(signing.generate().private_pem)
@@ -112,7 +113,7 @@ class Bench:
     async def run_some(self, worker: int, most: int) -> list[work.Assignment]:
         """Leases so many at most, and reports that each started and, in a further call, that it ended."""
         name = f"ex-{worker}"
-        given = await self.service.leases.lease(name, BOOT, most, 0.0)
+        given = await self.service.leases.lease(name, SINCE, most, 0.0)
         if given:
             started = ex.RunEvent(started=ex.ProgramStarted(time=timestamp(SystemClock().now())))
             await self._report(name, [report(one, started) for one in given])
@@ -143,7 +144,7 @@ class Bench:
 
     async def lease(self) -> None:
         """One."""
-        if not await self.service.leases.lease("ex-0", BOOT, 1, 0.0):
+        if not await self.service.leases.lease("ex-0", SINCE, 1, 0.0):
             raise RuntimeError("nothing was leased from a full queue")
 
 

@@ -88,7 +88,9 @@ Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
 class Ticket(_message.Message):
-    """Storage's signed leave to start one run (context `crucible.ticket.v1`)."""
+    """Storage's signed leave to start one run (context `crucible.ticket.v1`). Worthless once the executor's `orphan_grace` has
+    passed since it was made, by the executor's own clock.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -101,8 +103,9 @@ class Ticket(_message.Message):
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
-    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     MAX_ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """`{evaluation uuid}.{attempt}`."""
     evaluation: _builtins.str
@@ -127,11 +130,17 @@ class Ticket(_message.Message):
 
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was made, by storage's clock: for people."""
 
     @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Worthless from then on."""
+    def since(self) -> Global___ExecutorTime:
+        """What the executor's clock said before its worker asked for work."""
+
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """How long the worker had waited for it when the ticket was made, by storage's own clock: the ticket was made at `since`
+        and so much, or later.
+        """
 
     def __init__(
         self,
@@ -145,12 +154,13 @@ class Ticket(_message.Message):
         executor_id: _builtins.str = ...,
         boot_id: _builtins.str = ...,
         issue_time: _timestamp_pb2.Timestamp | None = ...,
-        expire_time: _timestamp_pb2.Timestamp | None = ...,
         max_artifact_bytes: _builtins.int = ...,
+        since: Global___ExecutorTime | None = ...,
+        waited: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issue_time", b"issue_time", "limits", b"limits", "since", b"since", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot_id", b"boot_id", "evaluation", b"evaluation", "executor_id", b"executor_id", "expire_time", b"expire_time", "issue_time", b"issue_time", "lease_epoch", b"lease_epoch", "limits", b"limits", "max_artifact_bytes", b"max_artifact_bytes", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot_id", b"boot_id", "evaluation", b"evaluation", "executor_id", b"executor_id", "issue_time", b"issue_time", "lease_epoch", b"lease_epoch", "limits", b"limits", "max_artifact_bytes", b"max_artifact_bytes", "run_id", b"run_id", "run_spec_sha256", b"run_spec_sha256", "since", b"since", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -700,8 +710,13 @@ class ExecutorTime(_message.Message):
 
     BOOT_ID_FIELD_NUMBER: _builtins.int
     UPTIME_FIELD_NUMBER: _builtins.int
+    SEAL_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.str
     """The start of the executor whose clock it is."""
+    seal: _builtins.bytes
+    """By this the executor knows what it told itself. Whoever carries the time can neither change it nor make one up, say of
+    a moment that is yet to come.
+    """
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
         """Since that start."""
@@ -711,10 +726,11 @@ class ExecutorTime(_message.Message):
         *,
         boot_id: _builtins.str = ...,
         uptime: _duration_pb2.Duration | None = ...,
+        seal: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "seal", b"seal", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -99,7 +99,8 @@ class ExecutorServiceServicer:
         call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
         INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
         ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
-        not started and may be tried again.
+        not started and may be tried again; of one that was accepted already, ENGINE_NOT_AVAILABLE says that the engine failed
+        before a sandbox was made for it, and it takes a ticket of a later lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +108,7 @@ class ExecutorServiceServicer:
 
     def Attach(self, request, context):
         """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-        RUN_NOT_FOUND.
+        RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,11 +44,12 @@ class ExecutorServiceStub:
     call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
     INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
     ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
-    not started and may be tried again.
+    not started and may be tried again; of one that was accepted already, ENGINE_NOT_AVAILABLE says that the engine failed
+    before a sandbox was made for it, and it takes a ticket of a later lease.
     """
     Attach: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.AttachRequest, _executor_service_pb2.AttachResponse]
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-    RUN_NOT_FOUND.
+    RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
     """
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.ReadArtifactRequest, _executor_service_pb2.ReadArtifactResponse]
     """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
@@ -82,11 +83,12 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
     INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
     ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
-    not started and may be tried again.
+    not started and may be tried again; of one that was accepted already, ENGINE_NOT_AVAILABLE says that the engine failed
+    before a sandbox was made for it, and it takes a ticket of a later lease.
     """
     Attach: _aio.UnaryStreamMultiCallable[_executor_service_pb2.AttachRequest, _executor_service_pb2.AttachResponse]  # type: ignore[assignment]
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-    RUN_NOT_FOUND.
+    RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
     """
     ReadArtifact: _aio.UnaryStreamMultiCallable[_executor_service_pb2.ReadArtifactRequest, _executor_service_pb2.ReadArtifactResponse]  # type: ignore[assignment]
     """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
@@ -129,7 +131,8 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         call ends. Its permit lasts `permit` unless extended. ALREADY_EXISTS (RUN_EXISTS): use Attach. PERMISSION_DENIED:
         INVALID_TICKET. RESOURCE_EXHAUSTED with RetryInfo: NO_FREE_SLOT, STORAGE_FULL. FAILED_PRECONDITION:
         ENGINE_NOT_AVAILABLE, RUNTIME_NOT_AVAILABLE, LIMIT_NOT_ENFORCEABLE, ABOVE_CEILING. After these refusals the run was
-        not started and may be tried again.
+        not started and may be tried again; of one that was accepted already, ENGINE_NOT_AVAILABLE says that the engine failed
+        before a sandbox was made for it, and it takes a ticket of a later lease.
         """
 
     @_abc_1.abstractmethod
@@ -139,7 +142,7 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_executor_service_pb2.AttachResponse], _abc.AsyncIterator[_executor_service_pb2.AttachResponse]]:
         """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-        RUN_NOT_FOUND.
+        RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
         """
 
     @_abc_1.abstractmethod

@@ -23,35 +23,36 @@ _sym_db = _symbol_database.Default()
 
 
 from crucible.evaluation.v1 import evaluation_pb2 as crucible_dot_evaluation_dot_v1_dot_evaluation__pb2
+from crucible.executor.v1 import executor_service_pb2 as crucible_dot_executor_dot_v1_dot_executor__service__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%crucible/selftest/v1/inspection.proto\x12\x14\x63rucible.selftest.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x02\n\x10InspectionTicket\x12\x15\n\rinspection_id\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.crucible.selftest.v1.InspectionKind\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x03(\t\x12\x13\n\x0b\x65xecutor_id\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12.\n\nissue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8d\x03\n\x0fInspectionEvent\x12\x15\n\rinspection_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xecutor_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x05\x12\x32\n\x05\x63heck\x18\x05 \x01(\x0b\x32!.crucible.selftest.v1.CheckResultH\x00\x12\x36\n\x07\x61ttempt\x18\x06 \x01(\x0b\x32#.crucible.selftest.v1.AttemptResultH\x00\x12:\n\tself_test\x18\x07 \x01(\x0b\x32%.crucible.selftest.v1.SelfTestSummaryH\x00\x12\x41\n\x0cverification\x18\x08 \x01(\x0b\x32).crucible.selftest.v1.VerificationSummaryH\x00\x12\x38\n\x06\x66\x61iled\x18\t \x01(\x0b\x32&.crucible.selftest.v1.InspectionFailedH\x00\x42\x06\n\x04kind\"\xa0\x01\n\x0b\x43heckResult\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0e\x32!.crucible.selftest.v1.CheckStatus\x12\x10\n\x08\x65vidence\x18\x04 \x01(\t\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x01\n\x0fSelfTestSummary\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x05\x12\x0f\n\x07not_run\x18\x04 \x01(\x05\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbe\x01\n\rAttemptResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x0e\n\x06\x62reach\x18\x03 \x01(\t\x12.\n\x07verdict\x18\x04 \x01(\x0e\x32\x1d.crucible.selftest.v1.Verdict\x12\x10\n\x08promised\x18\x05 \x01(\x08\x12\x10\n\x08\x65vidence\x18\x06 \x01(\t\x12+\n\x08\x64uration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9c\x02\n\x13VerificationSummary\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x03 \x01(\t\x12\x34\n\tisolation\x18\x04 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12\x11\n\tcontained\x18\x05 \x01(\x05\x12\x12\n\nvulnerable\x18\x06 \x01(\x05\x12\x0f\n\x07not_run\x18\x07 \x01(\x05\x12\x18\n\x10short_of_promise\x18\x08 \x01(\x05\x12\x16\n\x0e\x61ttempts_known\x18\t \x01(\x05\x12+\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"\"\n\x10InspectionFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t*v\n\x0eInspectionKind\x12\x1f\n\x1bINSPECTION_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19INSPECTION_KIND_SELF_TEST\x10\x01\x12$\n INSPECTION_KIND_VERIFY_ISOLATION\x10\x02*w\n\x0b\x43heckStatus\x12\x1c\n\x18\x43HECK_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HECK_STATUS_PASSED\x10\x01\x12\x17\n\x13\x43HECK_STATUS_FAILED\x10\x02\x12\x18\n\x14\x43HECK_STATUS_NOT_RUN\x10\x03*f\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11VERDICT_CONTAINED\x10\x01\x12\x16\n\x12VERDICT_VULNERABLE\x10\x02\x12\x13\n\x0fVERDICT_NOT_RUN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%crucible/selftest/v1/inspection.proto\x12\x14\x63rucible.selftest.v1\x1a\'crucible/evaluation/v1/evaluation.proto\x1a+crucible/executor/v1/executor_service.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x02\n\x10InspectionTicket\x12\x15\n\rinspection_id\x18\x01 \x01(\t\x12\x32\n\x04kind\x18\x02 \x01(\x0e\x32$.crucible.selftest.v1.InspectionKind\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x03(\t\x12\x13\n\x0b\x65xecutor_id\x18\x05 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12.\n\nissue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x05since\x18\t \x01(\x0b\x32\".crucible.executor.v1.ExecutorTime\x12)\n\x06waited\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationJ\x04\x08\x08\x10\tR\x0b\x65xpire_time\"\x8d\x03\n\x0fInspectionEvent\x12\x15\n\rinspection_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xecutor_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x05\x12\x32\n\x05\x63heck\x18\x05 \x01(\x0b\x32!.crucible.selftest.v1.CheckResultH\x00\x12\x36\n\x07\x61ttempt\x18\x06 \x01(\x0b\x32#.crucible.selftest.v1.AttemptResultH\x00\x12:\n\tself_test\x18\x07 \x01(\x0b\x32%.crucible.selftest.v1.SelfTestSummaryH\x00\x12\x41\n\x0cverification\x18\x08 \x01(\x0b\x32).crucible.selftest.v1.VerificationSummaryH\x00\x12\x38\n\x06\x66\x61iled\x18\t \x01(\x0b\x32&.crucible.selftest.v1.InspectionFailedH\x00\x42\x06\n\x04kind\"\xa0\x01\n\x0b\x43heckResult\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x06status\x18\x03 \x01(\x0e\x32!.crucible.selftest.v1.CheckStatus\x12\x10\n\x08\x65vidence\x18\x04 \x01(\t\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x01\n\x0fSelfTestSummary\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x05\x12\x0f\n\x07not_run\x18\x04 \x01(\x05\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbe\x01\n\rAttemptResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x0e\n\x06\x62reach\x18\x03 \x01(\t\x12.\n\x07verdict\x18\x04 \x01(\x0e\x32\x1d.crucible.selftest.v1.Verdict\x12\x10\n\x08promised\x18\x05 \x01(\x08\x12\x10\n\x08\x65vidence\x18\x06 \x01(\t\x12+\n\x08\x64uration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9c\x02\n\x13VerificationSummary\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x03 \x01(\t\x12\x34\n\tisolation\x18\x04 \x01(\x0e\x32!.crucible.evaluation.v1.Isolation\x12\x11\n\tcontained\x18\x05 \x01(\x05\x12\x12\n\nvulnerable\x18\x06 \x01(\x05\x12\x0f\n\x07not_run\x18\x07 \x01(\x05\x12\x18\n\x10short_of_promise\x18\x08 \x01(\x05\x12\x16\n\x0e\x61ttempts_known\x18\t \x01(\x05\x12+\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"\"\n\x10InspectionFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t*v\n\x0eInspectionKind\x12\x1f\n\x1bINSPECTION_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19INSPECTION_KIND_SELF_TEST\x10\x01\x12$\n INSPECTION_KIND_VERIFY_ISOLATION\x10\x02*w\n\x0b\x43heckStatus\x12\x1c\n\x18\x43HECK_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HECK_STATUS_PASSED\x10\x01\x12\x17\n\x13\x43HECK_STATUS_FAILED\x10\x02\x12\x18\n\x14\x43HECK_STATUS_NOT_RUN\x10\x03*f\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11VERDICT_CONTAINED\x10\x01\x12\x16\n\x12VERDICT_VULNERABLE\x10\x02\x12\x13\n\x0fVERDICT_NOT_RUN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.selftest.v1.inspection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSPECTIONKIND']._serialized_start=1645
-  _globals['_INSPECTIONKIND']._serialized_end=1763
-  _globals['_CHECKSTATUS']._serialized_start=1765
-  _globals['_CHECKSTATUS']._serialized_end=1884
-  _globals['_VERDICT']._serialized_start=1886
-  _globals['_VERDICT']._serialized_end=1988
-  _globals['_INSPECTIONTICKET']._serialized_start=170
-  _globals['_INSPECTIONTICKET']._serialized_end=432
-  _globals['_INSPECTIONEVENT']._serialized_start=435
-  _globals['_INSPECTIONEVENT']._serialized_end=832
-  _globals['_CHECKRESULT']._serialized_start=835
-  _globals['_CHECKRESULT']._serialized_end=995
-  _globals['_SELFTESTSUMMARY']._serialized_start=998
-  _globals['_SELFTESTSUMMARY']._serialized_end=1127
-  _globals['_ATTEMPTRESULT']._serialized_start=1130
-  _globals['_ATTEMPTRESULT']._serialized_end=1320
-  _globals['_VERIFICATIONSUMMARY']._serialized_start=1323
-  _globals['_VERIFICATIONSUMMARY']._serialized_end=1607
-  _globals['_INSPECTIONFAILED']._serialized_start=1609
-  _globals['_INSPECTIONFAILED']._serialized_end=1643
+  _globals['_INSPECTIONKIND']._serialized_start=1754
+  _globals['_INSPECTIONKIND']._serialized_end=1872
+  _globals['_CHECKSTATUS']._serialized_start=1874
+  _globals['_CHECKSTATUS']._serialized_end=1993
+  _globals['_VERDICT']._serialized_start=1995
+  _globals['_VERDICT']._serialized_end=2097
+  _globals['_INSPECTIONTICKET']._serialized_start=215
+  _globals['_INSPECTIONTICKET']._serialized_end=541
+  _globals['_INSPECTIONEVENT']._serialized_start=544
+  _globals['_INSPECTIONEVENT']._serialized_end=941
+  _globals['_CHECKRESULT']._serialized_start=944
+  _globals['_CHECKRESULT']._serialized_end=1104
+  _globals['_SELFTESTSUMMARY']._serialized_start=1107
+  _globals['_SELFTESTSUMMARY']._serialized_end=1236
+  _globals['_ATTEMPTRESULT']._serialized_start=1239
+  _globals['_ATTEMPTRESULT']._serialized_end=1429
+  _globals['_VERIFICATIONSUMMARY']._serialized_start=1432
+  _globals['_VERIFICATIONSUMMARY']._serialized_end=1716
+  _globals['_INSPECTIONFAILED']._serialized_start=1718
+  _globals['_INSPECTIONFAILED']._serialized_end=1752
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from crucible.evaluation.v1 import evaluation_pb2 as _evaluation_pb2
+from crucible.executor.v1 import executor_service_pb2 as _executor_service_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -105,7 +106,7 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 @_typing.final
 class InspectionTicket(_message.Message):
     """Storage's signed leave for one inspection (context `crucible.inspection.ticket.v1`). Good once, for one start of one
-    executor.
+    executor, for as long as a `crucible.executor.v1.Ticket`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -117,7 +118,8 @@ class InspectionTicket(_message.Message):
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
     ISSUE_TIME_FIELD_NUMBER: _builtins.int
-    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
     inspection_id: _builtins.str
     """A UUID."""
     kind: Global___InspectionKind.ValueType
@@ -134,11 +136,15 @@ class InspectionTicket(_message.Message):
 
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was made, by storage's clock: for people."""
 
     @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Worthless from then on."""
+    def since(self) -> _executor_service_pb2.ExecutorTime:
+        """As in `crucible.executor.v1.Ticket`."""
+
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """As in `crucible.executor.v1.Ticket`."""
 
     def __init__(
         self,
@@ -150,11 +156,12 @@ class InspectionTicket(_message.Message):
         executor_id: _builtins.str = ...,
         boot_id: _builtins.str = ...,
         issue_time: _timestamp_pb2.Timestamp | None = ...,
-        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        since: _executor_service_pb2.ExecutorTime | None = ...,
+        waited: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issue_time", b"issue_time", "since", b"since", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "boot_id", b"boot_id", "engine", b"engine", "executor_id", b"executor_id", "expire_time", b"expire_time", "inspection_id", b"inspection_id", "issue_time", b"issue_time", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "boot_id", b"boot_id", "engine", b"engine", "executor_id", b"executor_id", "inspection_id", b"inspection_id", "issue_time", b"issue_time", "kind", b"kind", "since", b"since", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,37 +23,38 @@ _sym_db = _symbol_database.Default()
 
 
 from crucible.evaluation.v1 import signed_pb2 as crucible_dot_evaluation_dot_v1_dot_signed__pb2
+from crucible.executor.v1 import executor_service_pb2 as crucible_dot_executor_dot_v1_dot_executor__service__pb2
 from crucible.selftest.v1 import inspection_pb2 as crucible_dot_selftest_dot_v1_dot_inspection__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/storage/v1/inspection_service.proto\x12\x13\x63rucible.storage.v1\x1a#crucible/evaluation/v1/signed.proto\x1a%crucible/selftest/v1/inspection.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8d\x01\n\x14RunInspectionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63reator\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.crucible.selftest.v1.InspectionKind\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x03(\t\"\xc7\x01\n\x15RunInspectionResponse\x12\x36\n\x05\x65vent\x18\x01 \x01(\x0b\x32%.crucible.selftest.v1.InspectionEventH\x00\x12\x33\n\x04lost\x18\x02 \x01(\x0b\x32#.crucible.storage.v1.InspectionLostH\x00\x12\x39\n\x07refused\x18\x03 \x01(\x0b\x32&.crucible.storage.v1.InspectionRefusedH\x00\x42\x06\n\x04kind\" \n\x0eInspectionLost\x12\x0e\n\x06reason\x18\x01 \x01(\t\"4\n\x11InspectionRefused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"h\n\x17LeaseInspectionsRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x18LeaseInspectionsResponse\x12>\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32).crucible.storage.v1.InspectionAssignment\"b\n\x14InspectionAssignment\x12\x15\n\rinspection_id\x18\x01 \x01(\t\x12\x33\n\x06ticket\x18\x02 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\"\xf5\x01\n\x17ReportInspectionRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x15\n\rinspection_id\x18\x02 \x01(\t\x12\x33\n\x06\x65vents\x18\x03 \x03(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x39\n\x07refused\x18\x04 \x01(\x0b\x32&.crucible.storage.v1.InspectionRefusedH\x00\x12\x33\n\x04lost\x18\x05 \x01(\x0b\x32#.crucible.storage.v1.InspectionLostH\x00\x42\t\n\x07outcome\"(\n\x18ReportInspectionResponse\x12\x0c\n\x04stop\x18\x01 \x01(\x08\x32\x82\x01\n\x16InspectionStoreService\x12h\n\rRunInspection\x12).crucible.storage.v1.RunInspectionRequest\x1a*.crucible.storage.v1.RunInspectionResponse0\x01\x32\xf9\x01\n\x15InspectionWorkService\x12o\n\x10LeaseInspections\x12,.crucible.storage.v1.LeaseInspectionsRequest\x1a-.crucible.storage.v1.LeaseInspectionsResponse\x12o\n\x10ReportInspection\x12,.crucible.storage.v1.ReportInspectionRequest\x1a-.crucible.storage.v1.ReportInspectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,crucible/storage/v1/inspection_service.proto\x12\x13\x63rucible.storage.v1\x1a#crucible/evaluation/v1/signed.proto\x1a+crucible/executor/v1/executor_service.proto\x1a%crucible/selftest/v1/inspection.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8d\x01\n\x14RunInspectionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x63reator\x18\x02 \x01(\t\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32$.crucible.selftest.v1.InspectionKind\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x03(\t\"\xc7\x01\n\x15RunInspectionResponse\x12\x36\n\x05\x65vent\x18\x01 \x01(\x0b\x32%.crucible.selftest.v1.InspectionEventH\x00\x12\x33\n\x04lost\x18\x02 \x01(\x0b\x32#.crucible.storage.v1.InspectionLostH\x00\x12\x39\n\x07refused\x18\x03 \x01(\x0b\x32&.crucible.storage.v1.InspectionRefusedH\x00\x42\x06\n\x04kind\" \n\x0eInspectionLost\x12\x0e\n\x06reason\x18\x01 \x01(\t\"4\n\x11InspectionRefused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x99\x01\n\x17LeaseInspectionsRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x05since\x18\x04 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTimeJ\x04\x08\x02\x10\x03R\x07\x62oot_id\"Z\n\x18LeaseInspectionsResponse\x12>\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32).crucible.storage.v1.InspectionAssignment\"b\n\x14InspectionAssignment\x12\x15\n\rinspection_id\x18\x01 \x01(\t\x12\x33\n\x06ticket\x18\x02 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\"\xf5\x01\n\x17ReportInspectionRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x15\n\rinspection_id\x18\x02 \x01(\t\x12\x33\n\x06\x65vents\x18\x03 \x03(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x39\n\x07refused\x18\x04 \x01(\x0b\x32&.crucible.storage.v1.InspectionRefusedH\x00\x12\x33\n\x04lost\x18\x05 \x01(\x0b\x32#.crucible.storage.v1.InspectionLostH\x00\x42\t\n\x07outcome\"(\n\x18ReportInspectionResponse\x12\x0c\n\x04stop\x18\x01 \x01(\x08\x32\x82\x01\n\x16InspectionStoreService\x12h\n\rRunInspection\x12).crucible.storage.v1.RunInspectionRequest\x1a*.crucible.storage.v1.RunInspectionResponse0\x01\x32\xf9\x01\n\x15InspectionWorkService\x12o\n\x10LeaseInspections\x12,.crucible.storage.v1.LeaseInspectionsRequest\x1a-.crucible.storage.v1.LeaseInspectionsResponse\x12o\n\x10ReportInspection\x12,.crucible.storage.v1.ReportInspectionRequest\x1a-.crucible.storage.v1.ReportInspectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.storage.v1.inspection_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNINSPECTIONREQUEST']._serialized_start=178
-  _globals['_RUNINSPECTIONREQUEST']._serialized_end=319
-  _globals['_RUNINSPECTIONRESPONSE']._serialized_start=322
-  _globals['_RUNINSPECTIONRESPONSE']._serialized_end=521
-  _globals['_INSPECTIONLOST']._serialized_start=523
-  _globals['_INSPECTIONLOST']._serialized_end=555
-  _globals['_INSPECTIONREFUSED']._serialized_start=557
-  _globals['_INSPECTIONREFUSED']._serialized_end=609
-  _globals['_LEASEINSPECTIONSREQUEST']._serialized_start=611
-  _globals['_LEASEINSPECTIONSREQUEST']._serialized_end=715
-  _globals['_LEASEINSPECTIONSRESPONSE']._serialized_start=717
-  _globals['_LEASEINSPECTIONSRESPONSE']._serialized_end=807
-  _globals['_INSPECTIONASSIGNMENT']._serialized_start=809
-  _globals['_INSPECTIONASSIGNMENT']._serialized_end=907
-  _globals['_REPORTINSPECTIONREQUEST']._serialized_start=910
-  _globals['_REPORTINSPECTIONREQUEST']._serialized_end=1155
-  _globals['_REPORTINSPECTIONRESPONSE']._serialized_start=1157
-  _globals['_REPORTINSPECTIONRESPONSE']._serialized_end=1197
-  _globals['_INSPECTIONSTORESERVICE']._serialized_start=1200
-  _globals['_INSPECTIONSTORESERVICE']._serialized_end=1330
-  _globals['_INSPECTIONWORKSERVICE']._serialized_start=1333
-  _globals['_INSPECTIONWORKSERVICE']._serialized_end=1582
+  _globals['_RUNINSPECTIONREQUEST']._serialized_start=223
+  _globals['_RUNINSPECTIONREQUEST']._serialized_end=364
+  _globals['_RUNINSPECTIONRESPONSE']._serialized_start=367
+  _globals['_RUNINSPECTIONRESPONSE']._serialized_end=566
+  _globals['_INSPECTIONLOST']._serialized_start=568
+  _globals['_INSPECTIONLOST']._serialized_end=600
+  _globals['_INSPECTIONREFUSED']._serialized_start=602
+  _globals['_INSPECTIONREFUSED']._serialized_end=654
+  _globals['_LEASEINSPECTIONSREQUEST']._serialized_start=657
+  _globals['_LEASEINSPECTIONSREQUEST']._serialized_end=810
+  _globals['_LEASEINSPECTIONSRESPONSE']._serialized_start=812
+  _globals['_LEASEINSPECTIONSRESPONSE']._serialized_end=902
+  _globals['_INSPECTIONASSIGNMENT']._serialized_start=904
+  _globals['_INSPECTIONASSIGNMENT']._serialized_end=1002
+  _globals['_REPORTINSPECTIONREQUEST']._serialized_start=1005
+  _globals['_REPORTINSPECTIONREQUEST']._serialized_end=1250
+  _globals['_REPORTINSPECTIONRESPONSE']._serialized_start=1252
+  _globals['_REPORTINSPECTIONRESPONSE']._serialized_end=1292
+  _globals['_INSPECTIONSTORESERVICE']._serialized_start=1295
+  _globals['_INSPECTIONSTORESERVICE']._serialized_end=1425
+  _globals['_INSPECTIONWORKSERVICE']._serialized_start=1428
+  _globals['_INSPECTIONWORKSERVICE']._serialized_end=1677
 # @@protoc_insertion_point(module_scope)

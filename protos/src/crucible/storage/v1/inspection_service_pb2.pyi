@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from crucible.evaluation.v1 import signed_pb2 as _signed_pb2
+from crucible.executor.v1 import executor_service_pb2 as _executor_service_pb2
 from crucible.selftest.v1 import inspection_pb2 as _inspection_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -154,26 +155,28 @@ class LeaseInspectionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
-    BOOT_ID_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Which executor."""
-    boot_id: _builtins.str
-    """Which start of it."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """At most 60 s."""
+
+    @_builtins.property
+    def since(self) -> _executor_service_pb2.ExecutorTime:
+        """As in `LeaseWorkRequest`."""
 
     def __init__(
         self,
         *,
         executor_id: _builtins.str = ...,
-        boot_id: _builtins.str = ...,
         wait: _duration_pb2.Duration | None = ...,
+        since: _executor_service_pb2.ExecutorTime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "executor_id", b"executor_id", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id", "since", b"since", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

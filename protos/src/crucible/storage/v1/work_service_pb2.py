@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&crucible/storage/v1/work_service.proto\x12\x13\x63rucible.storage.v1\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a+crucible/executor/v1/executor_service.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x17RegisterExecutorRequest\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\"\xaa\x01\n\x18RegisterExecutorResponse\x12*\n\x06leases\x18\x01 \x03(\x0b\x32\x1a.crucible.storage.v1.Lease\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0corphan_grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x01\n\x05Lease\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\rstdout_offset\x18\x04 \x01(\x03\x12\x15\n\rstderr_offset\x18\x05 \x01(\x03\x12\x1a\n\x12\x62\x65haviour_sequence\x18\x06 \x01(\x05\"s\n\x10LeaseWorkRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08max_runs\x18\x03 \x01(\x05\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x11LeaseWorkResponse\x12\x34\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1f.crucible.storage.v1.Assignment\"\x86\x01\n\nAssignment\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x33\n\x06ticket\x18\x04 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x05 \x01(\x0c\"X\n\x12RenewLeasesRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12-\n\x06leases\x18\x02 \x03(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\")\n\x08LeaseRef\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"2\n\x13RenewLeasesResponse\x12\x0c\n\x04lost\x18\x01 \x03(\t\x12\r\n\x05stops\x18\x02 \x03(\t\"\x88\x01\n\x11ReportRunsRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12/\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.crucible.storage.v1.RunReport\x12-\n\x05lease\x18\x03 \x01(\x0b\x32\x1e.crucible.storage.v1.LeaseMore\"B\n\tLeaseMore\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x10\n\x08max_runs\x18\x02 \x01(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xd3\x01\n\tRunReport\x12,\n\x05lease\x18\x01 \x01(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\x12.\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\x12/\n\x07refused\x18\x03 \x01(\x0b\x32\x1c.crucible.storage.v1.RefusedH\x00\x12,\n\x04lost\x18\x04 \x01(\x0b\x32\x1c.crucible.storage.v1.RunLostH\x00\x42\t\n\x07outcome\"t\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tpermanent\x18\x03 \x01(\x08\x12\x16\n\x0e\x66\x61iled_attempt\x18\x04 \x01(\x08\"1\n\x07RunLost\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x16\n\x0e\x63onfirmed_gone\x18\x02 \x01(\x08\"\x81\x01\n\x12ReportRunsResponse\x12\x35\n\x08rejected\x18\x01 \x03(\x0b\x32#.crucible.storage.v1.RejectedReport\x12\x34\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x1f.crucible.storage.v1.Assignment\"A\n\x0eRejectedReport\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"(\n\x11WatchStopsRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"l\n\x12WatchStopsResponse\x12,\n\x05stops\x18\x01 \x03(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xfc\x03\n\x0bWorkService\x12o\n\x10RegisterExecutor\x12,.crucible.storage.v1.RegisterExecutorRequest\x1a-.crucible.storage.v1.RegisterExecutorResponse\x12Z\n\tLeaseWork\x12%.crucible.storage.v1.LeaseWorkRequest\x1a&.crucible.storage.v1.LeaseWorkResponse\x12`\n\x0bRenewLeases\x12\'.crucible.storage.v1.RenewLeasesRequest\x1a(.crucible.storage.v1.RenewLeasesResponse\x12]\n\nReportRuns\x12&.crucible.storage.v1.ReportRunsRequest\x1a\'.crucible.storage.v1.ReportRunsResponse\x12_\n\nWatchStops\x12&.crucible.storage.v1.WatchStopsRequest\x1a\'.crucible.storage.v1.WatchStopsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&crucible/storage/v1/work_service.proto\x12\x13\x63rucible.storage.v1\x1a%crucible/evaluation/v1/platform.proto\x1a#crucible/evaluation/v1/signed.proto\x1a+crucible/executor/v1/executor_service.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x17RegisterExecutorRequest\x12\x32\n\x08\x65xecutor\x18\x01 \x01(\x0b\x32 .crucible.evaluation.v1.Executor\"\xaa\x01\n\x18RegisterExecutorResponse\x12*\n\x06leases\x18\x01 \x03(\x0b\x32\x1a.crucible.storage.v1.Lease\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0corphan_grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x01\n\x05Lease\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\rstdout_offset\x18\x04 \x01(\x03\x12\x15\n\rstderr_offset\x18\x05 \x01(\x03\x12\x1a\n\x12\x62\x65haviour_sequence\x18\x06 \x01(\x05\"\xa4\x01\n\x10LeaseWorkRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x10\n\x08max_runs\x18\x03 \x01(\x05\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x05since\x18\x05 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTimeJ\x04\x08\x02\x10\x03R\x07\x62oot_id\"I\n\x11LeaseWorkResponse\x12\x34\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1f.crucible.storage.v1.Assignment\"\x86\x01\n\nAssignment\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nevaluation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x33\n\x06ticket\x18\x04 \x01(\x0b\x32#.crucible.evaluation.v1.SignedBytes\x12\x10\n\x08run_spec\x18\x05 \x01(\x0c\"X\n\x12RenewLeasesRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12-\n\x06leases\x18\x02 \x03(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\")\n\x08LeaseRef\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"2\n\x13RenewLeasesResponse\x12\x0c\n\x04lost\x18\x01 \x03(\t\x12\r\n\x05stops\x18\x02 \x03(\t\"\x88\x01\n\x11ReportRunsRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12/\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.crucible.storage.v1.RunReport\x12-\n\x05lease\x18\x03 \x01(\x0b\x32\x1e.crucible.storage.v1.LeaseMore\"s\n\tLeaseMore\x12\x10\n\x08max_runs\x18\x02 \x01(\x05\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x31\n\x05since\x18\x04 \x01(\x0b\x32\".crucible.executor.v1.ExecutorTimeJ\x04\x08\x01\x10\x02R\x07\x62oot_id\"\xd3\x01\n\tRunReport\x12,\n\x05lease\x18\x01 \x01(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\x12.\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1e.crucible.executor.v1.RunEvent\x12/\n\x07refused\x18\x03 \x01(\x0b\x32\x1c.crucible.storage.v1.RefusedH\x00\x12,\n\x04lost\x18\x04 \x01(\x0b\x32\x1c.crucible.storage.v1.RunLostH\x00\x42\t\n\x07outcome\"t\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tpermanent\x18\x03 \x01(\x08\x12\x16\n\x0e\x66\x61iled_attempt\x18\x04 \x01(\x08\"1\n\x07RunLost\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x16\n\x0e\x63onfirmed_gone\x18\x02 \x01(\x08\"\x81\x01\n\x12ReportRunsResponse\x12\x35\n\x08rejected\x18\x01 \x03(\x0b\x32#.crucible.storage.v1.RejectedReport\x12\x34\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x1f.crucible.storage.v1.Assignment\"A\n\x0eRejectedReport\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"(\n\x11WatchStopsRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"l\n\x12WatchStopsResponse\x12,\n\x05stops\x18\x01 \x03(\x0b\x32\x1d.crucible.storage.v1.LeaseRef\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xfc\x03\n\x0bWorkService\x12o\n\x10RegisterExecutor\x12,.crucible.storage.v1.RegisterExecutorRequest\x1a-.crucible.storage.v1.RegisterExecutorResponse\x12Z\n\tLeaseWork\x12%.crucible.storage.v1.LeaseWorkRequest\x1a&.crucible.storage.v1.LeaseWorkResponse\x12`\n\x0bRenewLeases\x12\'.crucible.storage.v1.RenewLeasesRequest\x1a(.crucible.storage.v1.RenewLeasesResponse\x12]\n\nReportRuns\x12&.crucible.storage.v1.ReportRunsRequest\x1a\'.crucible.storage.v1.ReportRunsResponse\x12_\n\nWatchStops\x12&.crucible.storage.v1.WatchStopsRequest\x1a\'.crucible.storage.v1.WatchStopsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,36 +42,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTEREXECUTORRESPONSE']._serialized_end=499
   _globals['_LEASE']._serialized_start=502
   _globals['_LEASE']._serialized_end=631
-  _globals['_LEASEWORKREQUEST']._serialized_start=633
-  _globals['_LEASEWORKREQUEST']._serialized_end=748
-  _globals['_LEASEWORKRESPONSE']._serialized_start=750
-  _globals['_LEASEWORKRESPONSE']._serialized_end=823
-  _globals['_ASSIGNMENT']._serialized_start=826
-  _globals['_ASSIGNMENT']._serialized_end=960
-  _globals['_RENEWLEASESREQUEST']._serialized_start=962
-  _globals['_RENEWLEASESREQUEST']._serialized_end=1050
-  _globals['_LEASEREF']._serialized_start=1052
-  _globals['_LEASEREF']._serialized_end=1093
-  _globals['_RENEWLEASESRESPONSE']._serialized_start=1095
-  _globals['_RENEWLEASESRESPONSE']._serialized_end=1145
-  _globals['_REPORTRUNSREQUEST']._serialized_start=1148
-  _globals['_REPORTRUNSREQUEST']._serialized_end=1284
-  _globals['_LEASEMORE']._serialized_start=1286
-  _globals['_LEASEMORE']._serialized_end=1352
-  _globals['_RUNREPORT']._serialized_start=1355
-  _globals['_RUNREPORT']._serialized_end=1566
-  _globals['_REFUSED']._serialized_start=1568
-  _globals['_REFUSED']._serialized_end=1684
-  _globals['_RUNLOST']._serialized_start=1686
-  _globals['_RUNLOST']._serialized_end=1735
-  _globals['_REPORTRUNSRESPONSE']._serialized_start=1738
-  _globals['_REPORTRUNSRESPONSE']._serialized_end=1867
-  _globals['_REJECTEDREPORT']._serialized_start=1869
-  _globals['_REJECTEDREPORT']._serialized_end=1934
-  _globals['_WATCHSTOPSREQUEST']._serialized_start=1936
-  _globals['_WATCHSTOPSREQUEST']._serialized_end=1976
-  _globals['_WATCHSTOPSRESPONSE']._serialized_start=1978
-  _globals['_WATCHSTOPSRESPONSE']._serialized_end=2086
-  _globals['_WORKSERVICE']._serialized_start=2089
-  _globals['_WORKSERVICE']._serialized_end=2597
+  _globals['_LEASEWORKREQUEST']._serialized_start=634
+  _globals['_LEASEWORKREQUEST']._serialized_end=798
+  _globals['_LEASEWORKRESPONSE']._serialized_start=800
+  _globals['_LEASEWORKRESPONSE']._serialized_end=873
+  _globals['_ASSIGNMENT']._serialized_start=876
+  _globals['_ASSIGNMENT']._serialized_end=1010
+  _globals['_RENEWLEASESREQUEST']._serialized_start=1012
+  _globals['_RENEWLEASESREQUEST']._serialized_end=1100
+  _globals['_LEASEREF']._serialized_start=1102
+  _globals['_LEASEREF']._serialized_end=1143
+  _globals['_RENEWLEASESRESPONSE']._serialized_start=1145
+  _globals['_RENEWLEASESRESPONSE']._serialized_end=1195
+  _globals['_REPORTRUNSREQUEST']._serialized_start=1198
+  _globals['_REPORTRUNSREQUEST']._serialized_end=1334
+  _globals['_LEASEMORE']._serialized_start=1336
+  _globals['_LEASEMORE']._serialized_end=1451
+  _globals['_RUNREPORT']._serialized_start=1454
+  _globals['_RUNREPORT']._serialized_end=1665
+  _globals['_REFUSED']._serialized_start=1667
+  _globals['_REFUSED']._serialized_end=1783
+  _globals['_RUNLOST']._serialized_start=1785
+  _globals['_RUNLOST']._serialized_end=1834
+  _globals['_REPORTRUNSRESPONSE']._serialized_start=1837
+  _globals['_REPORTRUNSRESPONSE']._serialized_end=1966
+  _globals['_REJECTEDREPORT']._serialized_start=1968
+  _globals['_REJECTEDREPORT']._serialized_end=2033
+  _globals['_WATCHSTOPSREQUEST']._serialized_start=2035
+  _globals['_WATCHSTOPSREQUEST']._serialized_end=2075
+  _globals['_WATCHSTOPSRESPONSE']._serialized_start=2077
+  _globals['_WATCHSTOPSRESPONSE']._serialized_end=2185
+  _globals['_WORKSERVICE']._serialized_start=2188
+  _globals['_WORKSERVICE']._serialized_end=2696
 # @@protoc_insertion_point(module_scope)

@@ -132,30 +132,32 @@ class LeaseWorkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
-    BOOT_ID_FIELD_NUMBER: _builtins.int
     MAX_RUNS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Which executor."""
-    boot_id: _builtins.str
-    """Which start of it."""
     max_runs: _builtins.int
     """1 to 1000."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """At most 60 s."""
 
+    @_builtins.property
+    def since(self) -> _executor_service_pb2.ExecutorTime:
+        """Which start of the executor, and what its clock said before this call; goes into the tickets, which count from it."""
+
     def __init__(
         self,
         *,
         executor_id: _builtins.str = ...,
-        boot_id: _builtins.str = ...,
         max_runs: _builtins.int = ...,
         wait: _duration_pb2.Duration | None = ...,
+        since: _executor_service_pb2.ExecutorTime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "executor_id", b"executor_id", "max_runs", b"max_runs", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id", "max_runs", b"max_runs", "since", b"since", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,25 +351,27 @@ class LeaseMore(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    BOOT_ID_FIELD_NUMBER: _builtins.int
     MAX_RUNS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    boot_id: _builtins.str
-    """Which start of the executor. One that is not registered gets nothing here, and is told so by LeaseWork."""
+    SINCE_FIELD_NUMBER: _builtins.int
     max_runs: _builtins.int
     """1 to 1000."""
     request_id: _builtins.str
     """Names this wish: asked again under the same name, because its answer got lost, the same work is given again."""
+    @_builtins.property
+    def since(self) -> _executor_service_pb2.ExecutorTime:
+        """As in LeaseWorkRequest. A start that is not registered gets nothing here, and is told so by LeaseWork."""
+
     def __init__(
         self,
         *,
-        boot_id: _builtins.str = ...,
         max_runs: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        since: _executor_service_pb2.ExecutorTime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "max_runs", b"max_runs", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_runs", b"max_runs", "request_id", b"request_id", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,7 +399,7 @@ class RunReport(_message.Message):
 
     @_builtins.property
     def refused(self) -> Global___Refused:
-        """The executor did not take it, so nothing of it ever started."""
+        """The executor did not take it, or took it and gave it back before anything of it started."""
 
     @_builtins.property
     def lost(self) -> Global___RunLost:
