@@ -3,7 +3,7 @@
 from sqlalchemy import text
 
 from crucible.evaluation.v1 import batch_pb2
-from crucible_storage import views
+from crucible_storage import store, views
 from crucible_storage.batch_items import Item
 from crucible_storage.batches import Header
 from tests.storage import world as w
@@ -68,7 +68,10 @@ class BatchWorld:
 
         def read(connection):
             rows = connection.execute(query, {"batch": id_of(batch)}).fetchall()
-            return {key: views.load(connection, batch.tenant, evaluation_id) for key, evaluation_id in rows}
+            return {
+                key: views.complete(connection, store.load_owned(connection, batch.tenant, evaluation_id))
+                for key, evaluation_id in rows
+            }
 
         return await self.world.service.database.read(read)
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from crucible_rpc.errors import UnavailableError
-from crucible_storage.artifacts import uploads
+from crucible_storage.artifacts import objects
 from crucible_storage.artifacts.blob_store import in_folder
 from crucible_storage.artifacts.collector import Collector
 from tests.storage import artifact_world as a
@@ -78,8 +78,8 @@ async def test_what_a_killed_process_was_storing_is_found_by_its_age(world, fold
     async def killed_here(*_):
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(world.service.uploads, "_finished", killed_here)
-    monkeypatch.setattr(uploads.blobs, "doom", lambda *_: None)
+    monkeypatch.setattr(world.service.uploads._objects, "_finished", killed_here)
+    monkeypatch.setattr(objects.blobs, "doom", lambda *_: None)
     with pytest.raises(asyncio.CancelledError):
         await a.put(world, run, "x", b"data")
     assert (len(a.objects(folder)), await blobs(world)) == (1, [(1, 0)])
@@ -132,8 +132,8 @@ async def test_bytes_that_are_collected_while_they_are_stored_again_are_stored(w
     """The upload finds a blob that it could refer to; before it does so, the last other reference goes."""
     old = await a.ran(world, x=b"data")
     run = await world.running()
-    collector = Collector(world.service.database, world.service.uploads._store, clock, grace=timedelta(0))
-    store = world.service.uploads._store
+    collector = Collector(world.service.database, world.service.artifacts._store, clock, grace=timedelta(0))
+    store = world.service.artifacts._store
     size = type(store).size
 
     async def interrupted(self, name):

@@ -5,14 +5,16 @@ import re
 import pytest
 from sqlalchemy import text
 
-from crucible_storage import evaluations, leases, lists, queue, store
+from crucible_storage import evaluations, large_outputs, leases, lists, queue, store
 
 _NAMED = {"by id": store._BY_ID, "by number": store._BY_SEQ, "by request": evaluations._BY_REQUEST}
 _WORK = {"lanes": queue._LANES, "heads": queue._HEADS, "work": store._WAITING_BY_SEQ, "held": leases._HELD}
 _STATEMENTS = _NAMED | _WORK
 _STATEMENTS |= {"delayed": queue._RELEASE_DELAYED, "next delayed": queue._NEXT_DELAYED}
 _STATEMENTS |= {"list": lists._query(lists.Filter("t")), "batch": lists._query(lists.Filter("t", batch="b"))}
+_STATEMENTS |= {"to move": large_outputs._TO_MOVE}
 _NUMBERS = ["seq", "before", "limit", "rank", "now", "latest", "impossible", "state", "not_before"]
+_NUMBERS += ["size", "in_attempt", "of", "ended", "rows"]
 
 
 @pytest.mark.parametrize("name", _STATEMENTS)
@@ -20,7 +22,7 @@ async def test_hot_statement_reads_no_more_than_it_answers(world, databases, nam
     for number in range(20):
         await world.create("t" if number % 2 else "u")
     plan = await world.service.database.read(lambda connection: _plan(connection, databases.name, _STATEMENTS[name]))
-    scans = re.findall(r"Seq Scan on (?:evaluation|program)|SCAN (?:evaluation|program)(?! USING)", plan)
+    scans = re.findall(r"Seq Scan on (?:evaluation|program|large)|SCAN (?:evaluation|program|large)(?! USING)", plan)
     sorts = re.findall(r"Sort Key|TEMP B-TREE FOR ORDER", plan)
     assert not scans, plan
     assert not re.search(r"(?<!Hash)Aggregate", plan), plan  # min() and the like

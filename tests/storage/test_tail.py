@@ -24,7 +24,7 @@ def tenants(events):
 async def stored(world, count):
     """The log as the database has it."""
     found = []
-    tail = EventLog(world.service.database, Hub()).tail(0)
+    tail = EventLog(world.service.database, Hub(), world.service.artifacts._store).tail(0)
     async for batch in tail:
         found += batch.events
         if len(found) >= count:

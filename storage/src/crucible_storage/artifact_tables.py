@@ -12,9 +12,13 @@ from crucible_storage import columns
 UPLOADING, PRESENT, DOOMED = 1, 2, 3
 """The states of a blob: being written; whole, and referred to; to be removed, and nobody may refer to it any more."""
 
+WAITING, STORED, MOVED = 1, 2, 3
+"""The states of large output: in the table `output`; in an object too; in the object alone."""
+
 _PRESENT = text("state = 2")
 _TO_LOOK_AT = text("state <> 2 OR released <> 0")
 _NOT_CONFIRMED = text("confirmed = 0")
+_NOT_MOVED = text("state <> 3")
 
 
 class BlobRow(SQLModel, table=True):
@@ -61,3 +65,26 @@ class ArtifactRow(SQLModel, table=True):
     total: int = Field(sa_column=columns.number())
     cut: int
     confirmed: int
+
+
+class LargeOutputRow(SQLModel, table=True):
+    """What an attempt that has ended wrote to a stream, when that was much: it goes to the artifact store.
+
+    `size` is its bytes, `blob_seq` where they are once they are stored. `preview` are the first of them, from then on.
+    The rows of `output` stay, for the events refer to them; MOVED, their `data` is empty.
+    """
+
+    __tablename__ = "large_output"
+    __table_args__ = (
+        Index("ix_large_output_blob", "blob_seq"),
+        Index("ix_large_output_to_move", "size", "evaluation_seq", "attempt", "stream", **columns.only(_NOT_MOVED)),
+    )
+
+    evaluation_seq: int = Field(sa_column=columns.owner())
+    attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    stream: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    tenant: str
+    size: int = Field(sa_column=columns.number())
+    state: int
+    blob_seq: int | None = Field(sa_column=Column(columns.BIG, ForeignKey("blob.seq"), nullable=True))
+    preview: bytes | None = Field(sa_column=columns.blob(nullable=True))

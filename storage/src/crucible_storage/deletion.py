@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.event_pb2 import EvaluationDeleted, Event, EventRemoved
 from crucible_rpc.errors import FailedPreconditionError, InternalError
-from crucible_storage import audit, models, outputs, store
+from crucible_storage import audit, large_outputs, models, outputs, store
 from crucible_storage.artifacts import references
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
@@ -229,6 +229,7 @@ def _delete(
     emptied = transaction.execute(_EMPTY_EVENTS, {"seq": seq, "marker": _MARKER}).rowcount
     for statement in _DELETE_OWNED:
         transaction.execute(statement, {"seq": seq})
+    large_outputs.delete_all(transaction, seq)
     transaction.append_event(record.tenant, seq, record.attempt, now, Event(deleted=left).SerializeToString())
     transaction.count(record.tenant, record.state, -1)
     transaction.usage.stored(record.tenant, -stored)

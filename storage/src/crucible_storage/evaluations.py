@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, insert, select
@@ -13,8 +14,12 @@ from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
 from crucible_rpc.errors import AlreadyExistsError
 from crucible_storage import admission, audit, models, outputs, store, views
+from crucible_storage.artifacts import reading
+from crucible_storage.artifacts.blob_store import BlobMissingError, BlobStore
+from crucible_storage.artifacts.reading import Object
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
+from crucible_storage.ended_views import EndedViews
 from crucible_storage.hub import Hub, wait_for
 from crucible_storage.lifecycle import TERMINAL, Record
 from crucible_storage.names import evaluation_name, new_id, parse_evaluation_name
@@ -25,6 +30,8 @@ from crucible_storage.transaction import WriteTransaction
 
 FALLBACK_POLL = 5.0
 READ_BYTES = 64 << 10
+_MOVED_BYTES = 256 << 10
+"""Read at once of output that is in the artifact store: each read is a request there."""
 
 _ROW = models.evaluation.c
 _BY_REQUEST = Prepared(
@@ -127,16 +134,27 @@ class Evaluations:
     Args:
         database: where.
         hub: wakes those who wait for an end.
+        blob_store: has large output.
+        ended: remembers what has ended.
         policy: how much may wait.
         clock: for what storage records.
         ids: makes a new id, a UUID.
     """
 
     def __init__(
-        self, database: Database, hub: Hub, policy: Policy, clock: Clock, ids: Callable[[], str] = new_id
+        self,
+        database: Database,
+        hub: Hub,
+        blob_store: BlobStore,
+        ended: EndedViews,
+        policy: Policy,
+        clock: Clock,
+        ids: Callable[[], str] = new_id,
     ) -> None:
         self._database = database
         self._hub = hub
+        self._store = blob_store
+        self._ended = ended
         self._policy = policy
         self._clock = clock
         self._ids = ids
@@ -192,7 +210,11 @@ class Evaluations:
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND.
         """
-        return await self._database.read(lambda connection: views.load(connection, tenant, evaluation_id))
+
+        def run(connection: Connection) -> pb.Evaluation:
+            return self._ended.complete(connection, store.load_owned(connection, tenant, evaluation_id))
+
+        return await self._database.read(run)
 
     async def wait(
         self, tenant: str, evaluation_id: str, seconds: float, program: pb.Program | None = None
@@ -211,7 +233,7 @@ class Evaluations:
 
         def look(connection: Connection, last: bool) -> pb.Evaluation | None:
             record = store.load_owned(connection, tenant, evaluation_id)
-            return views.complete(connection, record) if last or record.terminal else None
+            return self._ended.complete(connection, record) if last or record.terminal else None
 
         deadline = asyncio.get_running_loop().time() + seconds
         with self._hub.end_of(evaluation_id) as ended:
@@ -272,6 +294,8 @@ class Evaluations:
 
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND, also when it is deleted meanwhile.
+            DataLossError: ARTIFACT_DAMAGED, of output that is in the artifact store.
+            UnavailableError: ARTIFACT_STORE_UNAVAILABLE, of such output.
         """
 
         def owned(connection: Connection) -> Record:
@@ -279,12 +303,30 @@ class Evaluations:
 
         record = await self._database.read(owned)
         chosen = attempt or record.attempt
-        while data := await self._database.read(
+        while found := await self._database.read(
             lambda connection: outputs.read(connection, record.seq, chosen, stream, offset, READ_BYTES)  # noqa: B023
         ):
-            yield offset, data
-            offset += len(data)
+            if isinstance(found, Object):
+                async with aclosing(self._moved(found, offset, owned)) as parts:
+                    async for part in parts:
+                        yield part
+                break
+            yield offset, found
+            offset += len(found)
         await self._database.read(owned)  # deleted meanwhile, this was not the end of what it wrote
+
+    async def _moved(
+        self, found: Object, offset: int, owned: Callable[[Connection], Record]
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
+        """The rest of a stream that is in the artifact store."""
+        try:
+            rest = reading.parts(self._store, found, offset, found.size, _MOVED_BYTES, READ_BYTES)
+            async with aclosing(rest) as parts:
+                async for part in parts:
+                    yield part
+        except BlobMissingError:
+            await self._database.read(owned)  # deleted meanwhile, it is not damaged
+            raise reading.damaged(found) from None
 
     async def counts(self, tenant: str) -> dict[int, int]:
         """How many evaluations of the tenant are in each state."""

@@ -1,6 +1,7 @@
 """The event log: read by position, alone or for one evaluation, and followed as it grows."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.event_pb2 import Event, OutputChunk
-from crucible_storage import models, store
+from crucible_storage import models, outputs, store
+from crucible_storage.artifacts import reading
+from crucible_storage.artifacts.blob_store import BlobStore
 from crucible_storage.clock import timestamp
 from crucible_storage.database import Database
 from crucible_storage.hub import Hub, wait_for
+from crucible_storage.moved_events import Moved, fill
 from crucible_storage.names import evaluation_name
 from crucible_storage.prepared import Prepared
 
@@ -34,6 +38,8 @@ _FIELDS = select(
     _OUTPUT.stream,
     _OUTPUT.offset,
     _OUTPUT.data,
+    _OUTPUT.size,
+    _EVENT.evaluation_seq,
 ).select_from(
     models.event.join(models.evaluation, models.evaluation.c.seq == _EVENT.evaluation_seq).outerjoin(
         models.output, _OUTPUT.position == _EVENT.position
@@ -44,6 +50,7 @@ _ALL = Prepared(_FIELDS.where(*_RANGE).order_by(_EVENT.position).limit(MAX_EVENT
 _OF_ONE = _FIELDS.where(_EVENT.evaluation_seq == bindparam("seq"), *_RANGE)
 _ONE = Prepared(_OF_ONE.order_by(_EVENT.position).limit(MAX_EVENTS))
 _END = 1 << 62
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +62,29 @@ class Batch:
 
 
 class EventLog:
-    """Reads the log."""
+    """Reads the log.
 
-    def __init__(self, database: Database, hub: Hub) -> None:
+    Args:
+        database: where events are.
+        hub: tells of new ones.
+        blob_store: has the bytes of large output.
+    """
+
+    def __init__(self, database: Database, hub: Hub, blob_store: BlobStore) -> None:
         self._database = database
         self._hub = hub
+        self._store = blob_store
 
     async def tail(self, after: int) -> AsyncIterator[Batch]:
         """First an empty batch with the log's last position, then all events after `after` and those to come.
 
+        Output whose object the artifact store has lost comes without its bytes: the log must not end there for all.
+
         Args:
             after: a position; -1: the last one at the time of the call.
+
+        Raises:
+            UnavailableError: ARTIFACT_STORE_UNAVAILABLE, `after` is so old that large output has moved there.
         """
         last = await self._database.log_end()
         position = last if after < 0 else after
@@ -77,7 +96,10 @@ class EventLog:
                 batch = None if missed else self._hub.recent.after(position, MAX_EVENTS, MAX_BATCH_BYTES)
                 # What is not in the log yet need not be looked for: that would be a read for every commit.
                 if batch is None and position < self._database.last_position:
-                    batch = await self._database.read(_reader(_ALL, {"after": position, "upto": _END}))
+                    found = await self._database.read(_reader(_ALL, {"after": position, "upto": _END}))
+                    for lost in await fill(self._store, found.moved):
+                        _LOG.error("the artifact store has lost the output %s", lost.name)
+                    batch = found.events
                 missed = False
                 if batch:
                     position = batch[-1].position
@@ -94,36 +116,53 @@ class EventLog:
 
         Raises:
             NotFoundError: EVALUATION_NOT_FOUND, also when it is deleted meanwhile.
+            DataLossError: ARTIFACT_DAMAGED.
+            UnavailableError: ARTIFACT_STORE_UNAVAILABLE.
         """
         end = await self._database.log_end()
         record = await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
         position = after
         while position < end:
             parameters = {"seq": record.seq, "after": position, "upto": end}
-            batch = await self._database.read(_reader(_ONE, parameters))
-            if not batch:
+            page = await self._database.read(_reader(_ONE, parameters))
+            if not page.events:
                 break
-            if any(event.WhichOneof("kind") in ("removed", "deleted") for event in batch):
+            if any(event.WhichOneof("kind") in ("removed", "deleted") for event in page.events):
                 raise store.not_found(evaluation_id)  # it was deleted meanwhile
-            position = batch[-1].position
-            yield Batch(batch, position)
+            for lost in await fill(self._store, page.moved):
+                await self._database.read(lambda connection: store.load_owned(connection, tenant, evaluation_id))
+                raise reading.damaged(lost)
+            position = page.events[-1].position
+            yield Batch(page.events, position)
         yield Batch([], end)
 
 
-def _reader(query: Prepared, parameters: dict[str, int]) -> Callable[[Connection], list[Event]]:
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Events as they are read, and those of them whose bytes are elsewhere."""
+
+    events: list[Event]
+    moved: list[Moved]
+
+
+def _reader(query: Prepared, parameters: dict[str, int]) -> Callable[[Connection], _Page]:
     """Reads rows one by one and stops when the batch is large: a page of output can be 16 MiB."""
 
-    def run(connection: Connection) -> list[Event]:
-        events: list[Event] = []
+    def run(connection: Connection) -> _Page:
+        page = _Page([], [])
         size = 0
         with closing(query.each(connection, parameters)) as rows:
-            for row in rows:
-                event = _event(*row)
-                size += event.ByteSize()
-                if events and size > MAX_BATCH_BYTES:
+            for *facts, length, seq in rows:
+                event = _event(*facts)
+                moved = event.HasField("output") and not event.output.data
+                size += event.ByteSize() + (length if moved else 0)
+                if page.events and size > MAX_BATCH_BYTES:
                     break
-                events.append(event)
-        return events
+                page.events.append(event)
+                if moved:
+                    found = outputs.moved_to(connection, seq, event.attempt, int(event.output.stream))
+                    page.moved.append(Moved(event, length, found))
+        return page
 
     return run
 

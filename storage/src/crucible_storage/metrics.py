@@ -24,6 +24,12 @@ class Metrics:
             "crucible_storage_commit_seconds", "BEGIN to COMMIT of a group.", buckets=_SECONDS, registry=registry
         )
         self._events = Counter("crucible_storage_events", "Events appended to the log.", registry=registry)
+        asked = Counter("crucible_storage_ended_reads", "Ended evaluations asked for.", ["cache"], registry=registry)
+        self._hit, self._miss = asked.labels("hit"), asked.labels("miss")
+        self._cache = Gauge("crucible_storage_ended_cache_bytes", "Of these, remembered.", registry=registry)
+        self._moved = Counter(
+            "crucible_storage_moved_output_bytes", "Output moved to the artifact store.", registry=registry
+        )
         self._position = Gauge("crucible_storage_log_position", "Last position of the event log.", registry=registry)
 
     def start(self, counts: dict[int, int], position: int) -> None:
@@ -31,6 +37,15 @@ class Metrics:
         for state in set(pb.EvaluationState.values()) - {pb.EVALUATION_STATE_UNSPECIFIED}:
             self._evaluations.labels(_label(int(state))).set(counts.get(int(state), 0))
         self._position.set(position)
+
+    def remembered(self, hit: bool, size: int) -> None:
+        """See `CacheObserver`."""
+        (self._hit if hit else self._miss).inc()
+        self._cache.set(size)
+
+    def output_moved(self, size: int) -> None:
+        """A stream of so many bytes went to the artifact store."""
+        self._moved.inc(size)
 
     def committed(self, operations: int, seconds: float, notices: Notices, counts: Counts) -> None:
         """See `Observer`."""

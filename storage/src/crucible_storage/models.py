@@ -142,7 +142,10 @@ class EventRow(SQLModel, table=True):
 
 
 class OutputRow(SQLModel, table=True):
-    """Bytes of one stream of one attempt; `position` is that of the event that tells of them."""
+    """Bytes of one stream of one attempt; `position` is that of the event that tells of them.
+
+    `data` is empty when they were moved to the artifact store: see `LargeOutputRow`.
+    """
 
     __tablename__ = "output"
     __table_args__ = (Index("ix_output_stream", "evaluation_seq", "attempt", "stream", "offset", unique=True),)
@@ -433,6 +436,7 @@ batch_dependency = _table("batch_dependency")
 batch_settlement = _table("batch_settlement")
 blob = _table("blob")
 artifact = _table("artifact")
+large_output = _table("large_output")
 tenant = _table("tenant")
 tenant_use = _table("tenant_use")
 queue_pause = _table("queue_pause")

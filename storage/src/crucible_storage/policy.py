@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+LEAST_INLINE = 16 << 10
+"""Output of a stream that is smaller is always kept in the database."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -18,6 +21,8 @@ class Policy:
         backoff_limit: the longest such wait.
         ageing: the waiting time that counts as one step of priority; see `queue`.
         max_artifact_bytes: kept of the files that one program leaves, all together; 0: none.
+        inline_output_bytes: output of a stream that is larger is moved to the artifact store after the end.
+        cache_bytes: of evaluations that have ended, remembered by each process; 0: none.
 
     Raises:
         ValueError: the numbers do not fit together.
@@ -32,6 +37,8 @@ class Policy:
     backoff_limit: timedelta = timedelta(seconds=60)
     ageing: timedelta = timedelta(seconds=30)
     max_artifact_bytes: int = 1 << 30
+    inline_output_bytes: int = 64 << 10
+    cache_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
         if self.lease <= timedelta(0) or self.kill_margin < timedelta(0):
@@ -42,6 +49,10 @@ class Policy:
             raise ValueError("max_attempts and max_queued must be at least 1")
         if not 0 <= self.max_artifact_bytes <= 1 << 40:
             raise ValueError("max_artifact_bytes must be 0 to 1099511627776")
+        if not LEAST_INLINE <= self.inline_output_bytes <= 1 << 40:
+            raise ValueError(f"inline_output_bytes must be {LEAST_INLINE} to 1099511627776")
+        if self.cache_bytes < 0:
+            raise ValueError("cache_bytes must be at least 0")
 
     @property
     def fence(self) -> timedelta:

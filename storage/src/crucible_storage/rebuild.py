@@ -26,18 +26,26 @@ class HistoryError(Exception):
 
 @dataclass(slots=True)
 class Stream:
-    """What one attempt wrote to one stream."""
+    """What one attempt wrote to one stream.
+
+    Attributes:
+        length: bytes.
+        digest: of these, when all of them were `here`.
+        here: whether no chunk came without its bytes.
+    """
 
     length: int = 0
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    here: bool = True
 
-    def add(self, chunk: OutputChunk) -> None:
-        """Takes the next bytes, which must begin where the last ones ended."""
+    def add(self, chunk: OutputChunk, elsewhere: int) -> None:
+        """Takes the next bytes, which must begin where the last ones ended; so many of them are elsewhere."""
         if chunk.offset != self.length:
             stream = pb.OutputStream.Name(chunk.stream)
             raise HistoryError(f"output of {stream} begins at {chunk.offset}, where {self.length} was expected")
-        self.length += len(chunk.data)
+        self.length += len(chunk.data) + elsewhere
         self.digest.update(chunk.data)
+        self.here &= not elsewhere
 
 
 @dataclass(slots=True)
@@ -79,8 +87,12 @@ class Rebuilt:
     untold: set[str] = field(default_factory=set)
     _failing: pb.FailedAttempt | None = None
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event, elsewhere: int = 0) -> None:
         """Goes on by one event.
+
+        Args:
+            event: the next one.
+            elsewhere: how many bytes its output has, when they are in the artifact store and not in the event.
 
         Raises:
             HistoryError: it cannot come after those before it.
@@ -106,7 +118,7 @@ class Rebuilt:
             raise HistoryError(f"{kind} while nothing was running")
         elif kind == "output":
             self.version += 1
-            self.stream(event.output.stream).add(event.output)
+            self.stream(event.output.stream).add(event.output, elsewhere)
         elif kind == "behaviour":
             self.version += 1
             self.behaviour_updates += 1

@@ -14,6 +14,7 @@ from crucible_storage.api_keys import ApiKeys
 from crucible_storage.artifacts.artifacts import Artifacts
 from crucible_storage.artifacts.blob_store import BlobStore
 from crucible_storage.artifacts.collector import Collector
+from crucible_storage.artifacts.objects import Objects
 from crucible_storage.artifacts.uploads import Uploads
 from crucible_storage.audit_log import AuditLog
 from crucible_storage.batch_tasks import BatchTasks
@@ -25,6 +26,7 @@ from crucible_storage.database import Database
 from crucible_storage.databases.base import Backend
 from crucible_storage.dead_letters import DeadLetters
 from crucible_storage.deletion import Deletion, Keep
+from crucible_storage.ended_views import EndedViews
 from crucible_storage.evaluations import Evaluations
 from crucible_storage.event_log import EventLog
 from crucible_storage.executors import Executors
@@ -36,6 +38,7 @@ from crucible_storage.lists import Lists
 from crucible_storage.login_failures import LoginFailures
 from crucible_storage.maintenance.live import LiveDatabase
 from crucible_storage.metrics import Metrics
+from crucible_storage.output_mover import OutputMover
 from crucible_storage.pauses import Pauses
 from crucible_storage.policy import Policy
 from crucible_storage.receipts import Receipts
@@ -80,6 +83,7 @@ class Service:
     uploads: Uploads
     artifacts: Artifacts
     collector: Collector
+    output_mover: OutputMover
 
 
 @asynccontextmanager
@@ -98,8 +102,9 @@ async def running(
 ) -> AsyncIterator[Service]:
     """Opens the state folder and the database (None: the file in the folder) until the block ends.
 
-    Meanwhile it sweeps expired leases, seals the audit log, works on batches, deletes what is old, and removes
-    artifacts that nobody needs. Without `blobs` artifacts are kept in the state folder.
+    Meanwhile it sweeps expired leases, seals the audit log, works on batches, deletes what is old, moves large output
+    to the artifact store, and removes artifacts that nobody needs. Without `blobs` artifacts are kept in the state
+    folder; then large output of a shared database stays there, for other processes do not see that folder.
 
     Raises:
         StartError: the folder or the file cannot be used.
@@ -110,9 +115,12 @@ async def running(
     database.start()
     try:
         live = LiveDatabase(folder / FILE, clock)
+        moves = blobs is not None or not database.shared
         blobs = artifacts.choose(None, None, folder) if blobs is None else blobs
         await blobs.prepare()
-        service = await _composed(database, hub, policy, clock, signer, verifier, heads, live, ages or Ages(), blobs)
+        service = await _composed(
+            database, hub, policy, clock, signer, verifier, heads, live, ages or Ages(), blobs, metrics
+        )
         metrics.start(await _counts(database), database.last_position)
         jobs = [
             Sweeper(database, policy, clock).run(),
@@ -122,6 +130,8 @@ async def running(
             service.batch_tasks.run(),
             service.collector.run(),
         ]
+        if moves:
+            jobs.append(service.output_mover.run())
         if database.shared:
             jobs.append(service.executors.keep_stored())
         tasks = [asyncio.create_task(job) for job in jobs]
@@ -148,6 +158,7 @@ async def _composed(
     live: LiveDatabase,
     ages: Ages,
     blobs: BlobStore,
+    metrics: Metrics,
 ) -> Service:
     executors = Executors(database, policy, clock)
     await executors.load()
@@ -157,7 +168,10 @@ async def _composed(
     sealer = Sealer(database, heads.signer, clock)
     failures = LoginFailures(database, clock)
     pages = Cursors(key)
-    evaluations = Evaluations(database, hub, policy, clock)
+    ended = EndedViews(policy.cache_bytes, metrics)
+    evaluations = Evaluations(database, hub, blobs, ended, policy, clock)
+    objects = Objects(database, blobs, clock)
+    mover = OutputMover(database, blobs, objects, clock, policy.inline_output_bytes, metrics.output_moved)
     return Service(
         database=database,
         hub=hub,
@@ -175,7 +189,7 @@ async def _composed(
         executors=executors,
         leases=Leases(database, hub, executors, signer, policy, clock),
         reports=Reports(database, verifier, policy, clock),
-        events=EventLog(database, hub),
+        events=EventLog(database, hub, blobs),
         api_keys=ApiKeys(database, clock, failures),
         inspections=inspections,
         tenants=Tenants(database, clock),
@@ -184,9 +198,10 @@ async def _composed(
         deletion=Deletion(database, clock),
         samples=Samples(database, clock, ages),
         live=live,
-        uploads=Uploads(database, blobs, clock, policy.max_artifact_bytes),
+        uploads=Uploads(database, objects, policy.max_artifact_bytes),
         artifacts=Artifacts(database, blobs),
         collector=Collector(database, blobs, clock),
+        output_mover=mover,
     )
 
 

@@ -40,7 +40,9 @@ class Settings:
         database_url: `postgresql://…`, which several processes may share; empty: a file in `state`.
         database_password_file: holds the password for `database_url` on its first line.
         artifacts: the folder of artifacts; empty: `artifacts` in `state`. Processes that share a database share it too.
-        max_artifact_bytes: see `Policy`.
+        max_artifact_bytes: see `Policy`, as the next one.
+        inline_output_bytes: at least 16384.
+        cache_bytes: see `Policy`.
         s3_bucket: keeps artifacts in a bucket instead; see `Bucket`, as the next seven.
         s3_endpoint: of its server.
         s3_region: of the bucket.
@@ -79,6 +81,8 @@ class Settings:
     database_password_file: Path | None = None
     artifacts: Path | None = None
     max_artifact_bytes: int = 1 << 30
+    inline_output_bytes: int = 64 << 10
+    cache_bytes: int = 32 << 20
     s3_bucket: str = ""
     s3_endpoint: str = ""
     s3_region: str = "us-east-1"
@@ -138,6 +142,8 @@ class Settings:
             max_attempts=self.max_attempts,
             max_queued=self.max_queued,
             max_artifact_bytes=self.max_artifact_bytes,
+            inline_output_bytes=self.inline_output_bytes,
+            cache_bytes=self.cache_bytes,
         )
 
     @property

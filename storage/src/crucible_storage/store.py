@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import event_pb2
 from crucible_rpc.errors import AbortedError, NotFoundError
-from crucible_storage import audit, models, progress
+from crucible_storage import audit, large_outputs, models, progress
 from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import DELETED, HELD, QUEUED, TERMINAL, Changes, End, Record
 from crucible_storage.names import evaluation_name, run_id
@@ -244,6 +244,7 @@ def _notify(transaction: WriteTransaction, record: Record, before: Before, now: 
             notices.freed.add(record.tenant)
             if record.attempt == before.attempt:  # not one that its executor refused: that wrote nothing
                 transaction.usage.stored(record.tenant, record.stdout_bytes + record.stderr_bytes)
+                large_outputs.note(transaction, record)
         if record.terminal:
             notices.finished.append(record.id)
     if record.cancel_wanted and not before.cancel_wanted and record.state in HELD and record.executor is not None:

@@ -9,13 +9,12 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import RunSpec
-from crucible_storage import models, outputs, store
+from crucible_storage import models, outputs
 from crucible_storage.clock import timestamp
 from crucible_storage.lifecycle import End, Record
 from crucible_storage.names import batch_name, evaluation_name
 from crucible_storage.prepared import Prepared
 
-MAX_PREVIEW = 4 << 10
 _REPLACED: tuple[Literal["start_time", "stdout", "stderr"], ...] = ("start_time", "stdout", "stderr")
 """What the executor's record says better than what storage noted meanwhile."""
 
@@ -59,7 +58,7 @@ def at_its_end(end: End, program: pb.Program) -> pb.Evaluation:
     view.spec.program.CopyFrom(program)
     for stream, summary in ((pb.OUTPUT_STREAM_STDOUT, view.stdout), (pb.OUTPUT_STREAM_STDERR, view.stderr)):
         if written := end.output.get(int(stream)):
-            summary.preview = written[:MAX_PREVIEW]
+            summary.preview = written[: outputs.MAX_PREVIEW]
     return view
 
 
@@ -128,14 +127,5 @@ def new(record: Record) -> pb.Evaluation:
     return view
 
 
-def load(connection: Connection, tenant: str, evaluation_id: str) -> pb.Evaluation:
-    """One evaluation of this tenant, complete.
-
-    Raises:
-        NotFoundError: EVALUATION_NOT_FOUND.
-    """
-    return complete(connection, store.load_owned(connection, tenant, evaluation_id))
-
-
 def _preview(connection: Connection, record: Record, stream: pb.OutputStream.ValueType) -> bytes:
-    return outputs.read(connection, record.seq, record.attempt, int(stream), 0, MAX_PREVIEW)
+    return outputs.preview(connection, record.seq, record.attempt, int(stream))

@@ -1,8 +1,7 @@
 """What callers see of artifacts: the list, and bytes by range."""
 
 import asyncio
-import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,10 +10,11 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.artifact_pb2 import Artifact
-from crucible_rpc.errors import DataLossError, NotFoundError, OutOfRangeError, UnavailableError
+from crucible_rpc.errors import NotFoundError, OutOfRangeError, UnavailableError
 from crucible_storage import models, store
-from crucible_storage.artifacts import references
+from crucible_storage.artifacts import reading, references
 from crucible_storage.artifacts.blob_store import BlobMissingError, BlobStore
+from crucible_storage.artifacts.reading import Object
 from crucible_storage.artifacts.references import Kept
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import Record
@@ -109,31 +109,17 @@ class Artifacts:
             text = f"the artifact has {kept.size} bytes; ask for an offset up to that"
             raise OutOfRangeError("ARTIFACT_RANGE", text, metadata={"size": str(kept.size)})
         end = min(kept.size, offset + limit) if limit else kept.size
+        found = Object(kept.name, kept.size, kept.sha256)
         await self._place()
         try:
             try:
-                async for at, data in self._bytes(kept, offset, end):
+                async for at, data in reading.parts(self._store, found, offset, end, READ_BYTES, GIVEN_BYTES):
                     yield kept.message(), at, data
             except BlobMissingError:
                 await self._database.read(find)  # deleted meanwhile, it is not damaged
-                raise _damaged(kept) from None
+                raise reading.damaged(found) from None
         finally:
             self._places.release()
-
-    async def _bytes(self, kept: Kept, offset: int, end: int) -> AsyncIterator[tuple[int, bytes]]:
-        whole = hashlib.sha256() if (offset, end) == (0, kept.size) else None
-        while True:
-            data = await self._store.read(kept.name, offset, min(READ_BYTES, end - offset))
-            last = offset + len(data) == end
-            if whole is not None:
-                await asyncio.to_thread(whole.update, data)
-                if last and whole.digest() != kept.sha256:
-                    raise _damaged(kept)
-            for start in range(0, max(1, len(data)), GIVEN_BYTES):
-                yield offset + start, data[start : start + GIVEN_BYTES]
-            if last:
-                return
-            offset += len(data)
 
     async def _place(self) -> None:
         try:
@@ -146,8 +132,3 @@ class Artifacts:
 
 def _files(connection: Connection, record: Record) -> list[Kept]:
     return references.of_attempt(connection, record.seq, record.attempt, confirmed=True) if record.terminal else []
-
-
-def _damaged(kept: Kept) -> DataLossError:
-    text = f"the artifact store does not hold the {kept.size} bytes that were stored"
-    return DataLossError("ARTIFACT_DAMAGED", text)

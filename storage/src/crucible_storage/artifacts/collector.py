@@ -1,7 +1,7 @@
 """Removes objects that nobody refers to, a little at a time.
 
-Safe beside uploads of the same bytes, also by other processes: an upload that wants to refer to a blob holds its row
-while it adds the reference, and this looks for references only with that row locked, in a statement after the lock.
+Safe beside those who store the same bytes, also by other processes: who wants to refer to a blob holds its row while it
+adds the reference, and this looks for references only with that row locked, in a statement after the lock.
 From DOOMED there is no way back, and an object's name is never used again; so the object can be removed at any time
 after that. That is an hour later, so that who reads it meanwhile, or checks a copy of the database, still finds it.
 """
@@ -29,6 +29,7 @@ GRACE = timedelta(hours=1)
 _AT_ONCE = 100
 _GIVEN_UP = timedelta(seconds=2 * UPLOAD_SECONDS)
 _BLOB, _ARTIFACT, _EVALUATION = models.blob.c, models.artifact.c, models.evaluation.c
+_OUTPUT = models.large_output.c
 _GIVE_UP = (
     update(models.blob)
     .where(_BLOB.state == UPLOADING, _BLOB.time < bindparam("before"))
@@ -58,7 +59,9 @@ _RELEASED = (
     .limit(_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
-_REFERRED = select(exists().where(_ARTIFACT.blob_seq == bindparam("key")))
+_REFERRED = select(
+    or_(exists().where(_ARTIFACT.blob_seq == bindparam("key")), exists().where(_OUTPUT.blob_seq == bindparam("key")))
+)
 _DOOM = update(models.blob).where(_BLOB.seq == bindparam("key")).values(state=DOOMED, time=bindparam("now"))
 _KEEP = update(models.blob).where(_BLOB.seq == bindparam("key")).values(released=0)
 _DOOMED = (

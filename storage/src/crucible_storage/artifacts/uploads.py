@@ -1,25 +1,18 @@
 """Stores one file of a run that is leased, with bounded memory, whole or not at all.
 
-First a row that names the object to be, then the object, then in one transaction the row becomes PRESENT and the run
-refers to it. Whatever ends in between leaves a row by which `collector` finds the object. The lease is checked in the
-first and in the last transaction.
+The lease is checked before the bytes are taken, and again in the transaction that has the run refer to them.
 """
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 
-from sqlalchemy.exc import IntegrityError
-
-from crucible_rpc.errors import AbortedError, CallError, InvalidArgumentError, UnavailableError
+from crucible_rpc.errors import AbortedError, InvalidArgumentError
 from crucible_storage import store
 from crucible_storage.artifacts import blobs, references
-from crucible_storage.artifacts.blob_store import BlobStore
 from crucible_storage.artifacts.blobs import Blob
-from crucible_storage.clock import Clock
+from crucible_storage.artifacts.objects import Objects, busy
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import Record
 from crucible_storage.names import RunName
@@ -33,8 +26,6 @@ UPLOAD_SECONDS = 3600.0
 
 MAX_FILES = 256
 _WAIT_SECONDS = 10.0
-_TRIES = 3
-_RETRY = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +62,13 @@ class _Begun:
     """How an upload goes on.
 
     Attributes:
+        tenant: whose the run is.
         keep: how many of the bytes may be kept.
         done: everything is there already.
         same: a blob that should have these bytes.
     """
 
+    tenant: str
     keep: int
     done: Stored | None = None
     same: Blob | None = None
@@ -86,15 +79,13 @@ class Uploads:
 
     Args:
         database: where rows are.
-        store: where bytes are.
-        clock: for the rows.
+        objects: stores the bytes.
         max_bytes: kept of one attempt, all its files together.
     """
 
-    def __init__(self, database: Database, blob_store: BlobStore, clock: Clock, max_bytes: int) -> None:
+    def __init__(self, database: Database, objects: Objects, max_bytes: int) -> None:
         self._database = database
-        self._store = blob_store
-        self._clock = clock
+        self._objects = objects
         self._max_bytes = max_bytes
         self._places = asyncio.Semaphore(MAX_UPLOADS)
 
@@ -114,12 +105,12 @@ class Uploads:
             async with asyncio.timeout(_WAIT_SECONDS):
                 await self._places.acquire()
         except TimeoutError:
-            raise _busy("as many artifacts as storage takes at once are being stored; try again") from None
+            raise busy("as many artifacts as storage takes at once are being stored; try again") from None
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
                 return await self._stored(wanted, parts)
         except TimeoutError:
-            raise _busy("storing the artifact took too long; try again") from None
+            raise busy("storing the artifact took too long; try again") from None
         finally:
             self._places.release()
 
@@ -127,114 +118,57 @@ class Uploads:
         begun = await self._database.write(lambda transaction: self._begin(transaction, wanted))
         if begun.done is not None:
             return begun.done
-        lost = begun.same
-        if lost is not None and await self._store.size(lost.name) == wanted.size:
-            linked = await self._database.write(lambda transaction: self._link(transaction, wanted))
-            if linked is not None:
-                return linked
-            lost = None  # collected meanwhile
-        return await self._write(wanted, begun.keep, parts, lost)
-
-    async def _write(self, wanted: Wanted, keep: int, parts: AsyncIterator[bytes], lost: Blob | None) -> Stored:
-        blob = await self._database.write(lambda transaction: self._reserve(transaction, wanted, keep))
-        content = _Content(wanted, keep)
-        try:
-            await self._store.put(blob.name, content.kept(parts))
-            stored = Stored(keep, content.digest)
-            return await self._finished(wanted, blob, stored, lost)
-        except BaseException:
-            with suppress(CallError):  # then it is found by its age
-                await self._database.write(lambda transaction: blobs.doom(transaction, blob, self._clock.now()))
-            raise
-
-    async def _finished(self, wanted: Wanted, blob: Blob, stored: Stored, lost: Blob | None) -> Stored:
-        finish: Callable[[WriteTransaction], None] = lambda transaction: self._finish(  # noqa: E731
-            transaction, wanted, blob, stored, lost
-        )
-        for _ in range(_TRIES):
-            with suppress(IntegrityError):  # another process stored the same bytes at this moment: refer to those
-                await self._database.write(finish)
-                return stored
-        raise _busy("the same bytes are stored by others all the time; try again")
-
-    # In transactions.
+        content = _Content(begun.tenant, wanted, begun.keep, parts)
+        await self._objects.store(content, lambda transaction: self._hold(transaction, wanted, begun.keep), begun.same)
+        return Stored(content.size, content.sha256)
 
     def _begin(self, transaction: WriteTransaction, wanted: Wanted) -> _Begun:
         record = _held(transaction, wanted)
-        keep = self._allowed(transaction, record, wanted)
+        keep = _allowed(transaction, record, wanted, self._max_bytes)
         for one in references.of_attempt(transaction.connection, record.seq, record.attempt):
             if one.path == wanted.path and keep == wanted.size and (one.size, one.sha256) == (keep, wanted.sha256):
-                return _Begun(keep, done=Stored(one.size, one.sha256))
+                return _Begun(record.tenant, keep, done=Stored(one.size, one.sha256))
         whole = keep == wanted.size
-        return _Begun(keep, same=blobs.same(transaction, record.tenant, wanted.sha256) if whole else None)
+        same = blobs.same(transaction, record.tenant, wanted.sha256) if whole else None
+        return _Begun(record.tenant, keep, same=same)
 
-    def _link(self, transaction: WriteTransaction, wanted: Wanted) -> Stored | None:
+    def _hold(self, transaction: WriteTransaction, wanted: Wanted, size: int) -> Callable[[Blob], None]:
+        """The run, while its lease is held and its other files leave room."""
         record = _held(transaction, wanted)
-        blob = blobs.same(transaction, record.tenant, wanted.sha256)
-        if blob is None:
-            return None
-        self._check_room(transaction, record, wanted, wanted.size)
-        references.point(transaction, record, wanted.path, wanted.size, blob.seq, cut=False)
-        return Stored(wanted.size, wanted.sha256)
+        if _allowed(transaction, record, wanted, self._max_bytes) < size:
+            raise busy("other artifacts of this run were stored meanwhile; try again")
 
-    def _reserve(self, transaction: WriteTransaction, wanted: Wanted, keep: int) -> Blob:
-        record = _held(transaction, wanted)
-        return blobs.reserve(transaction, record.tenant, wanted.sha256, keep, self._clock.now())
+        def refer(blob: Blob) -> None:
+            references.point(transaction, record, wanted.path, wanted.size, blob.seq, cut=size < wanted.size)
 
-    def _finish(
-        self, transaction: WriteTransaction, wanted: Wanted, blob: Blob, stored: Stored, lost: Blob | None
-    ) -> None:
-        record, now = _held(transaction, wanted), self._clock.now()
-        self._check_room(transaction, record, wanted, stored.size)
-        there = blobs.same(transaction, record.tenant, stored.sha256)
-        if there is None:
-            if not blobs.make_present(transaction, blob, stored.sha256, stored.size, now):
-                raise _busy("storing the artifact took too long; try again")
-            there = blob
-        elif lost == there:
-            blobs.replace(transaction, lost, blob, now)
-        else:
-            blobs.doom(transaction, blob, now)
-        cut = stored.size < wanted.size
-        references.point(transaction, record, wanted.path, wanted.size, there.seq, cut=cut)
-
-    def _allowed(self, transaction: WriteTransaction, record: Record, wanted: Wanted) -> int:
-        """How many bytes of the file may be kept beside the attempt's others."""
-        others = [
-            one
-            for one in references.of_attempt(transaction.connection, record.seq, record.attempt)
-            if one.path != wanted.path
-        ]
-        if len(others) >= MAX_FILES:
-            raise InvalidArgumentError("INVALID_FIELD", f"a run has at most {MAX_FILES} artifacts")
-        return max(0, min(wanted.size, self._max_bytes - sum(one.size for one in others)))
-
-    def _check_room(self, transaction: WriteTransaction, record: Record, wanted: Wanted, size: int) -> None:
-        if self._allowed(transaction, record, wanted) < size:
-            raise _busy("other artifacts of this run were stored meanwhile; try again")
+        return refer
 
 
 class _Content:
     """The bytes of a file on their way: counted and digested, and cut.
 
     Attributes:
-        digest: of what is kept; right when all was taken.
+        tenant: whose they are.
+        size: how many are kept.
+        sha256: of what is kept; right when all was taken.
     """
 
-    def __init__(self, wanted: Wanted, keep: int) -> None:
+    def __init__(self, tenant: str, wanted: Wanted, keep: int, parts: AsyncIterator[bytes]) -> None:
+        self.tenant = tenant
+        self.size = keep
+        self.sha256 = wanted.sha256
         self._wanted = wanted
-        self._keep = keep
-        self.digest = wanted.sha256
+        self._parts = parts
 
-    async def kept(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def parts(self) -> AsyncIterator[bytes]:
         """What is to be written; raises at its end unless the whole file was what was announced."""
         whole, kept, size = hashlib.sha256(), hashlib.sha256(), 0
-        cut = self._keep < self._wanted.size
-        async for part in parts:
+        cut = self.size < self._wanted.size
+        async for part in self._parts:
             if size + len(part) > self._wanted.size:
                 raise _mismatch(f"more than the {self._wanted.size} bytes that were announced came")
             whole.update(part)
-            if wanted := part[: max(0, self._keep - size)]:
+            if wanted := part[: max(0, self.size - size)]:
                 if cut:
                     kept.update(wanted)
                 yield wanted
@@ -244,7 +178,19 @@ class _Content:
         if whole.digest() != self._wanted.sha256:
             raise _mismatch("the bytes that came have not the SHA-256 that was announced")
         if cut:
-            self.digest = kept.digest()
+            self.sha256 = kept.digest()
+
+
+def _allowed(transaction: WriteTransaction, record: Record, wanted: Wanted, max_bytes: int) -> int:
+    """How many bytes of the file may be kept beside the attempt's others."""
+    others = [
+        one
+        for one in references.of_attempt(transaction.connection, record.seq, record.attempt)
+        if one.path != wanted.path
+    ]
+    if len(others) >= MAX_FILES:
+        raise InvalidArgumentError("INVALID_FIELD", f"a run has at most {MAX_FILES} artifacts")
+    return max(0, min(wanted.size, max_bytes - sum(one.size for one in others)))
 
 
 def _held(transaction: WriteTransaction, wanted: Wanted) -> Record:
@@ -259,7 +205,3 @@ def _held(transaction: WriteTransaction, wanted: Wanted) -> Record:
 
 def _mismatch(text: str) -> InvalidArgumentError:
     return InvalidArgumentError("ARTIFACT_MISMATCH", text)
-
-
-def _busy(text: str) -> UnavailableError:
-    return UnavailableError("ARTIFACT_STORE_UNAVAILABLE", text, retry_after=_RETRY)

@@ -217,7 +217,7 @@ async def opened(folder: Path, url: str, name: str) -> AsyncIterator[Bench]:
     state = folder / name
     state.mkdir(exist_ok=True)
     backend = choose(_made(url, name), state, clock=clock)
-    metrics, policy = Metrics(CollectorRegistry()), Policy(max_queued=1 << 30)
+    metrics, policy = Metrics(CollectorRegistry()), Policy(max_queued=1 << 30, cache_bytes=0)
     async with running(state, policy, clock, signer, verifier, _HEADS, metrics, backend) as service:
         bench = Bench(service)
         await bench.register()

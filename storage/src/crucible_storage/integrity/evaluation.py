@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.executor.v1.executor_service_pb2 import FinalRecord, RunSpec
@@ -46,6 +46,7 @@ class Stored:
         failed: attempt, reason and time of each failed attempt, in order.
         labels: of the table of labels.
         artifacts: of its latest attempt, those that are marked as listed by its signed record.
+        objects: size and SHA-256 of the object of each large output that has one, by attempt and stream.
     """
 
     record: Record
@@ -54,6 +55,7 @@ class Stored:
     failed: Sequence[tuple[int, str, int]]
     labels: Mapping[str, str]
     artifacts: Sequence[Kept] = ()
+    objects: Mapping[tuple[int, int], tuple[int, bytes]] = field(default_factory=dict)
 
 
 def faults(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
@@ -73,6 +75,7 @@ def faults(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str
     failed = [(one.attempt, one.reason, from_timestamp(one.time)) for one in rebuilt.failed]
     if list(stored.failed) != failed:
         yield f"{len(stored.failed)} failed attempts are stored, its events tell {len(failed)}, or they differ"
+    yield from _moved(stored, rebuilt)
     yield from _lease(record, rebuilt)
     yield from _spec(stored, rebuilt)
     yield from _end(stored, rebuilt, verifier)
@@ -90,6 +93,23 @@ def _deleted(stored: Stored, rebuilt: Rebuilt) -> Iterator[str]:
         yield "it was deleted, and something of it is left"
     if stored.artifacts:
         yield "it was deleted, and artifacts of it are left"
+    if stored.objects:
+        yield "it was deleted, and output of it is left in the artifact store"
+
+
+def _moved(stored: Stored, rebuilt: Rebuilt) -> Iterator[str]:
+    """Large output: what is not in the database is an object, and what is in both is the same."""
+    names = dict(_STREAMS)
+    for (attempt, number), stream in rebuilt.streams.items():
+        where = f"{names[pb.OutputStream.ValueType(number)]} of attempt {attempt}"
+        there = stored.objects.get((attempt, number))
+        if there is None:
+            if not stream.here:
+                yield f"its {where} is neither in the database nor in the artifact store"
+        elif there[0] != stream.length or (stream.here and there[1] != stream.digest.digest()):
+            yield f"its {where} was moved to an object that has other bytes"
+    for attempt, number in sorted(stored.objects.keys() - rebuilt.streams.keys()):
+        yield f"output of attempt {attempt} was moved, and no event tells of any of stream {number}"
 
 
 def _lease(record: Record, rebuilt: Rebuilt) -> Iterator[str]:
@@ -155,12 +175,13 @@ def _end(stored: Stored, rebuilt: Rebuilt, verifier: Verifier) -> Iterator[str]:
     except CallError as error:
         yield error.message
         return
-    yield from _record(record, end, final, rebuilt)
+    yield from _record(stored, end, final, rebuilt)
     yield from _artifacts(stored.artifacts, final)
 
 
-def _record(record: Record, end: pb.Evaluation, final: FinalRecord, rebuilt: Rebuilt) -> Iterator[str]:
+def _record(stored: Stored, end: pb.Evaluation, final: FinalRecord, rebuilt: Rebuilt) -> Iterator[str]:
     """The end as it is stored, and the output, against what the executor signed."""
+    record = stored.record
     expected = final_records.result(final, end.provenance.record)
     if record.state == CANCELLED:
         expected.termination.CopyFrom(end.termination)
@@ -172,7 +193,8 @@ def _record(record: Record, end: pb.Evaluation, final: FinalRecord, rebuilt: Reb
         yield "its events tell other limit hits than the signed final record"
     for (number, name), said in zip(_STREAMS, (final.stdout, final.stderr), strict=True):
         stream = rebuilt.stream(number)
-        same = stream.length == 0 or stream.digest.digest() == said.sha256
+        _, moved = stored.objects.get((record.attempt, number), (0, b""))
+        same = stream.length == 0 or (stream.digest.digest() if stream.here else moved) == said.sha256
         if stream.length != said.bytes_kept or not same:
             yield f"its kept {name} is not what the signed final record says"
 

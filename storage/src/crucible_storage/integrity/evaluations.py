@@ -56,6 +56,17 @@ _ARTIFACTS = _of(
     _BLOB.size,
     _BLOB.state,
 ).select_from(models.artifact.outerjoin(models.blob, _BLOB.seq == _ARTIFACT.blob_seq))
+_LARGE = models.large_output.c
+_LARGE_OUTPUT = _of(
+    models.large_output,
+    _LARGE.attempt,
+    _LARGE.stream,
+    _LARGE.blob_seq,
+    _BLOB.tenant.label("blob_tenant"),
+    _BLOB.size,
+    _BLOB.sha256,
+    _BLOB.state,
+).select_from(models.large_output.outerjoin(models.blob, _BLOB.seq == _LARGE.blob_seq))
 _EVENTS = (
     _of(
         models.event,
@@ -119,16 +130,17 @@ def _check_one(
         if not whole:
             continue
         try:
-            event = _event(row, record)
+            event, elsewhere = _event(row, record)
             progress.output_bytes += len(event.output.data)
-            rebuilt.take(event)
+            rebuilt.take(event, elsewhere)
         except _UNREADABLE as error:
             add(f"event {row.position}: {error}")
             whole = False
     programs, results = list(page.programs.of(record.seq)), list(page.results.of(record.seq))
     failed, labels = list(page.failed.of(record.seq)), list(page.labels.of(record.seq))
-    artifacts = list(page.artifacts.of(record.seq))
-    if any(row.tenant != record.tenant for rows in (programs, results, failed, labels, artifacts) for row in rows):
+    artifacts, large = list(page.artifacts.of(record.seq)), list(page.large.of(record.seq))
+    owned = (programs, results, failed, labels, artifacts, large)
+    if any(row.tenant != record.tenant for rows in owned for row in rows):
         add("something of it belongs to another tenant")
     if not whole:
         return
@@ -142,9 +154,12 @@ def _check_one(
         failed=[(row.attempt, row.reason, row.time) for row in failed],
         labels={row.key: row.value for row in labels},
         artifacts=[_kept(row) for row in artifacts if row.confirmed and row.attempt == record.attempt],
+        objects={(row.attempt, row.stream): (row.size, row.sha256) for row in large if row.blob_seq is not None},
     )
     if any((row.state, row.blob_tenant) != (PRESENT, record.tenant) for row in artifacts):
         add("an artifact of it refers to no object of its tenant that is there")
+    if any((row.state, row.blob_tenant) != (PRESENT, record.tenant) for row in large if row.blob_seq is not None):
+        add("output of it refers to no object of its tenant that is there")
     try:
         for fault in faults(stored, rebuilt, verifier):
             add(fault)
@@ -158,8 +173,8 @@ def _kept(row: Row[Any]) -> Kept:
     return Kept(row.path, row.total, bool(row.cut), True, row.seq, row.name, row.sha256, row.size)
 
 
-def _event(row: Row[Any], record: Record) -> Event:
-    """An event with its output's bytes.
+def _event(row: Row[Any], record: Record) -> tuple[Event, int]:
+    """An event with its output's bytes, and how many bytes it would have that are elsewhere.
 
     Raises:
         HistoryError: its output is missing, or somebody else's.
@@ -172,13 +187,13 @@ def _event(row: Row[Any], record: Record) -> Event:
     if row.stream is None:
         if not row.body:
             raise HistoryError("its output is missing")
-        return event
+        return event, 0
     if row.body or (row.output_of, row.output_tenant, row.output_attempt) != (record.seq, row.tenant, row.attempt):
         raise HistoryError("the output at its position is not its own")
-    if row.size != len(row.data):
+    if row.data and row.size != len(row.data):
         raise HistoryError(f"its output has {len(row.data)} bytes, {row.size} were stored")
     event.output.CopyFrom(OutputChunk(stream=pb.OutputStream.ValueType(row.stream), offset=row.offset, data=row.data))
-    return event
+    return event, 0 if row.data else row.size
 
 
 class _Page:
@@ -192,6 +207,7 @@ class _Page:
         self.failed = _Owned(connection, _FAILED, bounds, ahead=64)
         self.artifacts = _Owned(connection, _ARTIFACTS, bounds, ahead=64)
         self.labels = _Owned(connection, _LABELS, bounds, ahead=64)
+        self.large = _Owned(connection, _LARGE_OUTPUT, bounds, ahead=64)
 
 
 class _Owned:

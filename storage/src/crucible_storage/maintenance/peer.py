@@ -76,6 +76,7 @@ class Peer:
                     one.event_bytes,
                     one.sample_bytes,
                     one.artifact_bytes,
+                    one.moved_output_bytes,
                 )
                 for one in used.tenants
             ],

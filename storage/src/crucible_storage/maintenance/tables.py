@@ -21,7 +21,7 @@ def of(used: Usage) -> str:
     lines += _table(("TABLE", "ROWS", "SIZE"), ((one.name, str(one.rows), _size(one.bytes)) for one in used.tables))
     lines += [""]
     lines += _table(
-        ("TENANT", "EVALUATIONS", "OUTPUT", "PROGRAMS", "EVENTS", "SAMPLES", "ARTIFACTS"),
+        ("TENANT", "EVALUATIONS", "OUTPUT", "PROGRAMS", "EVENTS", "SAMPLES", "ARTIFACTS", "MOVED OUTPUT"),
         ((one.tenant, str(one.evaluations), *map(_size, _parts(one))) for one in used.tenants),
     )
     lines += [""]
@@ -30,7 +30,8 @@ def of(used: Usage) -> str:
 
 
 def _parts(one: TenantUsage) -> tuple[int, ...]:
-    return (one.output_bytes, one.program_bytes, one.event_bytes, one.sample_bytes, one.artifact_bytes)
+    here = (one.output_bytes, one.program_bytes, one.event_bytes, one.sample_bytes)
+    return (*here, one.artifact_bytes, one.moved_output_bytes)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from crucible_storage import models
-from crucible_storage.artifact_tables import PRESENT
+from crucible_storage.artifact_tables import MOVED, PRESENT
 from crucible_storage.lifecycle import DELETED
 from crucible_storage.names import evaluation_name
 
@@ -18,7 +18,13 @@ _LARGEST = 10
 _EVALUATION, _EVENT, _OUTPUT = models.evaluation.c, models.event.c, models.output.c
 _THERE = _EVALUATION.state != DELETED
 _EVALUATIONS = select(_EVALUATION.tenant, func.count(), func.sum(_EVALUATION.run_spec_size)).where(_THERE)
-_OUTPUTS = select(_OUTPUT.tenant, func.sum(_OUTPUT.size).label("size")).group_by(_OUTPUT.tenant)
+_OUTPUTS = select(_OUTPUT.tenant, func.sum(func.length(_OUTPUT.data)).label("size")).group_by(_OUTPUT.tenant)
+_LARGE_OUTPUT = models.large_output.c
+_MOVED = (
+    select(_LARGE_OUTPUT.tenant, func.sum(_LARGE_OUTPUT.size).label("size"))
+    .where(_LARGE_OUTPUT.state == MOVED)
+    .group_by(_LARGE_OUTPUT.tenant)
+)
 _SAMPLES = select(models.usage_sample.c.tenant, func.sum(func.length(models.usage_sample.c.data)).label("size"))
 _EVENTS = select(_EVENT.tenant, func.sum(func.length(_EVENT.body)).label("size")).group_by(_EVENT.tenant)
 _BLOB, _ARTIFACT = models.blob.c, models.artifact.c
@@ -68,7 +74,10 @@ class TableUsage:
 
 @dataclass(frozen=True, slots=True)
 class TenantUsage:
-    """One tenant: evaluations that are there, and bytes of what belongs to them."""
+    """One tenant: evaluations that are there, and bytes of what belongs to them.
+
+    Of output, `output_bytes` are in the database and `moved_output_bytes` in the artifact store.
+    """
 
     tenant: str
     evaluations: int
@@ -77,12 +86,13 @@ class TenantUsage:
     event_bytes: int
     sample_bytes: int
     artifact_bytes: int
+    moved_output_bytes: int
 
     @property
     def bytes(self) -> int:
         """All of it."""
-        parts = (self.output_bytes, self.program_bytes, self.event_bytes, self.sample_bytes, self.artifact_bytes)
-        return sum(parts)
+        here = self.output_bytes + self.program_bytes + self.event_bytes + self.sample_bytes
+        return here + self.artifact_bytes + self.moved_output_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +214,12 @@ def _tenants(connection: Connection) -> list[TenantUsage]:
     by_tenant = _SAMPLES.group_by(models.usage_sample.c.tenant)
     samples = {row.tenant: int(row.size) for row in connection.execute(by_tenant)}
     artifacts = {row.tenant: int(row.size) for row in connection.execute(_ARTIFACTS)}
+    moved = {row.tenant: int(row.size) for row in connection.execute(_MOVED)}
     rows = connection.execute(_EVALUATIONS.group_by(_EVALUATION.tenant))
     there = {tenant: (number, size) for tenant, number, size in rows}
     made = []
-    for tenant in there.keys() | output.keys() | events.keys() | samples.keys() | artifacts.keys():
+    for tenant in there.keys() | output.keys() | events.keys() | samples.keys() | artifacts.keys() | moved.keys():
         evaluations, programs = there.get(tenant, (0, 0))
-        more = events.get(tenant, 0), samples.get(tenant, 0), artifacts.get(tenant, 0)
+        more = events.get(tenant, 0), samples.get(tenant, 0), artifacts.get(tenant, 0), moved.get(tenant, 0)
         made.append(TenantUsage(tenant, evaluations, output.get(tenant, 0), programs, *more))
     return made

@@ -3,7 +3,7 @@
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
-HEAD = "0009"
+HEAD = "0011"
 """The latest revision in `versions`."""
 
 

@@ -136,7 +136,8 @@ class EvaluationServiceServicer:
 
     def WatchEvaluation(self, request, context):
         """The evaluation's events after a position, then those to come; ends after the event of its terminal state.
-        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
+        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute. Where large output is
+        replayed also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +145,7 @@ class EvaluationServiceServicer:
 
     def ReadOutput(self, request, context):
         """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+        Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,10 +58,13 @@ class EvaluationServiceStub:
     """
     WatchEvaluation: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _evaluation_service_pb2.WatchEvaluationResponse]
     """The evaluation's events after a position, then those to come; ends after the event of its terminal state.
-    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
+    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute. Where large output is
+    replayed also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
     """
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]
-    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+    Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
     ListUsageSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListUsageSamplesRequest, _evaluation_service_pb2.ListUsageSamplesResponse]
     """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
     and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
@@ -102,10 +105,13 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     WatchEvaluation: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _evaluation_service_pb2.WatchEvaluationResponse]  # type: ignore[assignment]
     """The evaluation's events after a position, then those to come; ends after the event of its terminal state.
-    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
+    NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute. Where large output is
+    replayed also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
     """
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadOutputRequest, _evaluation_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
-    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+    Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
     ListUsageSamples: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListUsageSamplesRequest, _evaluation_service_pb2.ListUsageSamplesResponse]  # type: ignore[assignment]
     """CPU time, memory and processes of one attempt over time, as far as they are stored now. Older series are downsampled
     and then removed, see `UsagePoint`. NOT_FOUND: EVALUATION_NOT_FOUND.
@@ -179,7 +185,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.WatchEvaluationResponse], _abc.AsyncIterator[_evaluation_service_pb2.WatchEvaluationResponse]]:
         """The evaluation's events after a position, then those to come; ends after the event of its terminal state.
-        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute.
+        NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE: READER_STALLED, when nothing was read for a minute. Where large output is
+        replayed also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
         """
 
     @_abc_1.abstractmethod
@@ -188,7 +195,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_service_pb2.ReadOutputRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadOutputResponse]]:
-        """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+        """The kept bytes of one output stream from an offset, as far as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+        Of large output of what ended minutes ago also UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+        """
 
     @_abc_1.abstractmethod
     def ListUsageSamples(

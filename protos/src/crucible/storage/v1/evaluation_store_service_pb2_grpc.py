@@ -118,7 +118,8 @@ class EvaluationStoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadOutput(self, request, context):
-        """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND.
+        """Kept output from an offset as far as it is stored, in messages of at most 64 KiB, wherever it is kept. NOT_FOUND.
+        UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,9 @@ class EvaluationStoreServiceStub:
     CancelEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CancelEvaluationRequest, _evaluation_store_service_pb2.CancelEvaluationResponse]
     """Stores the intent; a queued evaluation becomes CANCELLED at once, a terminal one is returned unchanged. NOT_FOUND."""
     ReadOutput: _grpc.UnaryStreamMultiCallable[_evaluation_store_service_pb2.ReadOutputRequest, _evaluation_store_service_pb2.ReadOutputResponse]
-    """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+    """Kept output from an offset as far as it is stored, in messages of at most 64 KiB, wherever it is kept. NOT_FOUND.
+    UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
     ListUsageSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.ListUsageSamplesRequest, _evaluation_store_service_pb2.ListUsageSamplesResponse]
     """What is kept of an attempt's usage samples, and how far they are whole. NOT_FOUND."""
     DeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]
@@ -73,7 +75,9 @@ class EvaluationStoreServiceAsyncStub(EvaluationStoreServiceStub):
     CancelEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.CancelEvaluationRequest, _evaluation_store_service_pb2.CancelEvaluationResponse]  # type: ignore[assignment]
     """Stores the intent; a queued evaluation becomes CANCELLED at once, a terminal one is returned unchanged. NOT_FOUND."""
     ReadOutput: _aio.UnaryStreamMultiCallable[_evaluation_store_service_pb2.ReadOutputRequest, _evaluation_store_service_pb2.ReadOutputResponse]  # type: ignore[assignment]
-    """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+    """Kept output from an offset as far as it is stored, in messages of at most 64 KiB, wherever it is kept. NOT_FOUND.
+    UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
     ListUsageSamples: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.ListUsageSamplesRequest, _evaluation_store_service_pb2.ListUsageSamplesResponse]  # type: ignore[assignment]
     """What is kept of an attempt's usage samples, and how far they are whole. NOT_FOUND."""
     DeleteEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_store_service_pb2.DeleteEvaluationRequest, _evaluation_store_service_pb2.DeleteEvaluationResponse]  # type: ignore[assignment]
@@ -133,7 +137,9 @@ class EvaluationStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_store_service_pb2.ReadOutputRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_evaluation_store_service_pb2.ReadOutputResponse], _abc.AsyncIterator[_evaluation_store_service_pb2.ReadOutputResponse]]:
-        """Kept output from an offset as far as it is stored, in messages of at most 64 KiB. NOT_FOUND."""
+        """Kept output from an offset as far as it is stored, in messages of at most 64 KiB, wherever it is kept. NOT_FOUND.
+        UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+        """
 
     @_abc_1.abstractmethod
     def ListUsageSamples(

@@ -53,14 +53,16 @@ class EventLogServiceServicer:
 
     def TailEvents(self, request, context):
         """All events after a position, in order, then those to come, in batches. Output events carry their bytes. First an
-        empty batch with the log's last position at the time of the call.
+        empty batch with the log's last position at the time of the call. Output that the artifact store has lost comes
+        without its bytes. UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE, for events of what ended minutes ago.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadEvents(self, request, context):
-        """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND.
+        """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE:
+        ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

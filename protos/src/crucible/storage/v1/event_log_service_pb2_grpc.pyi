@@ -35,10 +35,13 @@ class EventLogServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EventLogServiceAsyncStub: ...
     TailEvents: _grpc.UnaryStreamMultiCallable[_event_log_service_pb2.TailEventsRequest, _event_log_service_pb2.TailEventsResponse]
     """All events after a position, in order, then those to come, in batches. Output events carry their bytes. First an
-    empty batch with the log's last position at the time of the call.
+    empty batch with the log's last position at the time of the call. Output that the artifact store has lost comes
+    without its bytes. UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE, for events of what ended minutes ago.
     """
     ReadEvents: _grpc.UnaryStreamMultiCallable[_event_log_service_pb2.ReadEventsRequest, _event_log_service_pb2.ReadEventsResponse]
-    """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE:
+    ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
 
 @_typing.type_check_only
 class EventLogServiceAsyncStub(EventLogServiceStub):
@@ -47,10 +50,13 @@ class EventLogServiceAsyncStub(EventLogServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     TailEvents: _aio.UnaryStreamMultiCallable[_event_log_service_pb2.TailEventsRequest, _event_log_service_pb2.TailEventsResponse]  # type: ignore[assignment]
     """All events after a position, in order, then those to come, in batches. Output events carry their bytes. First an
-    empty batch with the log's last position at the time of the call.
+    empty batch with the log's last position at the time of the call. Output that the artifact store has lost comes
+    without its bytes. UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE, for events of what ended minutes ago.
     """
     ReadEvents: _aio.UnaryStreamMultiCallable[_event_log_service_pb2.ReadEventsRequest, _event_log_service_pb2.ReadEventsResponse]  # type: ignore[assignment]
-    """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+    """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE:
+    ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+    """
 
 class EventLogServiceServicer(metaclass=_abc_1.ABCMeta):
     """The event log. Caller: monitor only."""
@@ -62,7 +68,8 @@ class EventLogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_event_log_service_pb2.TailEventsResponse], _abc.AsyncIterator[_event_log_service_pb2.TailEventsResponse]]:
         """All events after a position, in order, then those to come, in batches. Output events carry their bytes. First an
-        empty batch with the log's last position at the time of the call.
+        empty batch with the log's last position at the time of the call. Output that the artifact store has lost comes
+        without its bytes. UNAVAILABLE: ARTIFACT_STORE_UNAVAILABLE, for events of what ended minutes ago.
         """
 
     @_abc_1.abstractmethod
@@ -71,6 +78,8 @@ class EventLogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_log_service_pb2.ReadEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_event_log_service_pb2.ReadEventsResponse], _abc.AsyncIterator[_event_log_service_pb2.ReadEventsResponse]]:
-        """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND."""
+        """One evaluation's events after a position, as they are stored now. NOT_FOUND: EVALUATION_NOT_FOUND. UNAVAILABLE:
+        ARTIFACT_STORE_UNAVAILABLE. DATA_LOSS: ARTIFACT_DAMAGED.
+        """
 
 def add_EventLogServiceServicer_to_server(servicer: EventLogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

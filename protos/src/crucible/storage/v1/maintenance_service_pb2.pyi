@@ -246,12 +246,13 @@ class TenantUsage(_message.Message):
     EVENT_BYTES_FIELD_NUMBER: _builtins.int
     SAMPLE_BYTES_FIELD_NUMBER: _builtins.int
     ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
+    MOVED_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Its name."""
     evaluations: _builtins.int
     """Evaluations that are there; deleted ones do not count."""
     output_bytes: _builtins.int
-    """Kept output."""
+    """Kept output that is in the database."""
     program_bytes: _builtins.int
     """Programs and their files."""
     event_bytes: _builtins.int
@@ -260,6 +261,8 @@ class TenantUsage(_message.Message):
     """Usage samples."""
     artifact_bytes: _builtins.int
     """Artifacts, each as if it were stored alone."""
+    moved_output_bytes: _builtins.int
+    """Kept output that was moved to the artifact store, each stream as if it were stored alone."""
     def __init__(
         self,
         *,
@@ -270,10 +273,11 @@ class TenantUsage(_message.Message):
         event_bytes: _builtins.int = ...,
         sample_bytes: _builtins.int = ...,
         artifact_bytes: _builtins.int = ...,
+        moved_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "evaluations", b"evaluations", "event_bytes", b"event_bytes", "output_bytes", b"output_bytes", "program_bytes", b"program_bytes", "sample_bytes", b"sample_bytes", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "evaluations", b"evaluations", "event_bytes", b"event_bytes", "moved_output_bytes", b"moved_output_bytes", "output_bytes", b"output_bytes", "program_bytes", b"program_bytes", "sample_bytes", b"sample_bytes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
