@@ -40,8 +40,8 @@ test: setup setup-tests lint typecheck test-all ## set-up, linters, types and ev
 test-all:
 	@$(RUN) $(PYTHON) -m tests.all
 
-test-unit: environment ## the quick part: the tests that need neither root nor PostgreSQL
-	@$(RUN) $(PYTHON) -m pytest -n 2 -m "not root and not postgresql and not alone"
+test-unit: environment ## the quick part, under a minute: what needs neither root nor PostgreSQL and is not slow
+	@$(RUN) $(PYTHON) -m pytest -n 2 -m "not root and not postgresql and not alone and not slow"
 
 # ARGS are passed on: make bench ARGS="--json --only warm", make soak ARGS="--count 1000".
 bench: setup ## the benchmark table, each row beside its baseline; under 15 minutes (root)

@@ -27,6 +27,8 @@ from tests.gateway import real_storage
 from tests.gateway.fake_servicer import Keys
 from tests.storage import artifact_world as a
 
+pytestmark = pytest.mark.slow
+
 KEY, OTHER = "crucible_key-of-acme", "crucible_key-of-other"
 MIB = 1 << 20
 BIG = os.urandom(3 * MIB + 17)

@@ -26,6 +26,8 @@ from tests.client.conftest import CommandLine
 from tests.gateway import real_storage
 from tests.gateway.fake_servicer import Keys
 
+pytestmark = pytest.mark.slow
+
 KEY = "crucible_key-of-the-batches"
 
 

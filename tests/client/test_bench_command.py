@@ -17,6 +17,8 @@ from crucible_client.suites.results_file import ResultsFile, ResultsFileError
 from crucible_rpc import errors
 from tests.client.gateway_servicer import Gateway, serve
 
+pytestmark = pytest.mark.slow
+
 TGKILL = {"x86_64": 234, "aarch64": 131}[platform.machine()]
 HANGS = "    import time\n    time.sleep(1000)\n"
 

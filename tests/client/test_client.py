@@ -29,6 +29,8 @@ from crucible_client import errors as sdk_errors
 from crucible_rpc import errors
 from tests.client.gateway_servicer import KEY, script, serve
 
+pytestmark = pytest.mark.slow
+
 
 def spec(**plan) -> EvaluationSpec:
     return EvaluationSpec(Program("python", (File("main.py", script(**plan).encode()),)))

@@ -16,6 +16,8 @@ from click.testing import CliRunner
 from crucible_client.cli import app
 from tests.client.gateway_servicer import KEY, script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def name(crucible, tmp_path) -> str:

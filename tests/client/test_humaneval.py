@@ -14,6 +14,8 @@ from crucible_client.specs import Limits
 from crucible_client.suites import humaneval
 from crucible_client.suites.humaneval import Sample
 
+pytestmark = pytest.mark.slow
+
 FAILED_CHECK = 86
 
 

@@ -8,6 +8,8 @@ import pytest
 from crucible.evaluation.v1 import evaluation_pb2, tenant_pb2
 from crucible_client import Quota, errors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def dead(gateway):

@@ -12,6 +12,8 @@ from crucible_client.cli.app import app
 from crucible_rpc import errors
 from tests.client.gateway_servicer import script
 
+pytestmark = pytest.mark.slow
+
 OUT, ERR = 1, 2
 
 

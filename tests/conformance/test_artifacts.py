@@ -15,6 +15,8 @@ from crucible_executor.spool import Spool
 from tests.conformance.harness import Recorder, Result, limits, processes_of, python, run, sandbox_class
 from tests.conformance.promises import needs, only
 
+pytestmark = pytest.mark.slow
+
 WANTED = limits(artifact_bytes=4 << 20)
 MIB = 1 << 20
 _SAME = "The init's own code does it, the same on every engine."

@@ -24,6 +24,8 @@ from tests.conformance.harness import eventually, processes_named
 from tests.conformance.promises import GUISES, NEED_DOCKER
 from tests.executor.support import Collected, Keys, collect, limits, ticket, told_time
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LONG = "import os, time\nos.fork()\nif os.fork() == 0: os.setsid()\nprint('up', flush=True)\ntime.sleep(60)"
 

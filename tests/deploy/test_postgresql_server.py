@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from crucible_deploy import postgresql_server
+
+pytestmark = pytest.mark.slow
 
 _STARTS = """
 import sys, time

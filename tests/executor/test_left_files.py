@@ -17,6 +17,8 @@ from crucible_executor.spool import Spool
 from tests.executor.left_messages import ABANDONED, CHUNK_BYTES, DATA, DONE, END, NAME, end, feed, file, message, name
 from tests.executor.test_init_protocol import record as report
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1 << 20
 FILES = {b"a/b": b"x" * 200_000, b"empty": b"", "ü\n\x1b[31m".encode(): b"odd", b"z": b"last"}
 STREAM = b"".join(file(path, content) for path, content in FILES.items()) + end(omitted=3)

@@ -19,6 +19,8 @@ from crucible_rpc.errors import InvalidArgumentError
 from tests.executor.support import RunningExecutor, new_run_id, running, told_time
 from tests.executor.test_runs import BLOCKS, CHILD, attach, begin
 
+pytestmark = pytest.mark.slow
+
 
 async def extend(executor, run_ids, permit, since):
     request = ex.ExtendPermitsRequest(run_ids=run_ids, since=since)

@@ -18,6 +18,8 @@ from crucible_executor.engines.pooled import PooledEngine, PoolSettings, idle_cp
 from crucible_executor.metrics import PoolMetrics
 from crucible_executor.model import Interpreter, Isolation, Limits, Outcome, Program, SandboxClass, StartKind
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = PoolSettings(size=2, memory_bytes=1 << 30, idle=timedelta(minutes=1), slots=2)
 CLASS = SandboxClass("image", 64 << 20, 1 << 20, None, 1, 16)
 WAITS = dataclasses.replace(CLASS, interpreter=Interpreter(("python3", "main.py"), (), "main.py", 16, 64))

@@ -16,6 +16,8 @@ from crucible_rpc.channel import connect
 from crucible_rpc.errors import FailedPreconditionError
 from tests.executor.support import ScriptedEngine, running
 
+pytestmark = pytest.mark.slow
+
 SERVICE = "crucible.executor.v1.ExecutorService"
 
 

@@ -24,6 +24,8 @@ from crucible_rpc.errors import (
 )
 from tests.executor.support import ScriptedEngine, collect, limits, new_run_id, running, single, told_time
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = {"block": True}
 
 

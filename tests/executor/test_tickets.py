@@ -20,6 +20,8 @@ from crucible_rpc.errors import (
 )
 from tests.executor.support import collect, limits, ticket
 
+pytestmark = pytest.mark.slow
+
 
 async def refused(executor, request, error=PermissionDeniedError, reason="INVALID_TICKET"):
     with pytest.raises(error) as caught:

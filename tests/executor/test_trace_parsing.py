@@ -16,6 +16,8 @@ from crucible_executor.tracing import tally, wire
 from crucible_executor.tracing.tally import MAX_REPORT, Tally
 from tests.executor import trace_messages as tm
 
+pytestmark = pytest.mark.slow
+
 SINCE = datetime(2030, 1, 1, tzinfo=UTC)
 UNTIL = SINCE + timedelta(minutes=1)
 WRITE = 0o1101

@@ -28,6 +28,8 @@ from crucible_executor.tracing.trace import Trace
 from crucible_executor.tracing.tracer import Tracer, TracerPaths
 from tests.executor import trace_messages as tm
 
+pytestmark = pytest.mark.slow
+
 SINCE = datetime(2030, 1, 1, tzinfo=UTC)
 UNTIL = SINCE + timedelta(minutes=1)
 WRITE = 0o1101

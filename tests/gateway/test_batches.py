@@ -29,6 +29,8 @@ from crucible_rpc.errors import (
 from tests.gateway import real_storage
 from tests.gateway.conftest import OTHER_KEY, USER_KEY
 
+pytestmark = pytest.mark.slow
+
 UNKNOWN = "batches/0f8fad5b-d9cb-469f-a165-70867728950e"
 
 

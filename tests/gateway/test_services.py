@@ -33,6 +33,8 @@ from crucible_rpc.errors import (
 from tests.gateway.conftest import ADMIN_KEY, OTHER_KEY, USER_KEY, a_spec
 from tests.gateway.fake_servicer import MIB, an_executor
 
+pytestmark = pytest.mark.slow
+
 UNKNOWN = "evaluations/0f8fad5b-d9cb-469f-a165-70867728950e"
 RUN = "/crucible.gateway.v1.EvaluationService/RunEvaluation"
 

@@ -13,6 +13,8 @@ from crucible_rpc.errors import (
 )
 from tests.monitor.fake_log_servicer import name, until
 
+pytestmark = pytest.mark.slow
+
 WAIT = 20
 
 

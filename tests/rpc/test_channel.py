@@ -11,6 +11,8 @@ from crucible_rpc import errors, request_id
 from crucible_rpc.channel import calling, connect
 from tests.rpc.echo_servicer import EchoStub, say, sayings, within
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_unary_call_without_a_timeout_ends_at_the_default_deadline(server, dial, servicer):
     seen = []

@@ -11,6 +11,8 @@ from crucible_rpc import errors
 from crucible_rpc.errors import StartError
 from tests.rpc.echo_servicer import EchoStub, say, within
 
+pytestmark = pytest.mark.slow
+
 
 class Held:
     """A handler that stays until it is let go."""

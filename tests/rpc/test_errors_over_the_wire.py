@@ -11,6 +11,8 @@ from crucible_rpc import errors
 from crucible_rpc.errors import FieldViolation
 from tests.rpc.echo_servicer import EchoServicer, EchoStub, call_each_kind, say, within
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"unary-unary", "unary-stream", "stream-unary", "stream-stream"}
 
 

@@ -15,6 +15,8 @@ from crucible_rpc.tls import ClientTls
 from tests.rpc.conftest import REFLECTION
 from tests.rpc.echo_servicer import METHODS, EchoStub, add_echo, call_each_kind, full, say, within
 
+pytestmark = pytest.mark.slow
+
 
 async def test_the_permitted_process_is_known_to_the_handler(stub, servicer):
     seen = []

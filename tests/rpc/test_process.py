@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import asyncio, errno, logging
 from crucible_rpc import process

@@ -16,6 +16,8 @@ from tests.storage import output_world as o
 from tests.storage import world as w
 from tests.storage.world import storage
 
+pytestmark = pytest.mark.slow
+
 VERIFIER = signing.Verifier.of(w.RECORDS.public_pem)
 DATA = os.urandom(1000)
 LARGE, LARGER = os.urandom(70_000), os.urandom(80_000)

@@ -4,7 +4,7 @@ import pytest
 
 from crucible_storage.benchmark import artifact
 
-pytestmark = pytest.mark.database("sqlite")
+pytestmark = [pytest.mark.database("sqlite"), pytest.mark.slow]
 
 
 async def test_an_artifact_of_any_size_goes_in_and_out_through_bounded_memory(tmp_path):

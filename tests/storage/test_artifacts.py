@@ -22,6 +22,8 @@ from crucible_storage.artifacts.blob_store import PART, in_folder
 from tests.storage import artifact_world as a
 from tests.storage.world import POLICY, final_record, killed, report, signed, started, storage
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -22,6 +22,8 @@ from crucible_storage.database import Database
 from crucible_storage.sealer import Sealer
 from tests.storage import world as w
 
+pytestmark = pytest.mark.slow
+
 
 async def log(world, subject=""):
     """All sealed records, oldest first."""

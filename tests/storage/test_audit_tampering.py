@@ -17,7 +17,7 @@ from tests.storage import world as w
 from tests.storage.test_audit import verify
 
 # What judges is the same for both: only some tests show that it is given the same to judge.
-pytestmark = pytest.mark.database("sqlite")
+pytestmark = [pytest.mark.database("sqlite"), pytest.mark.slow]
 both = pytest.mark.database("sqlite", "postgresql")
 
 RECORDS = 40

@@ -18,6 +18,8 @@ from tests.storage import world as w
 from tests.storage.batch_world import ANYWAY, BatchWorld, id_of, item
 from tests.storage.world import FENCE, exited, finished, report, started
 
+pytestmark = pytest.mark.slow
+
 COUNTED = """
     SELECT CASE WHEN i.end_kind IS NOT NULL THEN i.end_kind
                 WHEN e.state = 1 AND e.blocked > 0 THEN 0 ELSE e.state END AS kind, count(*) AS number

@@ -11,7 +11,7 @@ from tests.storage.batch_world import ANYWAY, BatchWorld, item
 from tests.storage.test_integrity import checked, damage, names
 from tests.storage.world import storage
 
-pytestmark = pytest.mark.database("sqlite")
+pytestmark = [pytest.mark.database("sqlite"), pytest.mark.slow]
 
 
 async def lives(world):

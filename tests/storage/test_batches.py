@@ -25,6 +25,8 @@ from tests.storage import batch_world as b
 from tests.storage.batch_world import BatchWorld, item
 from tests.storage.world import exited, finished, report, started, storage
 
+pytestmark = pytest.mark.slow
+
 S = batch_pb2
 
 

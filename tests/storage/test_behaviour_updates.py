@@ -13,6 +13,8 @@ from crucible_storage.migrations import is_current
 from tests.storage import world as w
 from tests.storage.world import finished, output, report, started
 
+pytestmark = pytest.mark.slow
+
 
 def action(example="/etc/shadow", kind=bu.ACTION_KIND_PROBES, count=1, **more):
     made = bu.SeenAction(kind=kind, example=example, count=count, **more)

@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_benchmark_measures_everything_over_databases_of_its_own(tmp_path, databases):
     sizes = ["--count", "64", "--small", "20", "--large", "60", "--samples", "5", "--queue", "80"]

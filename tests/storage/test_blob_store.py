@@ -16,7 +16,7 @@ from crucible_storage.artifacts.s3 import in_bucket
 from tests.storage import s3_server
 from tests.storage.s3_server import FaultyProxy
 
-pytestmark = pytest.mark.database("sqlite")  # none is used: once is enough
+pytestmark = [pytest.mark.database("sqlite"), pytest.mark.slow]  # none is used: once is enough
 QUICK, PATIENT = timedelta(seconds=1), timedelta(seconds=30)
 NAME = "tenant/ab/object.1"
 

@@ -14,6 +14,8 @@ from crucible_storage import migrate, models, state
 from crucible_storage.migrations import HEAD, is_current
 from tests.storage.world import output, report, storage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def database(tmp_path, databases):

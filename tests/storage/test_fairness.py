@@ -9,7 +9,7 @@ import pytest
 from crucible_storage.fairness import AHEAD, HISTORY, Fairness, Share
 
 SECOND = 1_000_000
-pytestmark = pytest.mark.database("sqlite")  # none is used
+pytestmark = [pytest.mark.database("sqlite"), pytest.mark.slow]  # none is used
 
 
 def leases(weights, slots, seconds, length, *, start=None):

@@ -25,6 +25,8 @@ from crucible_storage.lifecycle import TERMINAL
 from tests.storage import world as w
 from tests.storage.world import FENCE, FakeClock, exited, finished, killed, output, report, started, storage
 
+pytestmark = pytest.mark.slow
+
 MEMORY = Path("/dev/shm")  # durability is not what this tests
 CHAOS = os.environ.get("HYPOTHESIS_PROFILE") == "chaos"
 VERIFIER = signing.Verifier.of(w.RECORDS.public_pem)

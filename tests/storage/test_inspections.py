@@ -17,6 +17,8 @@ from crucible_storage.inspections import Wanted
 from tests.storage import world as w
 from tests.storage.world import POLICY, executor, storage
 
+pytestmark = pytest.mark.slow
+
 SELF_TEST, VERIFY = pb.INSPECTION_KIND_SELF_TEST, pb.INSPECTION_KIND_VERIFY_ISOLATION
 ROWS = "SELECT state, reason FROM inspection ORDER BY seq"
 

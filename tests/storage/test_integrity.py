@@ -22,7 +22,7 @@ from tests.storage.world import FENCE, STDERR, exited, finished, killed, output,
 
 VERIFIER = signing.Verifier.of(w.RECORDS.public_pem)
 
-pytestmark = pytest.mark.database("sqlite")
+pytestmark = [pytest.mark.database("sqlite"), pytest.mark.slow]
 
 
 def checked(file, verifier=VERIFIER):

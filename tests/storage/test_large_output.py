@@ -25,6 +25,8 @@ from tests.storage import world as w
 from tests.storage.s3_server import FaultyProxy
 from tests.storage.world import storage
 
+pytestmark = pytest.mark.slow
+
 HOUR = timedelta(hours=1)
 LARGE = 300_000
 PART = 64 << 10

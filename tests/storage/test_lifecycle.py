@@ -15,6 +15,8 @@ from crucible_storage.sweeper import Sweeper
 from tests.storage import world as w
 from tests.storage.world import FENCE, exited, finished, killed, output, report, started
 
+pytestmark = pytest.mark.slow
+
 S = pb.EvaluationState
 LEASE = w.POLICY.lease
 MICROSECOND = timedelta(microseconds=1)

@@ -34,7 +34,7 @@ from tests.storage.world import FakeClock, storage
 
 VERIFIER = signing.Verifier.of(w.RECORDS.public_pem)
 
-pytestmark = pytest.mark.database("sqlite")
+pytestmark = [pytest.mark.database("sqlite"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

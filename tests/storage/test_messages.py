@@ -4,9 +4,13 @@ import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
 
+import pytest
+
 from crucible_storage import sweeper
 from tests.storage.carried import carried
 from tests.storage.relay import WAYS, relaying
+
+pytestmark = pytest.mark.slow
 
 SEED = 5
 EVALUATIONS = 50

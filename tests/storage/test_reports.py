@@ -13,6 +13,8 @@ from crucible_storage import final_records
 from tests.storage import world as w
 from tests.storage.world import exited, finished, killed, output, report, started
 
+pytestmark = pytest.mark.slow
+
 S = pb.EvaluationState
 
 

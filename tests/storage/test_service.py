@@ -44,6 +44,8 @@ from crucible_storage.permissions import PERMISSIONS
 from crucible_storage.serving import add_services
 from tests.storage import world as w
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = ("storage", "gateway", "worker", "monitor", "executor")
 REASONS = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118
 

@@ -22,6 +22,8 @@ from crucible_storage.retention import Retention
 from crucible_storage.usage_series import MAX_BUCKETS
 from tests.storage.world import exited, finished, output, report, started
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 DAY = timedelta(days=1)
 

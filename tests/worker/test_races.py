@@ -10,6 +10,8 @@ from crucible_rpc.errors import InternalError
 from tests.worker.support import working
 from tests.worker.test_worker import BLOCKS, all_acknowledged, listed, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("answers_lost", [0, 1])
 async def test_late_answer_to_a_refusal_leaves_the_next_lease_of_the_same_run_alone(

@@ -7,6 +7,8 @@ from tests.executor.test_runs import BLOCKS, begin
 from tests.worker.support import working
 from tests.worker.test_worker import listed, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cases(caplog):

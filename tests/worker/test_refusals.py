@@ -30,6 +30,8 @@ from tests.storage import world as w
 from tests.worker.support import working
 from tests.worker.test_worker import until
 
+pytestmark = pytest.mark.slow
+
 RECORDS = signing.Verifier.of(w.RECORDS.public_pem)
 
 

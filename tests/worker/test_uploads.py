@@ -11,6 +11,8 @@ from tests.executor.support import Keys, ScriptedEngine, running
 from tests.worker.support import MemoryStorage, working
 from tests.worker.test_worker import all_acknowledged
 
+pytestmark = pytest.mark.slow
+
 BIG = 3_000_000
 LEAVES = {"out": "x", "leaves": {"result.json": "{}", "deep/big": BIG, "empty": ""}}
 EXPECTED = {"result.json": b"{}", "deep/big": b"x" * BIG, "empty": b""}

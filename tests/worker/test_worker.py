@@ -12,6 +12,8 @@ from crucible_worker import worker as worker_module
 from tests.executor.support import ScriptedEngine, limits, running
 from tests.worker.support import MemoryStorage, working
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = {"block": True}
 
 
