@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible_rpc import logs
-from crucible_rpc.errors import CallError, DataLossError
+from crucible_rpc.errors import DataLossError
 from crucible_storage import large_outputs, models, outputs, store
 from crucible_storage.artifacts import blobs, reading
 from crucible_storage.artifacts.blob_store import BlobMissingError, BlobStore
@@ -30,6 +30,7 @@ from crucible_storage.database import Database
 from crucible_storage.large_outputs import Large
 from crucible_storage.lifecycle import Record
 from crucible_storage.names import run_id
+from crucible_storage.regularly import regularly
 from crucible_storage.transaction import WriteTransaction
 
 INTERVAL = 60.0
@@ -79,14 +80,7 @@ class OutputMover:
 
     async def run(self) -> None:
         """Moves until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL)
-            try:
-                await self.look()
-            except CallError as error:
-                _LOG.warning("large output stays in the database for now: %s", error)
-            except Exception:
-                _LOG.exception("large output stays in the database for now; trying again")
+        await regularly(INTERVAL, self.look, "large output stays in the database for now")
 
     async def look(self) -> int:
         """Moves all that can be moved now; answers how many streams. What is damaged is logged and passed over.

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 
-from crucible_rpc.errors import CallError
 from crucible_storage.clock import Clock
 from crucible_storage.deletion import Deletion, Keep
+from crucible_storage.regularly import regularly
 from crucible_storage.usage_samples import Samples
 
 INTERVAL = 60.0
@@ -28,14 +28,7 @@ class Retention:
 
     async def run(self) -> None:
         """Deletes until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL)
-            try:
-                await self.look()
-            except CallError as error:
-                _LOG.warning("old evaluations could not be deleted: %s", error)
-            except Exception:
-                _LOG.exception("old evaluations could not be deleted; trying again")
+        await regularly(INTERVAL, self.look, "old evaluations could not be deleted")
 
     async def look(self) -> int:
         """Deletes all evaluations that are old enough now, and ages their samples; answers how many were deleted."""

@@ -1,6 +1,5 @@
 """Takes expired leases back, by durations alone: no wall clock can lead to two live attempts, or keep a dead one."""
 
-import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -9,7 +8,6 @@ from sqlalchemy import bindparam, select, text
 from sqlalchemy.engine import Connection
 
 from crucible_rpc import logs
-from crucible_rpc.errors import CallError
 from crucible_storage import models, store
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
@@ -17,6 +15,7 @@ from crucible_storage.lifecycle import Record
 from crucible_storage.names import evaluation_name
 from crucible_storage.policy import Policy
 from crucible_storage.prepared import Prepared
+from crucible_storage.regularly import regularly
 from crucible_storage.transaction import WriteTransaction
 
 INTERVAL = 0.5
@@ -68,14 +67,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL)
-            try:
-                await self.look()
-            except CallError as error:
-                _LOG.warning("leases could not be swept: %s", error)
-            except Exception:
-                _LOG.exception("leases could not be swept; trying again")  # without a sweeper, lost work never ends
+        await regularly(INTERVAL, self.look, "leases could not be swept")
 
     async def look(self) -> int:
         """Ends what has been unchanged for a fence; answers how many attempts."""

@@ -6,13 +6,11 @@ From DOOMED there is no way back, and an object's name is never used again; so t
 after that. That is an hour later, so that who reads it meanwhile, or checks a copy of the database, still finds it.
 """
 
-import asyncio
 import logging
 from datetime import timedelta
 
 from sqlalchemy import bindparam, delete, exists, or_, select, update
 
-from crucible_rpc.errors import CallError
 from crucible_storage import models
 from crucible_storage.artifact_tables import DOOMED, PRESENT, UPLOADING
 from crucible_storage.artifacts.blob_store import BlobStore
@@ -20,6 +18,7 @@ from crucible_storage.artifacts.uploads import UPLOAD_SECONDS
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.lifecycle import HELD
+from crucible_storage.regularly import regularly
 from crucible_storage.transaction import WriteTransaction
 
 INTERVAL = 60.0
@@ -92,14 +91,7 @@ class Collector:
 
     async def run(self) -> None:
         """Collects until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL)
-            try:
-                await self.look()
-            except CallError as error:
-                _LOG.warning("artifacts that nobody needs could not be removed: %s", error)
-            except Exception:
-                _LOG.exception("artifacts that nobody needs could not be removed; trying again")
+        await regularly(INTERVAL, self.look, "artifacts that nobody needs could not be removed")
 
     async def look(self) -> int:
         """Removes what can go now; answers how many objects.
