@@ -203,6 +203,13 @@ async def test_keys_and_platform(calls):
     assert listed == [("node", "no image"), ("python", "")]
 
 
+async def test_a_key_is_never_asked_for_twice(calls, gateway):
+    gateway.faults["CreateApiKey"] = [errors.UnavailableError("STORAGE_UNAVAILABLE", "storage does not answer")]
+    with pytest.raises(sdk_errors.UnavailableError, match="does not answer"):
+        await calls("create_api_key", "team", role=Role.ADMIN)
+    assert gateway.calls["CreateApiKey"] == 1
+
+
 async def test_run_many_keeps_its_bound_and_yields_everything(client, gateway):
     specs = [spec(end={"exited": {"code": n}}, meet=3) for n in range(20)]
     outcomes = [outcome async for outcome in client.run_many(specs, concurrency=3)]

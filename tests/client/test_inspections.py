@@ -63,6 +63,10 @@ async def test_an_inspection_is_never_asked_for_twice(client, found):
     with pytest.raises(errors.UnavailableError, match="its worker was lost"):
         _ = [one async for one in client.self_test()]
     assert found.calls["RunSelfTest"] == 1
+    found.faults["VerifyIsolation"] = [errors.UnavailableError("INSPECTION_LOST", "its worker was lost")]
+    with pytest.raises(errors.UnavailableError, match="its worker was lost"):
+        _ = [one async for one in client.verify_isolation()]
+    assert found.calls["VerifyIsolation"] == 1
 
 
 async def test_command_shows_every_check_and_fails_when_one_does(crucible, found):

@@ -7,8 +7,11 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from crucible.executor.v1 import inspection_service_pb2 as executor_inspections
+from crucible.gateway.v1 import admin_service_pb2, platform_service_pb2
+from crucible.storage.v1 import inspection_service_pb2 as storage_inspections
 from crucible_rpc import errors, request_id
-from crucible_rpc.channel import calling, connect
+from crucible_rpc.channel import ONCE, calling, connect
 from tests.rpc.echo_servicer import EchoStub, say, sayings, within
 
 pytestmark = pytest.mark.slow
@@ -70,6 +73,17 @@ async def test_unavailable_is_retried_and_nothing_else(stub, servicer):
         with pytest.raises(type(error)):
             await within(stub.unary(say("x")))
         assert len(servicer.calls) == 1, error
+
+
+def test_every_method_that_is_not_retried_exists():
+    contracts = (admin_service_pb2, platform_service_pb2, storage_inspections, executor_inspections)
+    known = {
+        (service.full_name, method)
+        for contract in contracts
+        for service in contract.DESCRIPTOR.services_by_name.values()
+        for method in service.methods_by_name
+    }
+    assert {(one["service"], one["method"]) for one in ONCE} <= known
 
 
 async def test_retries_end_after_five_attempts(stub, servicer):

@@ -24,8 +24,19 @@ from crucible_rpc import request_id, status, tls
 DEFAULT_DEADLINE = timedelta(seconds=10)
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
+ONCE = (
+    {"service": "crucible.gateway.v1.AdminService", "method": "CreateApiKey"},
+    {"service": "crucible.gateway.v1.PlatformService", "method": "RunSelfTest"},
+    {"service": "crucible.gateway.v1.PlatformService", "method": "VerifyIsolation"},
+    {"service": "crucible.storage.v1.InspectionStoreService", "method": "RunInspection"},
+    {"service": "crucible.executor.v1.InspectionService", "method": "RunInspection"},
+)
+"""Methods that do their work once more when they are called once more. That a server's first headers end retries is not
+enough: grpc looks at them only after a status that came with them."""
+
 _RETRIES = {
     "methodConfig": [
+        {"name": ONCE},
         {
             "name": [{}],
             "retryPolicy": {
@@ -35,7 +46,7 @@ _RETRIES = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
     ]
 }
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -51,8 +62,8 @@ def connect(
 ) -> grpc.aio.Channel:
     """A channel to another process of this installation, over mutual TLS; make one per peer and keep it.
 
-    UNAVAILABLE alone is retried, 5 attempts in about two seconds: what changes state must be idempotent. A peer
-    that was restarted is found again within about a second.
+    UNAVAILABLE alone is retried, 5 attempts in about two seconds, but for the methods of `ONCE`: what else changes
+    state must be idempotent. A peer that was restarted is found again within about a second.
 
     Args:
         target: `host:port`.
