@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from crucible_client.cli.sizes import SIZE, show_size
 from crucible_deploy import environments, unpacking
 from crucible_deploy.failures import BuildError
 from crucible_deploy.images import ImageInUseError, ImageStore, Manifest, build_with_debootstrap, is_name
+from crucible_deploy.interrupt import raised_by_signals
 from crucible_deploy.layout import Layout, LayoutError
 from crucible_deploy.paths import mark
 from crucible_deploy.rootfs import RECIPES
@@ -251,19 +251,11 @@ def _changing() -> Iterator[ImageStore]:
     if os.geteuid() != 0:
         raise click.ClickException("`crucible images` must be started as root: the store belongs to root")
     os.umask(0o022)
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        with _lock(layout.paths.cache):
+        with raised_by_signals(), _lock(layout.paths.cache):
             yield ImageStore(layout.paths.images)
     except _EXPECTED as error:
         raise click.ClickException(str(error)) from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

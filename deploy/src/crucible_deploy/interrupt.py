@@ -1,11 +1,14 @@
-"""Ctrl-C and SIGTERM as the cancellation of one task, so that its `finally` blocks run, and run to their end."""
+"""Ctrl-C and SIGTERM as an end in good order: the `finally` blocks run, and run to their end."""
 
 import asyncio
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_AGAIN_S = 0.01
 
 
 @contextmanager
@@ -22,3 +25,32 @@ def cancelled_by_signals() -> Iterator[None]:
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def raised_by_signals() -> Iterator[None]:
+    """For code that is no coroutine: inside the block SIGTERM, SIGINT and SIGHUP raise KeyboardInterrupt.
+
+    Python drops an exception that a signal raises in a finalizer (`__del__`); such a one is raised again behind it.
+    """
+    dropped = sys.unraisablehook
+
+    def again(what: "sys.UnraisableHookArgs") -> None:
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)  # an exception of this very hook would be dropped too
+        else:
+            dropped(what)
+
+    before = {number: signal.signal(number, _raise) for number in (*_SIGNALS, signal.SIGALRM)}
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = dropped
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

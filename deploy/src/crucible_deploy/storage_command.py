@@ -15,6 +15,7 @@ from typing import IO
 import click
 
 from crucible_deploy import environments, stack, users
+from crucible_deploy.interrupt import raised_by_signals
 from crucible_deploy.layout import Layout, LayoutError
 from crucible_deploy.spec import BASE_ENVIRONMENT, module_command
 from crucible_deploy.users import Account, UsersError
@@ -106,24 +107,22 @@ def _run(*arguments: str, stdin: IO[bytes] | None = None, stdout: IO[bytes] | No
     layout, account = _installed()
     environment = BASE_ENVIRONMENT | stack.storage_environment(layout)
     command = [*users.without_privilege(account), *module_command(environments.interpreter(layout, "storage"), _MODULE)]
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with subprocess.Popen(
+    with (
+        raised_by_signals(),
+        subprocess.Popen(
             [*command, *arguments],
             env=environment,
             cwd="/",
             stdin=stdin or subprocess.DEVNULL,
             stdout=stdout,
             umask=0o077,
-        ) as child:
-            while True:
-                try:
-                    return child.wait()
-                except KeyboardInterrupt:
-                    child.send_signal(signal.SIGINT)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        ) as child,
+    ):
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                child.send_signal(signal.SIGINT)
 
 
 def _installed() -> tuple[Layout, Account]:
@@ -158,7 +157,3 @@ def _made(file: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(FileNotFoundError):
             file.unlink()
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
