@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ MACHINE = Machine("A CPU", 2, "6.1", 4096, "v2", {}, 0.1)
 
 
 def looks(name, *values):
-    return [Look(100 * number, {name: float(value)}) for number, value in enumerate(values, 1)]
+    return [Look(100 * number, {name: float(value)}, {}) for number, value in enumerate(values, 1)]
 
 
 def verdict(name, *values):
@@ -66,6 +67,28 @@ def test_one_look_shows_no_growth():
         verdicts(looks("executor: RSS MiB", 1))
     with pytest.raises(SystemExit):
         command.main(["--count", "10", "--every", "5"])
+
+
+def test_process_that_was_started_again_is_wrong_whatever_its_figures_are():
+    before, same, other = (Look(1, {}, {"executor": pid, "trace reader": 2}) for pid in (7, 7, 8))
+    assert command.replaced([before]) == command.replaced([before, same]) == []
+    assert command.replaced([before, same, other]) == ["executor: another process than before"]
+    assert command.replaced([before, Look(2, {}, {"executor": 7})]) == ["trace reader: another process than before"]
+
+
+async def test_every_program_of_a_batch_is_run_also_in_the_next_one(monkeypatch):
+    ran = []
+
+    class Ran:
+        async def run(self, spec):
+            ran.append(spec)
+
+    monkeypatch.setattr(command, "_ending", lambda _: "Exited 0")
+    kinds, soaked = iter([replace(KINDS[0], spec=number) for number in range(30)]), Soaked(MACHINE, 0.0, 0)
+    for _ in range(3):
+        await command._run_some(Ran(), kinds, 10, soaked)
+    assert sorted(ran) == list(range(30))
+    assert soaked.kinds.total() == 30
 
 
 def test_hundred_programs_have_each_kind_as_often_as_it_says():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import islice
 
 from crucible_client import AsyncClient, CallError
 from crucible_client.results import Evaluation, Exited, LimitExceeded, OutputChunk, Signalled
@@ -17,7 +18,7 @@ from crucible_deploy.interrupt import cancelled_by_signals
 from crucible_deploy.layout import Layout
 from crucible_deploy.prepare import EXPECTED_ERRORS
 from crucible_deploy.private_stack import private_stack
-from crucible_deploy.soak.look import look
+from crucible_deploy.soak.look import Look, look
 from crucible_deploy.soak.programs import Kind, mixed
 from crucible_deploy.soak.report import Soaked, print_soaked
 from crucible_deploy.soak.verdict import verdicts
@@ -43,9 +44,10 @@ async def soak(common: Layout, say: Callable[[str], None], count: int, every: in
             few = min(every, count - soaked.runs)
             began = time.monotonic()
             await _run_some(client, kinds, few, soaked)
-            soaked = replace(soaked, runs=soaked.runs + few, seconds=soaked.seconds + time.monotonic() - began)
+            soaked = replace(soaked, runs=soaked.kinds.total(), seconds=soaked.seconds + time.monotonic() - began)
             seen = await look(stack, soaked.runs, _POOL)
             soaked = replace(soaked, looks=(*soaked.looks, seen))
+            soaked.wrong.update(replaced(soaked.looks))
             rate = soaked.runs / soaked.seconds
             shown = ", ".join(f"{name} {seen.figures[name]:.1f}" for name in _SHOWN)
             say(f"{soaked.runs} of {count} runs, {rate:.1f} per s; {shown}; {soaked.wrong.total()} wrong")
@@ -53,8 +55,16 @@ async def soak(common: Layout, say: Callable[[str], None], count: int, every: in
     return replace(soaked, machine=ended, verdicts=tuple(verdicts(soaked.looks)))
 
 
+def replaced(looks: Sequence[Look]) -> list[str]:
+    """What the last look found replaced since the one before: a process that starts anew hides what it had grown to."""
+    if len(looks) < 2:
+        return []
+    before, now = looks[-2].processes, looks[-1].processes
+    return [f"{name}: another process than before" for name, pid in before.items() if now.get(name) != pid]
+
+
 async def _run_some(client: AsyncClient, kinds: Iterator[Kind], count: int, soaked: Soaked) -> None:
-    left = iter([kind for kind, _ in zip(kinds, range(count), strict=False)])
+    left = islice(kinds, count)
 
     async def lane() -> None:
         for kind in left:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,12 @@ class Look:
     Attributes:
         runs: how many had ended.
         figures: by name, as `executor: RSS MiB`.
+        processes: whose they are: the ids by name.
     """
 
     runs: int
     figures: dict[str, float]
+    processes: dict[str, int]
 
 
 async def look(stack: PrivateStack, runs: int, waiting: int) -> Look:
@@ -41,11 +43,12 @@ async def look(stack: PrivateStack, runs: int, waiting: int) -> Look:
         raise BenchError(f"left on the host after {runs} runs: {left}")
     await pool.until_full(stack, waiting)
     await asyncio.sleep(_SETTLE_S)  # buffers that are given back late are not growth
-    return Look(runs, await to_the_end(lambda: dict(_figures(stack))))
+    ours = processes.of_stack(stack)
+    return Look(runs, await to_the_end(lambda: dict(_figures(stack, ours))), ours)
 
 
-def _figures(stack: PrivateStack) -> Iterator[tuple[str, float]]:
-    for name, pid in processes.of_stack(stack).items():
+def _figures(stack: PrivateStack, ours: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    for name, pid in ours.items():
         yield f"{name}: RSS MiB", processes.resident_mib(pid)
         yield f"{name}: PSS MiB", processes.pss_mib([pid])
         yield f"{name}: descriptors", processes.descriptors(pid)
