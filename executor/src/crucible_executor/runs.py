@@ -216,7 +216,11 @@ class Runs:
         return before
 
     async def acknowledge(self, run_ids: Iterable[str]) -> None:
-        """Drops output and record of runs that ended; their ids are remembered while their tickets could come again."""
+        """Drops output and record of runs that ended; their ids are remembered while their tickets could come again.
+
+        Files go also when the caller does not wait for it; those of a run whose entry found no room before the executor
+        stopped stay, and the next start has that run as one that was not acknowledged.
+        """
         in_files, until = [], self._tickets_gone()
         for run_id in run_ids:
             run = self._runs.get(run_id)
@@ -233,12 +237,8 @@ class Runs:
                 self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
         self._metrics.kept.set(len(self._runs))
         self._forget()
-        for run in in_files:  # the file goes only when nothing on disk speaks of it any more
-            await self._journal_at_last(Kind.ACKNOWLEDGED, run.id)
-            run.stdout.drop()
-            run.stderr.drop()
-            if run.left is not None:
-                await asyncio.to_thread(run.left.drop)
+        # Of these runs nothing else knows any more: a caller that leaves must not take their removal with it.
+        await asyncio.shield(asyncio.gather(*[self._spawn(self._drop_files(run)) for run in in_files]))
 
     def states(self) -> dict[str, RunState]:
         """Every run that was not acknowledged, in the order they were accepted, then those that can never start."""
@@ -483,14 +483,32 @@ class Runs:
             run.fault = run.fault or f"the executor could not keep the program's output: {error.strerror}"
             return {}  # after a restart the run counts as lost; until then its output can be read
 
+    async def _drop_files(self, run: Run) -> None:
+        """Drops the files of an acknowledged run when nothing on disk speaks of them any more."""
+        while True:
+            try:
+                await self._journal.append(Kind.ACKNOWLEDGED, run.id)
+                break
+            except JournalFullError as error:
+                if self._draining:
+                    return
+                await self._wait_for_room(run.id, error)
+        run.stdout.drop()
+        run.stderr.drop()
+        if run.left is not None:
+            await asyncio.to_thread(run.left.drop)
+
     async def _journal_at_last(self, kind: Kind, run_id: str, **fields: object) -> None:
         """Appends, waiting for room for as long as there is none: what happened cannot be taken back."""
         while True:
             try:
                 return await self._journal.append(kind, run_id, **fields)
             except JournalFullError as error:
-                _log.error("waiting for room in the journal", extra=logs.fields(run=run_id, reason=str(error)))
-                await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+                await self._wait_for_room(run_id, error)
+
+    async def _wait_for_room(self, run_id: str, error: JournalFullError) -> None:
+        _log.error("waiting for room in the journal", extra=logs.fields(run=run_id, reason=str(error)))
+        await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
 
     def _end(self, run: Run, cause: KillCause) -> None:
         if run.kill_cause is None and run.record is None:
@@ -543,10 +561,11 @@ class Runs:
     def _is_remembered(self, run_id: str) -> bool:
         return run_id in self._remembered or run_id in self._remembered_refusals
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
