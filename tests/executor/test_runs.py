@@ -5,6 +5,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from crucible_rpc.errors import (
     StartError,
 )
 from tests.executor.support import ScriptedEngine, collect, limits, new_run_id, running, single, told_time
+from tests.executor.test_engine_breaker import until
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +134,38 @@ async def test_journal_without_room_refuses_the_run_and_starts_nothing(executor,
     monkeypatch.undo()
     assert (await executor.execute({"name": "later"})).record.termination.WhichOneof("kind") == "exited"
     assert executor.engine.started() == ["later"]
+
+
+async def test_kill_and_attach_are_answered_when_the_acceptance_that_they_wait_for_finds_no_room(executor, monkeypatch):
+    write, writing, kill_came = os.write, threading.Event(), threading.Event()
+
+    def full(fd, data):
+        if b"accepted" in bytes(data):
+            writing.set()
+            kill_came.wait(10)
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", full)
+    request = executor.request({"name": "never"})
+    run_id = ex.Ticket.FromString(request.ticket.payload).run_id
+    executing = asyncio.ensure_future(collect(executor.stub.Execute(request), executor.keys))
+    await asyncio.to_thread(writing.wait, 10)
+    known = executor.service.runs.get(run_id)
+    attached = asyncio.ensure_future(attach(executor, run_id))
+    killing = asyncio.ensure_future(executor.stub.Kill(ex.KillRequest(run_id=run_id)))
+    await until(lambda: known.kill_cause is not None and len(known._waiting) == 2)
+    kill_came.set()
+    assert (await asyncio.wait_for(killing, 5)).state_before == ex.RUN_STATE_RUNNING
+    for stream in (executing, attached):
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await asyncio.wait_for(stream, 5)
+        assert caught.value.reason == "STORAGE_FULL"
+    assert await states(executor) == {}
+    monkeypatch.undo()
+    with pytest.raises(AlreadyExistsError):  # who killed it was told that it is over
+        await collect(executor.stub.Execute(request), executor.keys)
+    assert executor.engine.started() == []
 
 
 async def test_concurrent_accepts_share_fsyncs(keys, tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ class Run:
     Attributes:
         started_at: when its program was started.
         record: its signed end, once it has one.
-        refusal: why it was withdrawn instead, if it was.
+        refusal: why it was withdrawn or never accepted instead, if so.
         kill_cause: why the executor ended it, first cause.
         sandbox: while there is one.
         left: the bytes of the files that its program left; None when it left none.
@@ -222,12 +222,12 @@ class Run:
         self._announce()
 
     def withdraw(self, refusal: CallError) -> None:
-        """Nothing of it ever started, it is not accepted any more, and that is on disk."""
+        """Nothing of it ever started, and the journal does not say any more, or never said, that it is accepted."""
         self.refusal = refusal
         self._announce()
 
     async def over(self) -> None:
-        """Returns when it has its signed record, or was withdrawn."""
+        """Returns when it has its signed record, or has a refusal instead."""
         while self.record is None and self.refusal is None:
             await self._next(self._news)
 
@@ -239,7 +239,7 @@ class Run:
         Each time all that is new, at least one event, and of output little more than `MAX_CHUNK_BYTES`.
 
         Raises:
-            CallError: it was withdrawn; then there was no event.
+            CallError: it was withdrawn or never accepted; then there was no event.
         """
         at = {Stream.STDOUT: stdout_offset, Stream.STDERR: stderr_offset}
         told_start = False

@@ -191,7 +191,7 @@ class Runs:
         return run
 
     def get(self, run_id: str) -> Run:
-        """A run that was accepted and not acknowledged.
+        """A run that was accepted, or is about to be, and not acknowledged.
 
         Raises:
             NotFoundError: RUN_NOT_FOUND.
@@ -332,8 +332,9 @@ class Runs:
                 draft = base64.b64encode(job.draft.SerializeToString()).decode()
                 await self._journal.append(Kind.ACCEPTED, run.id, draft=draft)
             except JournalFullError as error:
-                self._discard(run)
-                accepted.set_exception(_no_room(error))
+                refusal = _no_room(error)
+                self._never_accepted(run, refusal)
+                accepted.set_exception(refusal)
                 return
             self._withdrawn.pop(run.id, None)
             accepted.set_result(None)
@@ -352,6 +353,14 @@ class Runs:
         if run.permit is not None:
             run.permit.end()
         del self._runs[run.id]
+
+    def _never_accepted(self, run: Run, refusal: CallError) -> None:
+        """Answers whoever waits for it; one that was to be ended does not start by the same ticket later."""
+        self._forget()
+        if run.kill_cause is not None:
+            self._remembered[run.id] = self._tickets_gone()
+        self._discard(run)
+        run.withdraw(refusal)
 
     async def _withdraw(self, job: _Job, refusal: CallError) -> None:
         """Takes the acceptance back; the same ticket never starts anything, and the run's next lease has another."""

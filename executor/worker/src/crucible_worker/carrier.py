@@ -37,7 +37,7 @@ NO_ROOM_REASONS = frozenset({"NO_FREE_SLOT", "STORAGE_FULL"})
 ENGINE_REASON = "ENGINE_NOT_AVAILABLE"
 """Nor is this one: the engine failed after storage was told that it works. Once storage knows, work for it waits.
 
-The only refusal that `Attach` gives too: of a run that was accepted, and withdrawn before anything of it started.
+The only refusal that ends a run from `Attach` too: it was accepted, and withdrawn before anything of it started.
 """
 
 _REFUSALS = (

@@ -108,7 +108,8 @@ class ExecutorServiceServicer:
 
     def Attach(self, request, context):
         """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-        RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
+        RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute. RESOURCE_EXHAUSTED: STORAGE_FULL, when the
+        run's Execute was still under way and was refused for that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +124,8 @@ class ExecutorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Kill(self, request, context):
-        """Ends a run and answers when its sandbox is gone. An unknown run is entered as ended, so that it can never start.
+        """Ends a run and answers when its sandbox is gone; one whose Execute was still under way and was refused does not start
+        by the same ticket. An unknown run is entered as ended, so that it can never start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,14 +49,17 @@ class ExecutorServiceStub:
     """
     Attach: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.AttachRequest, _executor_service_pb2.AttachResponse]
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-    RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
+    RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute. RESOURCE_EXHAUSTED: STORAGE_FULL, when the
+    run's Execute was still under way and was refused for that.
     """
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.ReadArtifactRequest, _executor_service_pb2.ReadArtifactResponse]
     """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
     one. They stay until `Acknowledge`. NOT_FOUND: RUN_NOT_FOUND, ARTIFACT_NOT_FOUND.
     """
     Kill: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.KillRequest, _executor_service_pb2.KillResponse]
-    """Ends a run and answers when its sandbox is gone. An unknown run is entered as ended, so that it can never start."""
+    """Ends a run and answers when its sandbox is gone; one whose Execute was still under way and was refused does not start
+    by the same ticket. An unknown run is entered as ended, so that it can never start.
+    """
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.AcknowledgeRequest, _executor_service_pb2.AcknowledgeResponse]
     """Says that storage has the run's end; its output, artifacts and record are dropped. Unknown runs are ignored."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.ListRunsRequest, _executor_service_pb2.ListRunsResponse]
@@ -88,14 +91,17 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     """
     Attach: _aio.UnaryStreamMultiCallable[_executor_service_pb2.AttachRequest, _executor_service_pb2.AttachResponse]  # type: ignore[assignment]
     """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-    RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
+    RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute. RESOURCE_EXHAUSTED: STORAGE_FULL, when the
+    run's Execute was still under way and was refused for that.
     """
     ReadArtifact: _aio.UnaryStreamMultiCallable[_executor_service_pb2.ReadArtifactRequest, _executor_service_pb2.ReadArtifactResponse]  # type: ignore[assignment]
     """The kept bytes of one file that the program of a finished run left, in messages of at most 256 KiB; none of an empty
     one. They stay until `Acknowledge`. NOT_FOUND: RUN_NOT_FOUND, ARTIFACT_NOT_FOUND.
     """
     Kill: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.KillRequest, _executor_service_pb2.KillResponse]  # type: ignore[assignment]
-    """Ends a run and answers when its sandbox is gone. An unknown run is entered as ended, so that it can never start."""
+    """Ends a run and answers when its sandbox is gone; one whose Execute was still under way and was refused does not start
+    by the same ticket. An unknown run is entered as ended, so that it can never start.
+    """
     Acknowledge: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.AcknowledgeRequest, _executor_service_pb2.AcknowledgeResponse]  # type: ignore[assignment]
     """Says that storage has the run's end; its output, artifacts and record are dropped. Unknown runs are ignored."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.ListRunsRequest, _executor_service_pb2.ListRunsResponse]  # type: ignore[assignment]
@@ -142,7 +148,8 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_executor_service_pb2.AttachResponse], _abc.AsyncIterator[_executor_service_pb2.AttachResponse]]:
         """Streams the events of a known run from the given offsets; ends after `finished`. Never starts anything. NOT_FOUND:
-        RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute.
+        RUN_NOT_FOUND. FAILED_PRECONDITION: ENGINE_NOT_AVAILABLE, see Execute. RESOURCE_EXHAUSTED: STORAGE_FULL, when the
+        run's Execute was still under way and was refused for that.
         """
 
     @_abc_1.abstractmethod
@@ -161,7 +168,9 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _executor_service_pb2.KillRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_executor_service_pb2.KillResponse, _abc.Awaitable[_executor_service_pb2.KillResponse]]:
-        """Ends a run and answers when its sandbox is gone. An unknown run is entered as ended, so that it can never start."""
+        """Ends a run and answers when its sandbox is gone; one whose Execute was still under way and was refused does not start
+        by the same ticket. An unknown run is entered as ended, so that it can never start.
+        """
 
     @_abc_1.abstractmethod
     def Acknowledge(
