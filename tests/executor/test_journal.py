@@ -139,6 +139,32 @@ async def test_entry_without_room_is_refused_and_the_next_one_is_fine(tmp_path, 
     assert list(reopened(path).replayed) == ["small"]
 
 
+async def test_lazy_entries_that_shared_a_write_without_room_come_with_the_next_one_in_order(tmp_path, monkeypatch):
+    import os
+
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    for run_id in ("a", "b", "c"):
+        await journal.append(Kind.ACCEPTED, run_id)
+    write = os.write
+
+    def full(fd, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for run_id in ("a", "b"):
+        journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
+        with pytest.raises(JournalFullError):
+            await journal.append(Kind.ACCEPTED, "refused")
+    journal.append_lazily(Kind.ACKNOWLEDGED, "c")
+    monkeypatch.setattr(os, "write", write)
+    await journal.append(Kind.ACCEPTED, "d")
+    lines = path.read_text().splitlines()[-4:]
+    assert [line.partition('"run":"')[2][0] for line in lines] == ["a", "b", "c", "d"]
+    await journal.close()
+    assert list(reopened(path).replayed) == ["d"]
+
+
 async def test_failed_fsync_ends_the_process(tmp_path, monkeypatch):
     import os
 

@@ -76,7 +76,8 @@ class _NotCompactedError(OSError):
 
 @dataclass
 class _Append:
-    entries: list[tuple[Entry, bytes]]
+    lazy: list[tuple[Entry, bytes]]
+    waited_for: list[tuple[Entry, bytes]]
     durable: asyncio.Future[None] | None
 
 
@@ -136,19 +137,22 @@ class Journal:
         """
         entry = Entry(kind, run_id, fields)
         durable = asyncio.get_running_loop().create_future()
-        self._queue.put(_Append([*self._lazy, (entry, entry.line())], durable))
+        self._queue.put(_Append(self._lazy, [(entry, entry.line())], durable))
         self._lazy = []
         await asyncio.shield(durable)
 
     def append_lazily(self, kind: Kind, run_id: str, **fields: Any) -> None:
-        """Writes the entry together with the next one that somebody waits for; a crash may lose it."""
+        """Writes the entry together with the next one that somebody waits for and there is room for both.
+
+        A crash may lose it, and so does `close` when there is no room.
+        """
         entry = Entry(kind, run_id, fields)
         self._lazy.append((entry, entry.line()))
 
     async def close(self) -> None:
-        """Writes everything and closes the file."""
+        """Writes everything that there is room for and closes the file."""
         if self._lazy:
-            self._queue.put(_Append(self._lazy, None))
+            self._queue.put(_Append(self._lazy, [], None))
             self._lazy = []
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
@@ -212,7 +216,8 @@ class Journal:
 
     def _write(self, batch: list[_Append]) -> None:
         error: Exception | None = None
-        entries = [pair for one in batch for pair in one.entries]
+        entries = [pair for one in batch for pair in (*one.lazy, *one.waited_for)]
+        unwritten: list[tuple[Entry, bytes]] = []
         try:
             self._write_lines(entries)
             self._sync()
@@ -222,7 +227,7 @@ class Journal:
             self._compact_bytes = 2 * self._size  # not at every entry
             _log.warning("the journal could not be compacted", extra=logs.fields(reason=str(later)))
         except JournalFullError as full:
-            error = full
+            error, unwritten = full, [pair for one in batch for pair in one.lazy]
         except OSError as broken:
             error = JournalFullError(f"the journal cannot be written: {broken.strerror}")
             if not self._broken:
@@ -230,7 +235,20 @@ class Journal:
                 self._on_broken(broken)
         waiting = [one.durable for one in batch if one.durable is not None]
         if waiting:
-            waiting[0].get_loop().call_soon_threadsafe(_settle, waiting, error)
+            waiting[0].get_loop().call_soon_threadsafe(self._settle, waiting, error, unwritten)
+
+    def _settle(
+        self, waiting: list[asyncio.Future[None]], error: Exception | None, unwritten: list[tuple[Entry, bytes]]
+    ) -> None:
+        """Tells those who wait; of lazy entries nobody else knows that they were not written, so they come again."""
+        self._lazy[:0] = unwritten
+        for future in waiting:
+            if future.cancelled():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
 
     def _write_lines(self, entries: list[tuple[Entry, bytes]]) -> None:
         data = b"".join(line for _, line in entries)
@@ -277,16 +295,6 @@ class Journal:
             file.unlink(missing_ok=True)
             raise _NotCompactedError(error.strerror) from error
         return fd, places, size
-
-
-def _settle(waiting: list[asyncio.Future[None]], error: Exception | None) -> None:
-    for future in waiting:
-        if future.cancelled():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
 
 
 def _line(content: dict[str, Any]) -> bytes:
