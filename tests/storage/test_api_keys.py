@@ -1,8 +1,10 @@
 import hashlib
 
 import pytest
+from sqlalchemy import text
 
 from crucible_rpc.errors import AlreadyExistsError, NotFoundError, UnauthenticatedError
+from crucible_storage import audit
 from crucible_storage.state import FILE
 from tests.storage.world import storage
 
@@ -44,6 +46,41 @@ async def test_an_unknown_key_cannot_be_revoked_and_no_key_is_stored_twice(world
     with pytest.raises(AlreadyExistsError):
         await world.service.api_keys.create("u", "", digest(b"x"), admin=True)
     assert (await world.service.api_keys.authenticate(digest(b"x"))).tenant == "t"
+
+
+async def test_a_creation_that_comes_again_is_answered_as_it_was_and_recorded_once(world):
+    keys = world.service.api_keys
+    made = await keys.create("t", "for people", digest(b"one"), admin=False, by="key-1")
+    world.clock.wall += 5
+    assert await keys.create("t", "for people", digest(b"one"), admin=False, by="key-1") == made
+    assert await keys.list() == [made]
+    recorded = text("SELECT count(*) FROM audit_pending WHERE action = :action")
+    count = await world.service.database.read(
+        lambda connection: connection.execute(recorded, {"action": audit.KEY_CREATE}).scalar_one()
+    )
+    assert count == 1
+
+
+@pytest.mark.parametrize(
+    "other", [("u", "for people", False), ("t", "for others", False), ("t", "for people", True)], ids=str
+)
+async def test_a_key_that_is_stored_as_something_else_is_refused(world, other):
+    keys = world.service.api_keys
+    made = await keys.create("t", "for people", digest(b"one"), admin=False)
+    tenant, description, admin = other
+    with pytest.raises(AlreadyExistsError):
+        await keys.create(tenant, description, digest(b"one"), admin=admin)
+    assert await keys.list() == [made]
+
+
+async def test_a_creation_that_comes_again_brings_no_revoked_key_back(world):
+    keys = world.service.api_keys
+    made = await keys.create("t", "for people", digest(b"one"), admin=False)
+    await keys.revoke(made.id)
+    with pytest.raises(AlreadyExistsError):
+        await keys.create("t", "for people", digest(b"one"), admin=False)
+    with pytest.raises(UnauthenticatedError):
+        await keys.authenticate(digest(b"one"))
 
 
 async def test_the_operators_key_is_stored_once_and_stays_revoked(tmp_path):

@@ -1,6 +1,7 @@
 """The artifact store, in a folder and on a real server of the S3 protocol that also misbehaves."""
 
 import asyncio
+import errno
 import os
 import time
 from dataclasses import replace
@@ -120,6 +121,47 @@ async def test_what_a_killed_upload_left_in_a_folder_goes_with_its_name(tmp_path
     (tmp_path / "artifacts" / f"{NAME}#1").write_bytes(b"half")
     await place.store.delete(NAME)
     assert place.names() == []
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, os.strerror(errno.EIO)), FileNotFoundError("gone")], ids=repr)
+async def test_a_disk_that_fails_at_the_end_of_an_upload_is_a_store_that_cannot_be_used_now(
+    tmp_path, monkeypatch, failure
+):
+    def fails(_):
+        raise failure
+
+    monkeypatch.setattr(blob_store.os, "fsync", fails)
+    with pytest.raises(UnavailableError) as caught:
+        await InFolder(tmp_path / "artifacts").store.put(NAME, parts_of(b"whole"))
+    assert caught.value.reason == "ARTIFACT_STORE_UNAVAILABLE"
+
+
+async def test_a_full_disk_is_told_as_such_also_at_the_end_of_an_upload(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(blob_store.os, "fsync", full)
+    with pytest.raises(UnavailableError, match="its disk is full"):
+        await InFolder(tmp_path / "artifacts").store.put(NAME, parts_of(b"whole"))
+
+
+async def test_a_disk_that_fails_while_what_was_left_is_removed_is_a_store_that_cannot_be_used_now(tmp_path):
+    place = InFolder(tmp_path / "artifacts")
+    await place.store.put(NAME, parts_of(b"whole"))
+    (tmp_path / "artifacts" / f"{NAME}#1").mkdir()  # cannot be unlinked, whoever asks
+    with pytest.raises(UnavailableError) as caught:
+        await place.store.delete(NAME)
+    assert caught.value.reason == "ARTIFACT_STORE_UNAVAILABLE"
+
+
+async def test_an_upload_whose_place_goes_away_can_be_tried_again(tmp_path, monkeypatch):
+    async def gone(*_, **__):
+        raise FileNotFoundError("Object at location tenant/ab/object.1 not found")
+
+    monkeypatch.setattr("obstore.put_async", gone)
+    with pytest.raises(UnavailableError) as caught:
+        await InFolder(tmp_path / "artifacts").store.put(NAME, parts_of(b"whole"))
+    assert caught.value.reason == "ARTIFACT_STORE_UNAVAILABLE"
 
 
 async def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

@@ -7,9 +7,11 @@ import pytest
 from sqlalchemy import text
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
-from crucible_rpc.errors import FailedPreconditionError, NotFoundError
+from crucible.evaluation.v1.event_pb2 import Event, EventRemoved
+from crucible_rpc.errors import FailedPreconditionError, InternalError, NotFoundError
+from crucible_storage import faults
 from crucible_storage.clock import timestamp
-from crucible_storage.deletion import Deletion, Keep
+from crucible_storage.deletion import MAX_PER_TRANSACTION, Deletion, Keep
 from crucible_storage.lists import Filter
 from crucible_storage.retention import HOLD, Retention
 from crucible_storage.settings import Settings
@@ -171,6 +173,75 @@ async def test_many_go_in_several_transactions(world):
     deletion = Deletion(world.service.database, world.clock)
     assert [await deletion.delete_aged(Keep(DAY)) for _ in range(4)] == [20, 20, 5, 0]
     assert await rows(world, "program") == 0
+
+
+async def change(world, statement, **values):
+    def run(transaction):
+        transaction.execute(text(statement), values)
+
+    await world.service.database.write(run)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE output SET data = :nothing WHERE evaluation_seq = 1",
+        "UPDATE result SET result = :broken WHERE evaluation_seq = 1",
+        "UPDATE event SET body = :broken WHERE evaluation_seq = 1",
+    ],
+    ids=["output", "result", "events"],
+)
+async def test_one_that_is_damaged_holds_up_no_other_and_is_tried_at_the_next_look(world, caplog, damage):
+    broken = await ended(world)
+    values = {key: value for key, value in (("nothing", b""), ("broken", b"\xff")) if f":{key}" in damage}
+    await change(world, damage, **values)
+    others = [await ended(world) for _ in range(2)]
+    retention = aged(world, Keep(DAY))
+    world.clock.advance(2 * DAY)
+    for deleted in (2, 0):
+        caplog.clear()
+        assert await retention.look() == deleted
+        [said] = [one for one in caplog.records if "could not be deleted" in one.message]
+        assert "crucible storage check" in said.message
+        assert said.exc_info is None
+    for other in others:
+        with pytest.raises(NotFoundError):
+            await world.get(other)
+    assert await rows(world, "program") == 1
+    state = "SELECT state FROM evaluation WHERE id = :id"
+    stored = await world.service.database.read(
+        lambda connection: connection.execute(text(state), {"id": id_of(broken)}).scalar_one()
+    )
+    assert stored == pb.EVALUATION_STATE_SUCCEEDED
+
+
+async def test_many_that_are_not_to_be_deleted_hide_none_behind_them(world):
+    for _ in range(MAX_PER_TRANSACTION + 3):
+        await world.cancel(await world.create())
+    # As if their last events were not there yet: what they have does not tell of their ends.
+    await change(world, "UPDATE event SET body = :created", created=Event(removed=EventRemoved()).SerializeToString())
+    last = await world.create()
+    await world.cancel(last)
+    world.clock.advance(2 * DAY)
+    deletion = Deletion(world.service.database, world.clock)
+    passed_over = set()
+    assert [await deletion.delete_aged(Keep(DAY), passed_over) for _ in range(2)] == [1, 0]
+    assert len(passed_over) == MAX_PER_TRANSACTION + 3
+    with pytest.raises(NotFoundError):
+        await world.get(last.name)
+
+
+async def test_what_ends_the_transaction_is_not_taken_for_damage(world, monkeypatch, caplog):
+    await ended(world)
+    world.clock.advance(2 * DAY)
+
+    def lost(*_):
+        raise faults.TransactionLostError("an operation could not be undone")
+
+    monkeypatch.setattr("crucible_storage.deletion.references.delete_all", lost)
+    with pytest.raises(InternalError):
+        await Deletion(world.service.database, world.clock).delete_aged(Keep(DAY))
+    assert not [one for one in caplog.records if "could not be deleted" in one.message]
 
 
 async def test_a_clock_that_is_set_deletes_nothing_for_an_hour(world):

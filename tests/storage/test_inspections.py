@@ -167,6 +167,29 @@ async def test_a_caller_who_leaves_before_it_was_given_leaves_no_work(world):
     assert await world.service.inspections.lease("ex-1", w.told(), 0.0) == []
 
 
+async def test_work_whose_worker_left_while_it_was_given_goes_to_the_next_who_asks(world, monkeypatch):
+    await world.register()
+    asked = Asked(world)
+    async with asyncio.timeout(10):
+        while not await rows(world):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    database = world.service.database
+    write = database.write
+
+    def and_its_worker_leaves(run):
+        monkeypatch.setattr(database, "write", write)
+        leaving.cancel()
+        return write(run)
+
+    monkeypatch.setattr(database, "write", and_its_worker_leaves)
+    leaving = asyncio.create_task(world.service.inspections.lease("ex-1", w.told(), 0.0))
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    ticket = await lease_one(world)
+    assert await report(world, ticket, event(ticket, 1, self_test=SUMMARY))
+    assert (await asked.end()).event.self_test == SUMMARY
+
+
 @pytest.mark.parametrize("given", [False, True])
 async def test_a_silent_worker_loses_it_and_nothing_is_said_that_was_not_measured(world, given):
     await world.register()

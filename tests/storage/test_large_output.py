@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from crucible_rpc.errors import DataLossError, NotFoundError, UnavailableError
 from crucible_storage import large_outputs, migrate
@@ -226,6 +226,22 @@ async def test_what_is_not_what_its_executor_signed_stays_where_it_is(world, fol
     assert await o.move(world) == 0
     assert (a.objects(folder), await o.states(world)) == ([], [1])
     assert await o.kept_here(world) == LARGE - o.CHUNK + 1
+
+
+async def test_one_whose_result_cannot_be_read_holds_up_no_other(world, folder, data, caplog):
+    broken = await o.writes(world, data)
+    damage = text("UPDATE result SET result = :broken WHERE evaluation_seq = 1")
+
+    def run(transaction):
+        transaction.execute(damage, {"broken": b"\xff"})
+
+    await world.service.database.write(run)
+    other = await o.writes(world, data)
+    assert await o.move(world) == 1
+    assert await o.states(world) == [1, 3]
+    [said] = [one for one in caplog.records if "cannot be moved" in one.message]
+    assert said.fields["run"] == broken.run_id
+    assert await o.read(world, other) == data
 
 
 async def test_a_deleted_evaluation_takes_its_output_along(world, folder, clock, data):

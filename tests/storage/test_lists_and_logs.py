@@ -2,13 +2,16 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible_rpc.errors import InvalidArgumentError, UnavailableError
 from crucible_storage.evaluations import Wanted
+from crucible_storage.executors import Executors
 from crucible_storage.lists import Filter
 from tests.storage import world as w
 from tests.storage.world import finished, output, report, spec, storage
@@ -241,3 +244,47 @@ async def test_a_clock_that_is_set_makes_no_executor_silent_and_no_dead_one_live
         world.clock.advance(timedelta(microseconds=1))
         listed = {one.executor.id: one for one in await world.service.executors.list()}
         assert (listed["live"].live, listed["dead"].live) == (True, False)
+
+
+async def test_who_was_heard_of_is_not_forgotten_when_it_could_not_be_stored(world, monkeypatch):
+    executors, database = world.service.executors, world.service.database
+    for executor_id in ("once", "twice"):
+        await world.register(executor_id=executor_id)
+    world.clock.advance(timedelta(minutes=1))
+    for executor_id in ("once", "twice"):
+        executors.heard(executor_id)
+    first = world.clock.now()
+
+    async def fails(_):
+        world.clock.advance(timedelta(minutes=1))
+        executors.heard("twice")
+        raise UnavailableError("PEER_UNAVAILABLE", "away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "write", fails)
+        with pytest.raises(UnavailableError):
+            await executors.store_all_heard()
+    await executors.store_all_heard()
+    query = text("SELECT id, last_seen FROM executor")
+    stored = await database.read(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
+    assert stored == {"once": first, "twice": world.clock.now()}
+
+
+async def test_who_was_heard_of_is_stored_regularly_whatever_one_try_raises(world, monkeypatch):
+    raised = [ValueError("nobody foresaw it")]
+    tried_again = asyncio.Event()
+
+    async def store_all_heard():
+        if raised:
+            raise raised.pop()
+        tried_again.set()
+
+    policy = replace(w.POLICY, lease=timedelta(milliseconds=3))
+    executors = Executors(world.service.database, policy, world.clock)
+    monkeypatch.setattr(executors, "store_all_heard", store_all_heard)
+    keeping = asyncio.create_task(executors.keep_stored())
+    async with asyncio.timeout(20):
+        await tried_again.wait()
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping

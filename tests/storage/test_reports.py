@@ -154,6 +154,21 @@ async def test_one_bad_report_does_not_cost_its_batch(world):
     assert states == [S.EVALUATION_STATE_RUNNING, S.EVALUATION_STATE_STARTING, S.EVALUATION_STATE_RUNNING]
 
 
+async def test_a_report_that_is_refused_hides_no_output_of_another_that_came_before_it(world):
+    """The refused one had the output of all written to be read back; that was undone with it."""
+    one, two = await world.running(), await world.running()
+    assert await world.report(report(one, output(b"1")), report(two, output(b"1"))) == []
+    rejected = await world.report(
+        report(one, output(b"2", 1)),
+        report(two, output(b"2", 1)),
+        report(two, finished(two, stdout=b"1x")),
+        report(one, finished(one, stdout=b"12")),
+    )
+    assert [refused.run_id for refused in rejected] == [two.run_id]
+    assert (await world.get(one)).state == S.EVALUATION_STATE_SUCCEEDED
+    assert [await read(world, run) for run in (one, two)] == [b"12", b"12"]
+
+
 async def test_a_killed_run_of_a_cancelled_evaluation_keeps_what_it_wrote(world):
     assignment = await world.running()
     await world.cancel(await world.get(assignment))

@@ -65,12 +65,19 @@ class ApiKeys:
     async def create(self, tenant: str, description: str, sha256: bytes, *, admin: bool, by: str = "") -> ApiKeyRow:
         """Stores a key, and makes its tenant when there is none of that name; `by` is the key that asks for it.
 
+        A request that comes again is answered as it was: who did not hear the answer would else drop a key that is
+        valid, and nobody has the text of.
+
         Raises:
-            AlreadyExistsError: this key is stored already.
+            AlreadyExistsError: this key is stored already, as something else or revoked.
         """
 
         def run(transaction: WriteTransaction) -> ApiKeyRow:
-            if _find(transaction.session, sha256) is not None:
+            found = _find(transaction.session, sha256)
+            if found is not None:
+                stored = (found.tenant, found.admin, found.description, found.revoke_time)
+                if stored == (tenant, admin, description, None):
+                    return found
                 raise AlreadyExistsError("INVALID_FIELD", "this API key is stored already; make a new random one")
             tenants.ensure(transaction, tenant, self._clock.now())
             row = self._new(tenant, description, sha256, admin=admin)

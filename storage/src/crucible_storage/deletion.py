@@ -10,17 +10,21 @@ and the batch's counts stay as they were.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
+from google.protobuf.message import DecodeError
 from sqlalchemy import and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from crucible.evaluation.v1 import evaluation_pb2 as pb
 from crucible.evaluation.v1.event_pb2 import EvaluationDeleted, Event, EventRemoved
-from crucible_rpc.errors import FailedPreconditionError, InternalError
-from crucible_storage import audit, large_outputs, models, outputs, store
+from crucible_rpc import logs
+from crucible_rpc.errors import DataLossError, FailedPreconditionError, InternalError
+from crucible_storage import audit, faults, large_outputs, models, outputs, store
 from crucible_storage.artifacts import references
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
@@ -95,6 +99,8 @@ _AGED = (
 _COUNT = models.evaluation_count.c
 _COUNTED = select(_COUNT.tenant, _COUNT.state).where(_COUNT.count > 0, _COUNT.state.in_(sorted(TERMINAL)))
 _MARKER = Event(removed=EventRemoved()).SerializeToString()
+_Damaged = dict[int, Exception]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,30 +175,65 @@ class Deletion:
                 return deleted
         raise InternalError("INTERNAL", "the evaluation's events do not tell of its end; run `crucible storage check`")
 
-    async def delete_aged(self, keep: Keep) -> int:
-        """Deletes a few of those that are older than they are kept; answers how many, 0 when there are no more."""
-        seqs = [] if keep.for_ever else await self._database.read(lambda connection: self._aged(connection, keep))
-        if not seqs:
-            return 0
+    async def delete_aged(self, keep: Keep, passed_over: set[int] | None = None) -> int:
+        """Deletes a few of those that are older than they are kept; answers how many, 0 when there are no more.
 
-        def run(transaction: WriteTransaction) -> int:
-            now, deleted, events = self._clock.now(), 0, 0
-            for seq in seqs:
-                record = store.load_by_seq(transaction.connection, seq, to_change=True)
-                if record.terminal and events < MAX_EVENTS_PER_TRANSACTION:  # a batch that has ended stays so
-                    one, emptied = _delete(transaction, record, BY_AGE, "older than evaluations are kept", now)
-                    deleted, events = deleted + (one is not None), events + emptied
-            return deleted
+        One that cannot be deleted, for what is stored of it is damaged, is logged and holds up no other.
 
-        return await self._database.write(run)
+        Args:
+            keep: how long.
+            passed_over: those that were not to be deleted: they are not tried again, and more of them are added.
+        """
+        passed_over = set() if passed_over is None else passed_over
+        deleted = 0
+        while not deleted and not keep.for_ever:
+            seqs = await self._database.read(lambda connection: self._aged(connection, keep, passed_over))
+            if not seqs:
+                return 0
+            deleted, left, damaged = await self._database.write(partial(self._delete_some, seqs))
+            passed_over.update(left, damaged)
+            for seq, error in damaged.items():
+                _LOG.error(
+                    "an old evaluation could not be deleted: %s; run `crucible storage check`",
+                    error,
+                    exc_info=None if isinstance(error, DataLossError | DecodeError) else error,
+                    extra=logs.fields(evaluation_seq=seq),
+                )
+        return deleted
 
-    def _aged(self, connection: Connection, keep: Keep) -> list[int]:
+    def _delete_some(self, seqs: Sequence[int], transaction: WriteTransaction) -> tuple[int, list[int], _Damaged]:
+        """Deletes some by age; answers how many, those that are not to be deleted now, and those that cannot be."""
+        now, deleted, events = self._clock.now(), 0, 0
+        left: list[int] = []
+        damaged: _Damaged = {}
+        for seq in seqs:
+            if events >= MAX_EVENTS_PER_TRANSACTION:
+                break
+            try:
+                with transaction.savepoint():
+                    record = store.load_by_seq(transaction.connection, seq, to_change=True)
+                    one, emptied = None, 0
+                    if record.terminal:  # a batch that has ended stays so
+                        one, emptied = _delete(transaction, record, BY_AGE, "older than evaluations are kept", now)
+            except Exception as error:
+                if faults.ends_transaction(error):
+                    raise
+                damaged[seq] = error
+                continue
+            if one is None:
+                left.append(seq)
+            else:
+                deleted, events = deleted + 1, events + emptied
+        return deleted, left, damaged
+
+    def _aged(self, connection: Connection, keep: Keep, passed_over: Set[int]) -> list[int]:
         found: list[int] = []
         for tenant, state in connection.execute(_COUNTED).fetchall():
             age = keep.of(tenant)
             if age is not None:
                 for seq in _older(connection, tenant, state, self._clock.now() - micros(age)):
-                    found.append(seq)
+                    if seq not in passed_over:
+                        found.append(seq)
                     if len(found) == MAX_PER_TRANSACTION:
                         return found
         return found

@@ -1,7 +1,5 @@
 """The executors that registered: what each offers, which start of it is current, and when it was last heard of."""
 
-import asyncio
-import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +11,14 @@ from sqlalchemy.engine import Connection
 from sqlmodel import Session, col, select
 
 from crucible.evaluation.v1.platform_pb2 import Executor
-from crucible_rpc.errors import CallError, FailedPreconditionError
+from crucible_rpc.errors import FailedPreconditionError
 from crucible_storage import models
 from crucible_storage.clock import Clock, micros
 from crucible_storage.database import Database
 from crucible_storage.models import PLATFORM, ExecutorRow
 from crucible_storage.policy import Policy
 from crucible_storage.prepared import Prepared
+from crucible_storage.regularly import regularly
 from crucible_storage.transaction import WriteTransaction
 
 MAX_EXECUTORS = 1000
@@ -36,9 +35,6 @@ _DESCRIPTION = select(_ROW.description, _ROW.registration).where(_ROW.id == bind
 _SEEN = text(
     "UPDATE executor SET last_seen = :now WHERE id = :id AND (last_seen < :now OR last_seen > :now + 60000000)"
 )
-
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,20 +180,20 @@ class Executors:
 
     async def keep_stored(self) -> None:
         """Writes down regularly who was heard of, for other processes on the same database; until cancelled."""
-        while True:
-            await asyncio.sleep(self._policy.lease.total_seconds() / 3)
-            try:
-                await self.store_all_heard()
-            except CallError as error:
-                _LOG.warning("it was not stored which executors were heard of: %s", error)
+        seconds = self._policy.lease.total_seconds() / 3
+        await regularly(seconds, self.store_all_heard, "it was not stored which executors were heard of")
 
     async def store_all_heard(self) -> None:
-        """Writes down who was heard of since it was done last."""
+        """Writes down who was heard of since it was done last; when that fails, the next time does."""
         now = self._clock.now()
         heard, self._unstored = self._unstored | dict.fromkeys(self._calling, now), {}
         if heard:
             rows = [{"id": executor_id, "now": at} for executor_id, at in sorted(heard.items())]
-            await self._database.write(lambda transaction: transaction.execute(_SEEN, rows) and None)
+            try:
+                await self._database.write(lambda transaction: transaction.execute(_SEEN, rows) and None)
+            except BaseException:
+                self._unstored = heard | self._unstored
+                raise
 
     def store_heard(self, transaction: WriteTransaction, executor_id: str, now: int) -> None:
         """Writes down that an executor was heard of now."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -113,7 +113,7 @@ class Inspections:
         self._policy = policy
         self._clock = clock
         self._heard: dict[str, tuple[float, int]] = {}
-        self._ending: set[asyncio.Future[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def load(self) -> None:
         """Ends what earlier processes left active: the calls that it belonged to are gone. Before anything else."""
@@ -175,11 +175,34 @@ class Inspections:
                 await self._executors.check_registered(executor_id, since.boot_id)
                 given: list[api.InspectionAssignment] = []
                 if await self._database.read(_any_queued(executor_id)):
-                    given = await self._database.write(self._giver(executor_id, asked))
+                    given = await self._kept(self._database.write(self._giver(executor_id, asked)))
                 left = deadline - asyncio.get_running_loop().time()
                 if given or left <= 0 or self._hub.closing:
                     return given
                 await wait_for(changed, min(left, _LEASE_POLL_SECONDS))
+
+    async def _kept(self, giving: Awaitable[list[api.InspectionAssignment]]) -> list[api.InspectionAssignment]:
+        """Waits. When the caller leaves meanwhile nobody has the tickets: the next who asks is given the work."""
+        given = asyncio.ensure_future(giving)
+        try:
+            return await asyncio.shield(given)
+        except asyncio.CancelledError:
+            self._in_background(self._give_back(given))
+            raise
+
+    async def _give_back(self, giving: Awaitable[list[api.InspectionAssignment]]) -> None:
+        def run(transaction: WriteTransaction) -> None:
+            for assignment in given:
+                row = _find(transaction.session, assignment.inspection_id)
+                if row is not None and row.state == RUNNING:
+                    row.state, row.boot_id = QUEUED, ""
+                    transaction.notices.inspections = True
+                    transaction.session.add(row)
+
+        with contextlib.suppress(CallError):  # then it is lost as that of a silent worker is
+            given = await giving
+            if given:
+                await self._database.write(run)
 
     async def report(
         self,
@@ -347,10 +370,13 @@ class Inspections:
 
     async def _abandon(self, inspection_id: str) -> None:
         """Ends an inspection that nobody follows any more, whatever becomes of this task; nothing when it has ended."""
-        ending = asyncio.ensure_future(self._abandoned(inspection_id))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
-        await asyncio.shield(ending)
+        await asyncio.shield(self._in_background(self._abandoned(inspection_id)))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     async def _abandoned(self, inspection_id: str) -> None:
         with contextlib.suppress(CallError):  # storage stops or cannot write: its next start ends it

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
 
+from google.protobuf.message import DecodeError
 from sqlalchemy import bindparam, select
 from sqlalchemy.engine import Connection
 
@@ -105,7 +106,7 @@ class OutputMover:
             await self._move(one)
         except _SettledError:
             return False
-        except DataLossError as error:
+        except (DataLossError, DecodeError) as error:
             fields = logs.fields(run=run_id(one.id, one.attempt))
             _LOG.error("large output cannot be moved: %s; run `crucible storage check`", error, extra=fields)
             return False

@@ -41,7 +41,8 @@ class Retention:
         if steady < self._not_before:
             return 0
         total = 0
-        while deleted := await self._deletion.delete_aged(self._keep):
+        passed_over: set[int] = set()
+        while deleted := await self._deletion.delete_aged(self._keep, passed_over):
             total += deleted
             await asyncio.sleep(PAUSE)
         if total:

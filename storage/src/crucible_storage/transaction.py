@@ -248,6 +248,7 @@ class WriteTransaction:
             self.counts, self.notices.work, self.notices.inspections = counts, work, inspections
             self._batch_counts, self.notices.batch_work = batch_counts, batch_work
             self._written = written
+            self._with_output = {row["evaluation_seq"] for _, row in self._outputs[written.outputs :]}
             self.usage.back_to(used)
             raise
         finally:

@@ -85,9 +85,13 @@ class BlobStore:
                 self._store, name, source, chunk_size=PART, max_concurrency=_PARTS_AT_ONCE, use_multipart=True
             )
 
-        await self._said(lambda: _to_its_end(asyncio.ensure_future(put()), abandoned))
-        if self._folder is not None:
-            await asyncio.to_thread(_flush, self._folder / name)
+        try:
+            await self._said(lambda: _to_its_end(asyncio.ensure_future(put()), abandoned))
+            if self._folder is not None:
+                file = self._folder / name
+                await self._said(lambda: asyncio.to_thread(_flush, file))
+        except BlobMissingError:  # a part of the way to it was removed meanwhile
+            raise self._unavailable("it lost what was being written; try again") from None
 
     async def read(self, name: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start`.
@@ -137,7 +141,9 @@ class BlobStore:
         with suppress(BlobMissingError):
             await self._said(lambda: obstore.delete_async(self._store, name))
         if self._folder is not None:
-            await asyncio.to_thread(_remove_unfinished, self._folder / name)
+            file = self._folder / name
+            with suppress(BlobMissingError):
+                await self._said(lambda: asyncio.to_thread(_remove_unfinished, file))
 
     async def prepare(self) -> None:
         """Makes a folder; in a bucket writes, reads and removes a small object.
