@@ -65,6 +65,8 @@ async def chaos(
         # With a pool a sandbox would live before its run, and its start would be no start of a program.
         options = Options(slots=SLOTS, pool=0, leases=leases)
         async with private_stack(counted, options, say, server=server) as stack:
+            async with stack.client() as client:
+                max_attempts = (await client.capabilities()).max_attempts
             with Watcher(stack.layout) as watcher:
                 scene = Scene(stack, watcher, leases or Leases())
                 ended = await Storm(scene, found, faults, calm, lanes, long_seconds, within, say).run()
@@ -72,7 +74,7 @@ async def chaos(
             found.wrong += [Wrong(Promise.GONE, f"left on the host: {left}")] if left else []
             async with stack.client() as client:
                 found.wrong += await proofs.failed(stack.layout, client)
-            found.wrong += wrongs(ended, runsc.by_mark(), watcher)
+            found.wrong += wrongs(ended, runsc.by_mark(), watcher, max_attempts=max_attempts)
             found.starts, found.looks = len(runsc.sandboxes()), watcher.looks
     finally:
         runsc.remove()
