@@ -87,6 +87,10 @@ def test_each_broken_promise_is_told(watcher, changes, starts, said):
     assert said in told.text
 
 
+def test_start_of_a_program_without_an_end_is_no_start_of_something_else(watcher):
+    assert not list(wrongs([], {"9": ["s9"]}, watcher, max_attempts=MOST, endless=["9"]))
+
+
 def test_two_attempts_that_lived_at_once_are_told(watcher):
     watcher.spans |= {"s0": (1.0, 3.0), "s1": (2.0, 4.0)}
     one = ended(attempt=2, failed_attempts=FAILED)

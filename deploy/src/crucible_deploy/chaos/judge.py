@@ -2,7 +2,7 @@
 
 import enum
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,20 +40,26 @@ class Ended:
 
 
 def wrongs(
-    ended: Sequence[Ended], starts: Mapping[str, Sequence[str]], watcher: Watcher, *, max_attempts: int
+    ended: Sequence[Ended],
+    starts: Mapping[str, Sequence[str]],
+    watcher: Watcher,
+    *,
+    max_attempts: int,
+    endless: Iterable[str] = (),
 ) -> Iterator[Wrong]:
     """Everything that contradicts the promises.
 
     Args:
-        ended: every evaluation that was accepted.
+        ended: every evaluation that came to an end.
         starts: sandboxes by mark, as the counting runsc wrote them down.
         watcher: what lived when.
         max_attempts: after how many the stack gives up: neither earlier nor later.
+        endless: marks of those that came to no end, which is told already.
     """
     for one in ended:
         yield from (Wrong(Promise.END, text) for text in _wrong_end(one, max_attempts))
         yield from _wrong_starts(one, starts.get(one.case.mark, ()), watcher)
-    for mark in starts.keys() - {one.case.mark for one in ended}:
+    for mark in starts.keys() - {one.case.mark for one in ended} - set(endless):
         yield Wrong(Promise.START, f"program {mark} was started and is no accepted evaluation")
 
 
