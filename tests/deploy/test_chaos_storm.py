@@ -39,7 +39,7 @@ def storm_of(count, *faults, client=None, within=60.0, said=None):
         yield client or Client()
 
     found = Chaos(1, count)
-    scene = Scene(SimpleNamespace(client=connected), None, Leases())
+    scene = Scene(SimpleNamespace(client=connected), None, None, Leases())
     tell = (lambda _: None) if said is None else said.append
     return Storm(scene, found, list(faults), (SHORT, SHORT), 3, SHORT, timedelta(seconds=within), tell), found
 
@@ -72,6 +72,19 @@ async def test_no_program_begins_when_the_time_is_over_and_what_began_is_there_t
     assert time.monotonic() - begun < 20
     assert found.time_over
     assert 0 < len(ended) < 10**6
+
+
+async def test_program_that_a_fault_asked_for_comes_to_its_end_as_the_others():
+    begun = []
+
+    async def meets_a_program(scene, chance):
+        begun.append(scene.begin(1.0))
+        return []
+
+    running, found = storm_of(5, Fault("a fault", 1, meets_a_program))
+    ended = await running.run()
+    assert len(set(begun)) == len(begun) == found.faults["a fault"] > 0
+    assert set(begun) <= {one.case.mark for one in ended}
 
 
 async def test_fault_that_is_under_way_at_the_end_is_undone():

@@ -68,7 +68,7 @@ async def chaos(
             async with stack.client() as client:
                 max_attempts = (await client.capabilities()).max_attempts
             with Watcher(stack.layout) as watcher:
-                scene = Scene(stack, watcher, leases or Leases())
+                scene = Scene(stack, watcher, runsc, leases or Leases())
                 ended = await Storm(scene, found, faults, calm, lanes, long_seconds, within, say).run()
                 left = await asyncio.to_thread(host.wait_for_none, stack.layout, _GONE_SECONDS)
             found.wrong += [Wrong(Promise.GONE, f"left on the host: {left}")] if left else []

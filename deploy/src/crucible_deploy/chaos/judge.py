@@ -25,7 +25,7 @@ class Promise(enum.StrEnum):
 
 
 class Wrong(NamedTuple):
-    """Something that contradicts a promise."""
+    """Something that contradicts a promise, or that kept it from being judged."""
 
     promise: Promise
     text: str

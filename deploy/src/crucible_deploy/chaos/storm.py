@@ -6,8 +6,9 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 
 from crucible_client import AsyncClient
 from crucible_deploy.chaos.faults import Fault, Scene, in_order
@@ -44,6 +45,7 @@ class Storm:
     _ended: list[Ended] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _met: list["asyncio.Task[None]"] = field(default_factory=list)
 
     async def run(self) -> list[Ended]:
         """All programs with their records, in the order of their ends.
@@ -54,17 +56,18 @@ class Storm:
         cases = self._short_ones()
         async with self.scene.stack.client(retry_for=_PATIENCE) as client:
             lanes = [asyncio.create_task(self._lane(client, cases)) for _ in range(self.lanes)]
-            long, harm = asyncio.create_task(self._long_ones(client)), asyncio.create_task(self._harm())
+            long, harm = asyncio.create_task(self._long_ones(client)), asyncio.create_task(self._harm(client))
             telling = asyncio.create_task(self._progress())
             tasks = [*lanes, long, harm, telling]
             try:
                 await _all_ended(lanes, beside=[long, harm])
                 self._over.set()
                 await _all_ended([long, harm])
+                await _all_ended(self._met)
             finally:
-                for task in tasks:
+                for task in [*tasks, *self._met]:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*tasks, *self._met, return_exceptions=True)
         self.found.seconds = self._passed()
         return self._ended
 
@@ -112,16 +115,24 @@ class Storm:
                 return
             await self._one(client, case(f"long{number}", steady, seconds=self.long_seconds))
 
-    async def _harm(self) -> None:
+    def _meet(self, client: AsyncClient, seconds: float) -> str:
+        """Begins a program that a fault is to meet; returns its mark."""
+        mark = f"met{len(self._met)}"
+        one = case(mark, random.Random(0), seconds=seconds)  # noqa: S311
+        self._met.append(asyncio.create_task(self._one(client, one)))
+        return mark
+
+    async def _harm(self, client: AsyncClient) -> None:
         """Fault after fault, each to its end: a server that is stopped is started again."""
         chance = random.Random(self.found.seed + 1)  # noqa: S311
+        scene = replace(self.scene, begin=partial(self._meet, client))
         for fault in in_order(self.faults, chance):
             with suppress(TimeoutError):
                 async with asyncio.timeout(chance.uniform(*self.calm)):
                     await self._over.wait()
                 return
             self.say(fault.name)
-            self.found.wrong += await fault.happen(self.scene, chance)
+            self.found.wrong += await fault.happen(scene, chance)
             self.found.faults[fault.name] += 1
 
     async def _progress(self) -> None:
