@@ -203,11 +203,15 @@ async def test_keys_and_platform(calls):
     assert listed == [("node", "no image"), ("python", "")]
 
 
-async def test_a_key_is_never_asked_for_twice(calls, gateway):
+async def test_a_key_or_a_tenant_is_never_asked_for_twice(calls, gateway):
     gateway.faults["CreateApiKey"] = [errors.UnavailableError("STORAGE_UNAVAILABLE", "storage does not answer")]
     with pytest.raises(sdk_errors.UnavailableError, match="does not answer"):
         await calls("create_api_key", "team", role=Role.ADMIN)
     assert gateway.calls["CreateApiKey"] == 1
+    gateway.faults["CreateTenant"] = [errors.UnavailableError("STORAGE_UNAVAILABLE", "storage does not answer")]
+    with pytest.raises(sdk_errors.UnavailableError, match="does not answer"):
+        await calls("create_tenant", "team")
+    assert gateway.calls["CreateTenant"] == 1
 
 
 async def test_run_many_keeps_its_bound_and_yields_everything(client, gateway):

@@ -22,6 +22,7 @@ from crucible_deploy.bench import (
     memory,
     neighbour,
     pool,
+    processes,
     samples,
     storage_alone,
     throughput,
@@ -43,7 +44,7 @@ def done(ms, *, warm=True, ended=0.0):
 
 
 def many(count, seconds, *, warm=0, ms=100.0):
-    return load.Many(seconds, tuple(done(ms, warm=number < warm) for number in range(count)))
+    return load.Many(seconds, tuple(done(ms, warm=number < warm) for number in range(count)), count)
 
 
 def by_name(rows):
@@ -172,13 +173,24 @@ def test_the_rate_of_a_batch_is_held_against_its_target():
 
 
 def test_burst_rates_and_percentiles_are_of_all_bursts():
-    at_once = load.Many(10.0, tuple(done(float(ms), warm=False) for ms in range(1, 101)))
+    at_once = load.Many(10.0, tuple(done(float(ms), warm=False) for ms in range(1, 101)), 100)
     rows = by_name(burst.rows([many(16, 1.0, warm=16), many(16, 3.0, warm=15)], 16, 9.0, at_once, 10.0))
     burst_row = rows["burst of 16 from a pool of 20, 4-wide"]
     assert burst_row.value == pytest.approx(8.0)
     assert "31 of 32 warm" in burst_row.note
     assert rows["100 submitted at once: worst"].value == 100.0
     assert rows["100 submitted at once: p50"].value == pytest.approx(50.5)
+
+
+def test_time_that_two_hierarchies_count_is_counted_once(tmp_path):
+    v1, v2 = tmp_path / "cpuacct", tmp_path / "unified"
+    v1.mkdir()
+    v2.mkdir()
+    (v2 / "cpu.stat").write_text("usage_usec 2000000\nuser_usec 1\n")
+    assert processes.cgroup_cpu_s([v2]) == 2.0
+    (v1 / "cpuacct.usage").write_text("2000000000\n")
+    assert processes.cgroup_cpu_s([v2, v1]) == 2.0
+    assert processes.cgroup_cpu_s([tmp_path]) == 0.0
 
 
 def test_idle_cpu_is_judged_on_average_and_for_the_busiest():
@@ -269,7 +281,7 @@ def subjects(monkeypatch):
     @asynccontextmanager
     async def stand(common, say, choice):
         try:
-            yield SimpleNamespace(say=say)
+            yield SimpleNamespace(say=say, stacks=())
         finally:
             ended.append(True)
 
@@ -292,6 +304,35 @@ def test_subject_that_fails_is_a_row_and_fails_the_command_and_the_others_go_on(
     sections = {one["name"]: one for one in json.loads(capsys.readouterr().out)["sections"]}
     assert sections["warm"]["rows"][0] | {"failed": True, "note": "it burnt"} == sections["warm"]["rows"][0]
     assert sections["memory"]["rows"][0]["met"] is True
+
+
+def test_failure_that_nobody_foresaw_is_a_row_too(subjects, capsys):
+    async def fails(_):
+        raise LookupError
+
+    subjects["warm"] = fails
+    assert command.main(["--json"]) == 1
+    sections = {one["name"]: one for one in json.loads(capsys.readouterr().out)["sections"]}
+    assert sections["warm"]["rows"][0]["note"] == "LookupError"
+    assert sections["memory"]["rows"][0]["met"] is True
+
+
+def test_figures_of_a_stack_of_which_a_process_was_started_again_are_none(subjects, capsys, monkeypatch):
+    pids = iter([7, 7, 7, 8])
+    stand = command.stand
+
+    @asynccontextmanager
+    async def with_a_stack(common, say, choice):
+        async with stand(common, say, choice) as ready:
+            ready.stacks = (None,)
+            yield ready
+
+    monkeypatch.setattr(command, "stand", with_a_stack)
+    monkeypatch.setattr(command.processes, "of_stack", lambda _: {"executor": next(pids)})
+    assert command.main(["--json", "--only", "idle", "--only", "warm"]) == 1
+    sections = {one["name"]: one for one in json.loads(capsys.readouterr().out)["sections"]}
+    assert sections["idle"]["rows"][0]["met"] is True
+    assert "started again" in sections["warm"]["rows"][0]["note"]
 
 
 def test_all_subjects_are_measured_and_only_those_that_are_named(subjects, capsys):
@@ -355,6 +396,34 @@ async def test_command_that_is_cancelled_is_ended_with_its_children():
             await asyncio.sleep(0.01)
 
 
+async def test_command_that_has_to_clean_up_is_given_the_time(tmp_path):
+    cleaned, ready = tmp_path / "cleaned", tmp_path / "ready"
+    script = "import pathlib, sys, time\ntry:\n  pathlib.Path(sys.argv[1]).touch()\n  time.sleep(300)\n"
+    script += "finally:\n  pathlib.Path(sys.argv[2]).touch()"
+    argv = [sys.executable, "-c", script, str(ready), str(cleaned)]
+    running = asyncio.create_task(commands.run(argv, grace_s=20))
+    async with asyncio.timeout(20):
+        while not ready.exists():  # noqa: ASYNC110  # no event of ours
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert cleaned.exists()
+
+
+async def test_command_that_does_not_clean_up_in_its_time_is_killed(tmp_path):
+    ready = tmp_path / "ready"
+    script = "import pathlib, signal, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    script += "pathlib.Path(sys.argv[1]).touch()\ntime.sleep(300)"
+    running = asyncio.create_task(commands.run([sys.executable, "-c", script, str(ready)], grace_s=0.2))
+    async with asyncio.timeout(20):
+        while not ready.exists():  # noqa: ASYNC110  # no event of ours
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
 def _alive(text):
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if text in line]
@@ -394,6 +463,7 @@ async def test_lead_of_a_load_is_not_counted():
     assert ran.warm == 0
     assert len(counted) == 1
     assert 0.02 < ran.seconds < time.monotonic() - began - 0.01  # three turns of two lanes, without the two of the lead
+    assert 5 < ran.programs < 6  # one was under way when the lead ended
 
 
 async def test_load_ends_with_the_first_program_that_does_not_succeed():

@@ -1,5 +1,6 @@
 """Logs that cannot fill the disk."""
 
+import os
 from pathlib import Path
 
 from crucible_deploy.logfile import MAX_LINE_BYTES, LineSplitter, LogFile
@@ -14,6 +15,19 @@ def test_a_log_keeps_two_files_of_a_bounded_size(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1"]
     assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
     assert (tmp_path / "a.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_cannot_be_begun_anew_goes_on_where_it_is(tmp_path, monkeypatch):
+    log = LogFile(tmp_path / "a.log", max_bytes=20)
+    log.write(b"0123456789")
+    with monkeypatch.context() as none_left:
+        none_left.setattr("crucible_deploy.logfile.os.open", lambda *_: (_ for _ in ()).throw(OSError(24, "too many")))
+        log.write(b"lost, for it would be too much")
+        other = os.dup(0)  # takes the lowest free descriptor
+    log.write(b"0123456789")
+    log.close()
+    assert (tmp_path / "a.log").read_text() == (tmp_path / "a.log.1").read_text() == "0123456789\n"
+    os.close(other)
 
 
 def test_lines_are_cut_where_they_end_and_where_they_are_too_long():

@@ -87,6 +87,12 @@ def test_a_backup_that_fails_leaves_no_file(layout, tmp_path, capfd):
     assert "cannot be written: No such file or directory" in str(ran.exception)
 
 
+def test_what_a_killed_backup_left_is_named(layout, tmp_path, capfd):
+    (tmp_path / "b.tar.partial").write_text("half of it")
+    ran, _, _ = run("backup", str(tmp_path / "b.tar"), capfd=capfd)
+    assert "b.tar.partial cannot be written: File exists" in str(ran.exception)
+
+
 def test_a_backup_that_only_root_can_read_is_handed_over(layout, tmp_path, capfd):
     file = tmp_path / "b.tar"
     file.write_text("the archive")

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -124,6 +125,38 @@ async def test_a_process_that_dies_is_started_again(layout):
         assert record.read(layout).processes["a"] == child.identity
     assert child.restarts == 1
     assert "ended with signal 9; started again in 0.05 s" in layout.log_file("a").read_text()
+
+
+async def test_a_full_disk_does_not_end_the_watch_over_a_process(layout, monkeypatch):
+    """The record of the processes is written at each start."""
+    async with supervisor(layout, process("a")) as running:
+        (child,) = running.children
+        for number in (1, 2):
+            with monkeypatch.context() as full:
+                full.setattr(record, "write", raising(OSError(errno.ENOSPC, "No space left on device")))
+                before = child.identity
+                before.signal(signal.SIGKILL)
+                await until(lambda: child.identity not in (None, before) and child.identity.alive)  # noqa: B023
+            assert child.restarts == number
+        assert "No space left on device" in layout.log_file("a").read_text()
+
+
+async def test_a_process_that_cannot_be_had_now_is_asked_for_again(layout, monkeypatch):
+    async with supervisor(layout, process("a")) as running:
+        (child,) = running.children
+        before = child.identity
+        with monkeypatch.context() as none_left:
+            none_left.setattr(asyncio, "create_subprocess_exec", raising(OSError(errno.EAGAIN, "no process left")))
+            before.signal(signal.SIGKILL)
+            await until(lambda: child.restarts >= 2)
+        await until(lambda: child.identity != before and child.identity.alive)
+
+
+def raising(error):
+    def fails(*_, **__):
+        raise error
+
+    return fails
 
 
 ONCE = """

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from crucible.executor.v1 import inspection_service_pb2 as executor_inspections
 from crucible.gateway.v1 import admin_service_pb2, platform_service_pb2
 from crucible.storage.v1 import inspection_service_pb2 as storage_inspections
+from crucible.storage.v1 import tenant_service_pb2
 from crucible_rpc import errors, request_id
 from crucible_rpc.channel import ONCE, calling, connect
 from tests.rpc.echo_servicer import EchoStub, say, sayings, within
@@ -76,7 +77,8 @@ async def test_unavailable_is_retried_and_nothing_else(stub, servicer):
 
 
 def test_every_method_that_is_not_retried_exists():
-    contracts = (admin_service_pb2, platform_service_pb2, storage_inspections, executor_inspections)
+    storage = (storage_inspections, tenant_service_pb2)
+    contracts = (admin_service_pb2, platform_service_pb2, executor_inspections, *storage)
     known = {
         (service.full_name, method)
         for contract in contracts

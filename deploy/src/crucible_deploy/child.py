@@ -47,7 +47,7 @@ class Child:
         spec: the process.
         log: where its lines go.
         say: also told every line, as (name, line).
-        changed: called after each start, when its identity is another.
+        changed: called after each start, when its identity is another; it may raise OSError.
         backoff: how long to wait before a restart.
     """
 
@@ -171,7 +171,10 @@ class Child:
                 if self._stopping.is_set():
                     return
                 self.restarts += 1
-                await self._spawn()
+                try:
+                    await self._spawn()
+                except (OSError, ChildError) as error:  # as of a full disk, or no process to be had: it may pass
+                    self._note(f"could not be started as it should: {error}")
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:

@@ -1,6 +1,7 @@
 """A log that cannot fill the disk: two files of a bounded size, and lines of a bounded length."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -34,9 +35,10 @@ class LogFile:
         os.close(self._descriptor)
 
     def _rotate(self) -> None:
-        self.path.rename(self.path.with_name(self.path.name + ".1"))
-        os.close(self._descriptor)
-        self._descriptor = self._open()
+        with suppress(FileNotFoundError):  # renamed before, when the new file could not be made
+            self.path.rename(self.path.with_name(self.path.name + ".1"))
+        full, self._descriptor = self._descriptor, self._open()
+        os.close(full)
 
     def _open(self) -> int:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

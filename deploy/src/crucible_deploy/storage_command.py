@@ -72,14 +72,15 @@ def backup(*, file: Path) -> int:
     if file.exists():
         raise click.ClickException(f"{file} exists; name a new file, so that no backup is overwritten")
     try:
-        with _made(partial) as out:
+        with raised_by_signals(), _made(partial) as out:
             code = _run("backup", stdout=out)
             if code == 0:
                 os.fsync(out.fileno())
                 os.link(partial, file)  # fails where somebody else made it meanwhile
         return code
     except OSError as error:
-        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from None
+        where = error.filename2 or error.filename or file
+        raise click.ClickException(f"{where} cannot be written: {error.strerror}") from None
 
 
 @storage.command()

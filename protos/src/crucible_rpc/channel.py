@@ -26,13 +26,15 @@ DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
 ONCE = (
     {"service": "crucible.gateway.v1.AdminService", "method": "CreateApiKey"},
+    {"service": "crucible.gateway.v1.AdminService", "method": "CreateTenant"},
     {"service": "crucible.gateway.v1.PlatformService", "method": "RunSelfTest"},
     {"service": "crucible.gateway.v1.PlatformService", "method": "VerifyIsolation"},
+    {"service": "crucible.storage.v1.TenantService", "method": "CreateTenant"},
     {"service": "crucible.storage.v1.InspectionStoreService", "method": "RunInspection"},
     {"service": "crucible.executor.v1.InspectionService", "method": "RunInspection"},
 )
-"""Methods that do their work once more when they are called once more. That a server's first headers end retries is not
-enough: grpc looks at them only after a status that came with them."""
+"""Methods that are not retried: called once more they do their work once more, or answer otherwise than the first time.
+That a server's first headers end retries is not enough: grpc looks at them only after a status that came with them."""
 
 _RETRIES = {
     "methodConfig": [

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crucible_client import CallError
-from crucible_deploy.bench import machine
+from crucible_deploy.bench import machine, processes
 from crucible_deploy.bench.errors import BenchError
 from crucible_deploy.bench.report import Measured, Report, Row, Section, print_report
 from crucible_deploy.bench.stand import FULL, TINY, Choice, Say, Sizes, Stand, stand
@@ -23,7 +23,7 @@ from crucible_deploy.interrupt import cancelled_by_signals
 from crucible_deploy.layout import Layout
 from crucible_deploy.prepare import EXPECTED_ERRORS
 
-_FAILURES = (*EXPECTED_ERRORS, BenchError, CallError, OSError)
+_NOT_READY = (*EXPECTED_ERRORS, BenchError, CallError, OSError)
 
 
 async def bench(
@@ -64,11 +64,15 @@ def _left_out(name: str) -> Measured:
 
 async def _measured(name: str, ready: Stand) -> Measured:
     ready.say(f"measuring {name}")
+    ours = [processes.of_stack(one) for one in ready.stacks]
     try:
-        return await SUBJECTS[name](ready)
-    except _FAILURES as error:
-        ready.say(f"{name} failed: {error}")
-        return Measured((Row.failure(name, str(error)),))
+        measured = await SUBJECTS[name](ready)
+        if [processes.of_stack(one) for one in ready.stacks] != ours:
+            raise BenchError("a process of the stack was started again meanwhile")  # noqa: TRY301
+    except Exception as error:  # whatever it is: an hour's figures of the other subjects do not hang on it
+        ready.say(f"{name} failed: {type(error).__name__}: {error}")
+        return Measured((Row.failure(name, str(error) or type(error).__name__),))
+    return measured
 
 
 async def _run(common: Layout, say: Say, choice: Choice, options: argparse.Namespace) -> int:
@@ -111,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         choice = Choice(options.sizes, options.go_judge and options.go_judge.resolve())
         return asyncio.run(_run(Layout.of(os.environ), say, choice, options))
-    except _FAILURES as error:
+    except _NOT_READY as error:
         say(str(error))
         return 1
 

@@ -25,10 +25,7 @@ _ENDS_WITHIN_S = 120.0
 async def measure(stand: Stand) -> Measured:
     """Both rates; the items wait until all are stored, so that nothing runs beside, and are cancelled then."""
     count = stand.sizes.batch
-    pid = stand.stack.pid("storage")
-    before = processes.cpu_ms(pid)
-    alone_s = await _alone(stand.stack.layout, count)
-    cpu_ms = processes.cpu_ms(pid) - before
+    alone_s, cpu_ms = await _alone(stand.stack.layout, stand.stack.pid("storage"), count)
     through_s = await _through_the_gateway(stand, count)
     return Measured(tuple(rows(count, alone_s, cpu_ms, through_s)))
 
@@ -51,8 +48,11 @@ def rows(count: int, alone_s: float, cpu_ms: float, through_s: float) -> list[Ro
     ]
 
 
-async def _alone(layout: Layout, count: int) -> float:
-    """Seconds that storage takes, called as the gateway calls it; the messages are made before."""
+async def _alone(layout: Layout, pid: int, count: int) -> tuple[float, float]:
+    """Seconds and milliseconds of CPU that storage takes to store them, called as the gateway calls it.
+
+    The messages are made before.
+    """
     own = layout.pki / "gateway"
     tls = ClientTls(own / "tls.crt", own / "tls.key", own / "ca.crt")
     async with connect(layout.address("storage"), tls, "storage", timedelta(seconds=60)) as channel:
@@ -62,10 +62,10 @@ async def _alone(layout: Layout, count: int) -> float:
         )
         name = (await stub.OpenBatch(header)).batch.name
         parts = _parts(name, count)
-        begun = time.perf_counter()
+        begun, cpu_ms = time.perf_counter(), processes.cpu_ms(pid)
         for part in parts:
             await stub.AddBatchItems(part)
-        seconds = time.perf_counter() - begun
+        seconds, cpu_ms = time.perf_counter() - begun, processes.cpu_ms(pid) - cpu_ms
         batch = (await stub.CancelBatch(store.CancelBatchRequest(tenant=_TENANT, name=name, by="bench"))).batch
         if batch.items != count:
             raise BenchError(f"{count} items were sent and {batch.items} are stored")
@@ -74,7 +74,7 @@ async def _alone(layout: Layout, count: int) -> float:
         )
         async for _ in stub.WatchBatch(watch, timeout=_ENDS_WITHIN_S):
             pass
-    return seconds
+    return seconds, cpu_ms
 
 
 def _parts(name: str, count: int) -> Sequence[store.AddBatchItemsRequest]:

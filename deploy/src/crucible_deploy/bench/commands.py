@@ -41,15 +41,22 @@ class Command:
     Args:
         argv: program and arguments.
         environment: None: this process's.
-        keep_stdin: whether `feed` will write to it; otherwise its standard input is empty.
+        keep_stdin: whether its standard input is a pipe that somebody will write to; otherwise it is empty.
+        grace_s: how long it is given after SIGINT to clean up when it is ended early; 0: it is killed.
     """
 
     def __init__(
-        self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None, keep_stdin: bool = False
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        keep_stdin: bool = False,
+        grace_s: float = 0.0,
     ) -> None:
         self._argv = list(argv)
         self._environment = environment
         self._keep_stdin = keep_stdin
+        self._grace_s = grace_s
         self._lock = threading.Lock()
         self._ended = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,12 +96,22 @@ class Command:
         return Finished(time.perf_counter() - began, stdout, stderr, process.returncode)
 
     def end(self) -> None:
-        """Kills its session. It may not have been started yet; then it never is."""
+        """Ends its session. It may not have been started yet; then it never is."""
         with self._lock:
             self._ended = True
+        if self._grace_s:
+            self._signal(signal.SIGINT)
+            late = threading.Timer(self._grace_s, self._signal, (signal.SIGKILL,))
+            late.daemon = True
+            late.start()
+        else:
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._lock:
             if self._process is not None and self._process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
+                    os.killpg(self._process.pid, number)
 
 
 async def to_the_end(work: Callable[[], T], *, stop: Callable[[], None] | None = None) -> T:
@@ -119,13 +136,14 @@ async def run(
     *,
     timeout_s: float = 120.0,
     environment: Mapping[str, str] | None = None,
+    grace_s: float = 0.0,
 ) -> Finished:
-    """Runs a command to its end.
+    """Runs a command to its end; see `Command`.
 
     Raises:
         BenchError: see `Command.run`.
     """
-    command = Command(argv, environment=environment, keep_stdin=bool(given))
+    command = Command(argv, environment=environment, keep_stdin=bool(given), grace_s=grace_s)
     return await to_the_end(lambda: command.run(given, timeout_s=timeout_s), stop=command.end)
 
 

@@ -47,15 +47,18 @@ class Many:
     Attributes:
         seconds: from the first's call, or the end of the lead, to the last's answer.
         done: in the order of their answers, without the lead.
+        programs: how many that was: of one that was under way when the lead ended, the share of its time that came
+            after that.
     """
 
     seconds: float
     done: tuple[Done, ...]
+    programs: float
 
     @property
     def per_second(self) -> float:
         """The rate."""
-        return len(self.done) / self.seconds
+        return self.programs / self.seconds
 
     @property
     def ms(self) -> list[float]:
@@ -123,10 +126,17 @@ async def many(
         await asyncio.gather(*lanes, return_exceptions=True)
     if lead:
         began = done[lead - 1].ended
-    return Many(done[-1].ended - began, tuple(done[lead:]))
+    counted = tuple(done[lead:])
+    return Many(done[-1].ended - began, counted, sum(_share_after(began, one) for one in counted))
+
+
+def _share_after(moment: float, one: Done) -> float:
+    seconds = one.ms / 1000
+    return min(1.0, (one.ended - moment) / seconds) if seconds else 1.0
 
 
 def combined(parts: Sequence[Many]) -> Many:
     """Several measurements as one."""
     first = parts[0]
-    return replace(first, seconds=sum(p.seconds for p in parts), done=tuple(d for part in parts for d in part.done))
+    done, programs = tuple(d for part in parts for d in part.done), sum(part.programs for part in parts)
+    return replace(first, seconds=sum(p.seconds for p in parts), done=done, programs=programs)

@@ -14,6 +14,8 @@ from crucible_deploy.spec import module_command
 _MODULE = "crucible_executor.neighbour"
 _MEASURED = (0, 1, 4)
 _LIMIT_S = 900.0
+_CLEANS_UP_S = 60.0
+"""It has sandboxes, cgroups and a folder of its own."""
 
 
 async def measure(stand: Stand) -> Measured:
@@ -24,7 +26,8 @@ async def measure(stand: Stand) -> Measured:
         *module_command(verify.interpreter(layout), _MODULE), "--json",
         f"--rounds={stand.sizes.neighbour_rounds}", f"--seconds={stand.sizes.neighbour_s:g}",
     ]  # fmt: skip
-    done = await commands.run(argv, timeout_s=_LIMIT_S, environment=os.environ | verify.environment(layout))
+    environment = os.environ | verify.environment(layout)
+    done = await commands.run(argv, timeout_s=_LIMIT_S, environment=environment, grace_s=_CLEANS_UP_S)
     if done.returncode not in _MEASURED:
         raise BenchError(done.stderr.decode(errors="replace").strip()[-500:] or f"exit code {done.returncode}")
     return Measured(tuple(map(row, json.loads(done.stdout))))

@@ -65,17 +65,19 @@ def members(cgroup: Path) -> list[int]:
 
 
 def cgroup_cpu_s(cgroups: Iterable[Path]) -> float:
-    """CPU time that cgroups have used together: `cpuacct.usage` of v1, `cpu.stat` of v2."""
-    total = 0.0
-    for cgroup in cgroups:
-        usage = _read(cgroup / "cpuacct.usage")
-        if usage:
-            total += int(usage) / 1e9
-            continue
+    """CPU time of one sandbox, whose cgroups these are: `cpuacct.usage` of v1, else `cpu.stat` of v2.
+
+    More than one hierarchy may count the same processes.
+    """
+    folders = list(cgroups)
+    for cgroup in folders:
+        if usage := _read(cgroup / "cpuacct.usage"):
+            return int(usage) / 1e9
+    for cgroup in folders:
         for line in _read(cgroup / "cpu.stat").splitlines():
             if line.startswith(b"usage_usec"):
-                total += int(line.split()[1]) / 1e6
-    return total
+                return int(line.split()[1]) / 1e6
+    return 0.0
 
 
 def _pids() -> Iterable[int]:

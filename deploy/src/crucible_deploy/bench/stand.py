@@ -129,6 +129,11 @@ class Stand:
     resident_mib: dict[str, float]
 
     @property
+    def stacks(self) -> tuple[PrivateStack, PrivateStack]:
+        """Both."""
+        return self.stack, self.cold_stack
+
+    @property
     def sizes(self) -> Sizes:
         """How much to measure."""
         return self.choice.sizes

@@ -33,13 +33,13 @@ async def measure(stand: Stand) -> Measured:
     found = rows("SQLite", await _of_database(stand, "SQLite", ""))
     try:
         server = PostgreSqlServer(durable=True, folder=stand.stack.layout.home.parent)
+        try:
+            await commands.to_the_end(server.start)
+            found += rows("PostgreSQL", await _of_database(stand, "PostgreSQL", server.url("{}")))
+        finally:
+            await asyncio.to_thread(server.remove)
     except PostgreSqlServerError as error:
-        return Measured((*artifact, *found, Row.left_out("storage alone on PostgreSQL", str(error))))
-    try:
-        await asyncio.to_thread(server.start)
-        found += rows("PostgreSQL", await _of_database(stand, "PostgreSQL", server.url("{}")))
-    finally:
-        await asyncio.to_thread(server.remove)
+        found.append(Row.left_out("storage alone on PostgreSQL", str(error)))
     return Measured((*artifact, *found))
 
 

@@ -25,9 +25,14 @@ class Rates:
 
 
 async def measure(folder: Path, url: str, count: int) -> Rates:
-    """Rates of `count` evaluations each; of batches, five times as many. See `played.opened` for the rest."""
+    """Rates of `count` evaluations each, in whole rounds of all workers; of batches, five times as many.
+
+    See `played.opened` for the rest.
+    """
+    round_ = LIVE_WORKERS * SLOTS
+    count = max(round_, count // round_ * round_)
     async with opened(folder, url, "rates") as bench:
-        await bench.live(2 * LIVE_WORKERS * SLOTS)  # modules and statements are ready
+        await bench.live(2 * round_)  # modules and statements are ready
         cpu = _cpu_s()
         lived = await bench.live(count)
         cpu = _cpu_s() - cpu
