@@ -70,12 +70,18 @@ class CountedRunsc:
         """Which sandboxes were given the program with which mark, in the order of their starts."""
         found = defaultdict(list)
         for sandbox in self.sandboxes():
-            file = self.starts / f"{sandbox}.program"
-            given = file.read_bytes() if file.exists() else b""
-            at = given.find(MARK)
-            if at >= 0:
-                found[given[at + len(MARK) :].split(b"\n")[0].split(b"'")[0].decode()].append(sandbox)
+            mark = self.mark(sandbox)
+            if mark is not None:
+                found[mark].append(sandbox)
         return dict(found)
+
+    def mark(self, sandbox: str) -> str | None:
+        """The mark of the program that this sandbox was given; None when it has none, or not yet."""
+        file = self.starts / f"{sandbox}.program"
+        given = file.read_bytes() if file.exists() else b""
+        _, marked, after = given.partition(MARK)
+        mark, _, _ = after.split(b"\n")[0].partition(b"'")
+        return mark.decode() if marked else None
 
 
 def _remove_leftovers() -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import random
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from crucible_deploy.chaos.alive import Watcher
+from crucible_deploy.chaos.counted_runsc import CountedRunsc
 from crucible_deploy.chaos.judge import Promise, Wrong
 from crucible_deploy.identity import ProcessIdentity
 from crucible_deploy.layout import PROCESSES
@@ -15,11 +17,17 @@ from crucible_deploy.private_stack import PrivateStack
 from crucible_deploy.stack import Leases
 
 _KILL_SECONDS = 2.0
+_SPARE_SECONDS = 4.0
+_ALIVE_SECONDS = 120.0
 _RESTART_SECONDS = 60.0
 
 
 class ChaosError(Exception):
     """The stack did not come back after a fault, or could not be judged."""
+
+
+def _no_storm(seconds: float) -> str:
+    raise ChaosError(f"there is no storm that could run a program of {seconds:g} s")
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,16 @@ class Scene:
     Attributes:
         stack: the processes.
         watcher: sees what lives.
+        runsc: knows which sandbox was given which program.
         leases: how long leases last, and runs without their worker.
+        begin: begins a program that runs for so many seconds and is judged as all others are; returns its mark.
     """
 
     stack: PrivateStack
     watcher: Watcher
+    runsc: CountedRunsc
     leases: Leases
+    begin: Callable[[float], str] = _no_storm
 
 
 @dataclass(frozen=True)
@@ -103,15 +115,28 @@ def fence_off() -> Fault:
 
 
 def cut_off() -> Fault:
-    """The executor hears nothing of its worker for longer than the grace: what ran must be dead when it has passed."""
+    """The executor hears nothing of its worker for longer than the grace: what ran must be dead when it has passed.
+
+    It meets a program that would still run by itself at that moment, as nothing else tells that the executor ended it.
+    """
 
     async def happen(scene: Scene, chance: random.Random) -> list[Wrong]:
+        silence = scene.leases.orphan_grace.total_seconds() + _KILL_SECONDS
+        mark = scene.begin(silence + _SPARE_SECONDS)
+        met = await _alive(scene, mark)
+        if met is None:
+            return [_not_judged(f"program {mark} was not seen alive within {_ALIVE_SECONDS:.0f} s")]
         with _paused(scene.stack, "worker"):
             ran = scene.watcher.living()
-            await asyncio.sleep(scene.leases.orphan_grace.total_seconds() + _KILL_SECONDS)
-            left = ran & scene.watcher.living()
+            await asyncio.sleep(silence)
+            left, looked = ran & scene.watcher.living(), time.monotonic()
             await asyncio.sleep(chance.uniform(0.5, 4))
-        return [Wrong(Promise.GRACE, f"sandbox {one} outlived its worker") for one in sorted(left)]
+        wrong = [Wrong(Promise.GRACE, f"sandbox {one} outlived its worker") for one in sorted(left)]
+        if met not in ran:
+            wrong.append(_not_judged(f"sandbox {met} was gone before its worker was paused"))
+        elif looked >= scene.watcher.spans[met][0] + silence + _SPARE_SECONDS:
+            wrong.append(_not_judged(f"the look came so late that sandbox {met} may have ended by itself"))
+        return wrong
 
     return Fault("cut the executor off", 1, happen)
 
@@ -161,6 +186,22 @@ def _identity(stack: PrivateStack, process: str) -> ProcessIdentity:
     if found is None:
         raise ChaosError(f"{process} is not there to be harmed: it ended by itself")
     return found
+
+
+async def _alive(scene: Scene, mark: str) -> str | None:
+    """The sandbox that runs the program with this mark, as soon as the watcher has seen it; None when it never does."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_ALIVE_SECONDS):
+            while True:
+                for sandbox in scene.watcher.living():
+                    if sandbox in scene.watcher.spans and scene.runsc.mark(sandbox) == mark:
+                        return sandbox
+                await asyncio.sleep(0.05)
+    return None
+
+
+def _not_judged(why: str) -> Wrong:
+    return Wrong(Promise.GRACE, f"this could not be judged, which is no proof: {why}")
 
 
 async def _until_another(stack: PrivateStack, process: str, killed: ProcessIdentity) -> None:

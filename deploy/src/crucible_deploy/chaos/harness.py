@@ -54,7 +54,7 @@ async def chaos(
         within: no program begins later than this after the first; those that began are judged.
 
     Raises:
-        ChaosError: the stack did not come back, or a program came to no end.
+        ChaosError: the stack did not come back.
         PrepareError and its like: it cannot be started here.
     """
     found = Chaos(seed, count, "SQLite" if server is None else "PostgreSQL")
@@ -65,18 +65,20 @@ async def chaos(
         # With a pool a sandbox would live before its run, and its start would be no start of a program.
         options = Options(slots=SLOTS, pool=0, leases=leases)
         async with private_stack(counted, options, say, server=server) as stack:
+            async with stack.client() as client:
+                max_attempts = (await client.capabilities()).max_attempts
             with Watcher(stack.layout) as watcher:
-                scene = Scene(stack, watcher, leases or Leases())
+                scene = Scene(stack, watcher, runsc, leases or Leases())
                 ended = await Storm(scene, found, faults, calm, lanes, long_seconds, within, say).run()
                 left = await asyncio.to_thread(host.wait_for_none, stack.layout, _GONE_SECONDS)
             found.wrong += [Wrong(Promise.GONE, f"left on the host: {left}")] if left else []
             async with stack.client() as client:
                 found.wrong += await proofs.failed(stack.layout, client)
-            found.wrong += wrongs(ended, runsc.by_mark(), watcher)
+            starts = runsc.by_mark()
+            found.wrong += wrongs(ended, starts, watcher, max_attempts=max_attempts, endless=found.endless)
             found.starts, found.looks = len(runsc.sandboxes()), watcher.looks
     finally:
         runsc.remove()
-    found.accepted = len(ended)
     found.retried = sum(bool(one.evaluation.failed_attempts) for one in ended)
     found.given_up = sum(isinstance(one.evaluation.termination, InfrastructureFailure) for one in ended)
     return found

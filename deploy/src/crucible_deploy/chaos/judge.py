@@ -2,7 +2,7 @@
 
 import enum
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class Promise(enum.StrEnum):
 
 
 class Wrong(NamedTuple):
-    """Something that contradicts a promise."""
+    """Something that contradicts a promise, or that kept it from being judged."""
 
     promise: Promise
     text: str
@@ -39,22 +39,31 @@ class Ended:
     evaluation: Evaluation
 
 
-def wrongs(ended: Sequence[Ended], starts: Mapping[str, Sequence[str]], watcher: Watcher) -> Iterator[Wrong]:
+def wrongs(
+    ended: Sequence[Ended],
+    starts: Mapping[str, Sequence[str]],
+    watcher: Watcher,
+    *,
+    max_attempts: int,
+    endless: Iterable[str] = (),
+) -> Iterator[Wrong]:
     """Everything that contradicts the promises.
 
     Args:
-        ended: every evaluation that was accepted.
+        ended: every evaluation that came to an end.
         starts: sandboxes by mark, as the counting runsc wrote them down.
         watcher: what lived when.
+        max_attempts: after how many the stack gives up: neither earlier nor later.
+        endless: marks of those that came to no end, which is told already.
     """
     for one in ended:
-        yield from (Wrong(Promise.END, text) for text in _wrong_end(one))
+        yield from (Wrong(Promise.END, text) for text in _wrong_end(one, max_attempts))
         yield from _wrong_starts(one, starts.get(one.case.mark, ()), watcher)
-    for mark in starts.keys() - {one.case.mark for one in ended}:
+    for mark in starts.keys() - {one.case.mark for one in ended} - set(endless):
         yield Wrong(Promise.START, f"program {mark} was started and is no accepted evaluation")
 
 
-def _wrong_end(one: Ended) -> Iterator[str]:
+def _wrong_end(one: Ended, max_attempts: int) -> Iterator[str]:
     done = one.evaluation
     name = f"program {one.case.mark} ({done.name})"
     match done.termination:
@@ -68,6 +77,8 @@ def _wrong_end(one: Ended) -> Iterator[str]:
         case InfrastructureFailure():
             if done.state is not State.FAILED:
                 yield f"{name} failed for the infrastructure and is {done.state.value}"
+            if done.attempt != max_attempts:
+                yield f"{name} was given up at attempt {done.attempt} of {max_attempts}"
         case other:
             yield f"{name} ended as {other!r}, state {done.state.value}"
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-from crucible_client import AsyncClient
+from crucible_client import AsyncClient, CallError
 from crucible_client.audit import AuditFinding
 from crucible_deploy.chaos.judge import Promise, Wrong
 from crucible_deploy.layout import Layout
@@ -14,15 +14,21 @@ _SHOWN = 2000
 
 
 async def failed(layout: Layout, client: AsyncClient) -> list[Wrong]:
-    """What does not prove; empty when all does.
+    """What does not prove, or cannot be asked; empty when all does.
 
     Args:
         layout: of a stack that runs.
         client: of an administrator.
     """
-    found = [one.message async for one in client.verify_audit() if isinstance(one, AuditFinding)]
+    try:
+        found = [one.message async for one in client.verify_audit() if isinstance(one, AuditFinding)]
+    except CallError as error:
+        found = [f"the audit log cannot be verified: {error}"]
     wrong = [Wrong(Promise.AUDIT, one) for one in found]
-    code, said = await _check(layout)
+    try:
+        code, said = await _check(layout)
+    except TimeoutError:
+        code, said = None, f"nothing: it took longer than {_CHECK_SECONDS:.0f} s"
     if code != 0:
         wrong.append(Wrong(Promise.REBUILT, f"crucible storage check exited with {code}: {said[-_SHOWN:]}"))
     return wrong

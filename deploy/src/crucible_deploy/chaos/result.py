@@ -17,6 +17,7 @@ class Chaos:
         seconds: from the first program to the last.
         time_over: whether fewer than these began, or not every fault happened, because the time was over.
         accepted: evaluations that the stack took.
+        endless: marks of the programs that came to no end.
         faults: how often each happened.
         retried: evaluations with more than one attempt.
         given_up: evaluations that failed for the infrastructure at their last attempt.
@@ -31,6 +32,7 @@ class Chaos:
     seconds: float = 0.0
     time_over: bool = False
     accepted: int = 0
+    endless: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     retried: int = 0
     given_up: int = 0
