@@ -1,4 +1,5 @@
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -60,6 +61,12 @@ def test_journal_may_rise_to_its_bound_and_no_further():
 def test_reader_of_traces_may_fill_its_memory_of_messages_and_no_more():
     assert not verdict("trace reader: RSS MiB", 14.3, 14.5, 15.0, 15.2, 15.3).grew
     assert verdict("trace reader: RSS MiB", 14.3, 16.0, 18.0, 20.1, 22.0, 24.0).grew
+
+
+def test_threads_may_be_as_many_as_blocking_calls_can_be_at_once_and_no_more():
+    most = 9 + min(32, os.cpu_count() + 4)
+    assert not verdict("executor: threads", most - 1, most - 1, most, most).grew
+    assert verdict("executor: threads", most - 1, most - 1, most + 1, most + 1).grew
 
 
 def test_one_look_shows_no_growth():
