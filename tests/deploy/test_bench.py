@@ -397,27 +397,22 @@ async def test_command_that_is_cancelled_is_ended_with_its_children():
 
 
 async def test_command_that_has_to_clean_up_is_given_the_time(tmp_path):
-    cleaned, ready = tmp_path / "cleaned", tmp_path / "ready"
-    script = "import pathlib, sys, time\ntry:\n  pathlib.Path(sys.argv[1]).touch()\n  time.sleep(300)\n"
-    script += "finally:\n  pathlib.Path(sys.argv[2]).touch()"
-    argv = [sys.executable, "-c", script, str(ready), str(cleaned)]
-    running = asyncio.create_task(commands.run(argv, grace_s=20))
-    async with asyncio.timeout(20):
-        while not ready.exists():  # noqa: ASYNC110  # no event of ours
-            await asyncio.sleep(0.01)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-    assert cleaned.exists()
+    script = "try:\n  ready()\nfinally:\n  pathlib.Path(sys.argv[2]).touch()"
+    await cancelled_when_ready(script, tmp_path, grace_s=20)
+    assert (tmp_path / "cleaned").exists()
 
 
 async def test_command_that_does_not_clean_up_in_its_time_is_killed(tmp_path):
-    ready = tmp_path / "ready"
-    script = "import pathlib, signal, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    script += "pathlib.Path(sys.argv[1]).touch()\ntime.sleep(300)"
-    running = asyncio.create_task(commands.run([sys.executable, "-c", script, str(ready)], grace_s=0.2))
+    await cancelled_when_ready("signal.signal(signal.SIGINT, signal.SIG_IGN)\nready()", tmp_path, grace_s=0.2)
+
+
+async def cancelled_when_ready(script, folder, grace_s):
+    """Returns when the command has ended, which is cancelled as soon as its script has called `ready`."""
+    ready = "import pathlib, signal, sys, time\ndef ready():\n  pathlib.Path(sys.argv[1]).touch()\n  time.sleep(300)\n"
+    argv = [sys.executable, "-c", ready + script, str(folder / "ready"), str(folder / "cleaned")]
+    running = asyncio.create_task(commands.run(argv, grace_s=grace_s))
     async with asyncio.timeout(20):
-        while not ready.exists():  # noqa: ASYNC110  # no event of ours
+        while not (folder / "ready").exists():  # noqa: ASYNC110  # no event of ours
             await asyncio.sleep(0.01)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -35,6 +35,15 @@ def test_a_signal_is_not_lost_in_a_finalizer(number):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
+def test_nor_is_one_at_the_end_of_the_work():
+    def work():
+        with raised_by_signals():
+            Finalized(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_other_errors_of_finalizers_are_told_as_ever(monkeypatch):
     class Faulty:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -29,27 +30,30 @@ def cancelled_by_signals() -> Iterator[None]:
 
 @contextmanager
 def raised_by_signals() -> Iterator[None]:
-    """For code that is no coroutine: inside the block SIGTERM, SIGINT and SIGHUP raise KeyboardInterrupt.
+    """For code of the main thread that is no coroutine: in the block SIGTERM, SIGINT, SIGHUP raise KeyboardInterrupt.
 
     Python drops an exception that a signal raises in a finalizer (`__del__`); such a one is raised again behind it.
     """
-    dropped = sys.unraisablehook
+    dropped, late = sys.unraisablehook, list[threading.Timer]()
 
     def again(what: "sys.UnraisableHookArgs") -> None:
-        if issubclass(what.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)  # an exception of this very hook would be dropped too
+        if issubclass(what.exc_type, KeyboardInterrupt):  # not raised from here: that would be dropped too
+            late.append(threading.Timer(_AGAIN_S, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)))
+            late[-1].start()
         else:
             dropped(what)
 
-    before = {number: signal.signal(number, _raise) for number in (*_SIGNALS, signal.SIGALRM)}
+    before = {number: signal.signal(number, _raise) for number in _SIGNALS}
     sys.unraisablehook = again
     try:
         yield
     finally:
         sys.unraisablehook = dropped
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        if late and late[-1].is_alive():
+            late[-1].cancel()
+            raise KeyboardInterrupt
 
 
 def _raise(_number: int, _frame: FrameType | None) -> None:
