@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from crucible_executor.cgroups.hierarchy import mounts
 from crucible_executor.engines.base import Engine, Sandbox
-from crucible_executor.model import Exited, Program
+from crucible_executor.model import Killed, Outcome, Program
 from crucible_executor.sampling import FIRST_INTERVAL_S, Sample
 from tests.conformance.harness import ENVIRONMENT, LIMITS, Recorder, processes_of, python, run, sandbox_class
 from tests.conformance.promises import Promise, needs, only
@@ -19,19 +20,23 @@ import time
 while time.process_time() < 0.7: pass
 print('burnt', flush=True)
 kept = bytearray(48 << 20)
-time.sleep(0.7)
-print(len(kept), flush=True)
+print('kept', flush=True)
+time.sleep(60)
 """
+SLEEPING_SAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the files of a cgroup said, in seconds, bytes and tasks; `burnt`: the program had gone on to its memory."""
+    """What the files of a cgroup said, in seconds, bytes and tasks."""
 
     cpu: float
     memory: int
+    file_cache: int
+    """The part of `memory` that is cache of the host's files: it grows and falls as the host likes."""
     tasks: int
-    burnt: bool
+    said: bytes
+    """What the program had printed, as far as it had arrived."""
 
 
 @dataclass
@@ -41,12 +46,15 @@ class Judge(Recorder):
     sandbox: Sandbox | None = None
     truth: list[Truth] = field(default_factory=list)
     folders: dict[str, Path] = field(default_factory=dict)
+    slept: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sampled(self, sample: Sample) -> None:
         super().sampled(sample)
         if not self.folders and self.sandbox is not None:
             self.folders = folders(processes_of(self.sandbox)[0].partition(" ")[0])
-        self.truth.append(truth(self.folders, b"burnt" in self.stdout))
+        self.truth.append(truth(self.folders, self.stdout))
+        if sum(b"kept" in there.said for there in self.truth) >= SLEEPING_SAMPLES:
+            self.slept.set()
 
 
 def folders(pid: str) -> dict[str, Path]:
@@ -62,7 +70,7 @@ def folders(pid: str) -> dict[str, Path]:
     return found
 
 
-def truth(at: dict[str, Path], burnt: bool) -> Truth:
+def truth(at: dict[str, Path], said: bytes) -> Truth:
     if "memory" in at:
         cpu = int((at["cpuacct"] / "cpuacct.usage").read_text()) / 1e9
         memory, tasks = at["memory"] / "memory.usage_in_bytes", at["pids"] / "pids.current"
@@ -70,7 +78,10 @@ def truth(at: dict[str, Path], burnt: bool) -> Truth:
         first = (at[""] / "cpu.stat").read_text().splitlines()[0]
         cpu = int(first.removeprefix("usage_usec ")) / 1e6
         memory, tasks = at[""] / "memory.current", at[""] / "pids.current"
-    return Truth(cpu, int(memory.read_text()), int(tasks.read_text()), burnt)
+    stat = dict(line.split() for line in memory.with_name("memory.stat").read_text().splitlines())
+    prefix = "total_" if "memory" in at else ""  # v1 tells of a cgroup without those below it as well
+    file_cache = int(stat[f"{prefix}active_file"]) + int(stat[f"{prefix}inactive_file"])
+    return Truth(cpu, int(memory.read_text()), file_cache, int(tasks.read_text()), said)
 
 
 def busy(samples: list[Sample]) -> float:
@@ -79,11 +90,16 @@ def busy(samples: list[Sample]) -> float:
     return used / (samples[-1].since_start - samples[0].since_start)
 
 
-async def judged(engine: Engine, program: Program) -> tuple[Judge, object]:
+async def judged(engine: Engine, program: Program) -> tuple[Judge, Outcome]:
+    """Runs a program that is killed as soon as it has slept for some samples, and what was seen until then."""
     sandbox = await engine.create(sandbox_class(LIMITS, program))
     judge = Judge(sandbox=sandbox)
     try:
-        outcome = await sandbox.start(program, LIMITS, judge)
+        run = asyncio.ensure_future(sandbox.start(program, LIMITS, judge))
+        await asyncio.wait([run, slept := asyncio.ensure_future(judge.slept.wait())], return_when="FIRST_COMPLETED")
+        slept.cancel()
+        await sandbox.kill()
+        outcome = await run
     finally:
         await sandbox.destroy()
     return judge, outcome
@@ -92,19 +108,24 @@ async def judged(engine: Engine, program: Program) -> tuple[Judge, object]:
 @needs(Promise.SAMPLES)
 async def test_samples_show_cpu_and_then_memory_as_the_host_counts_them(engine: Engine):
     judge, outcome = await judged(engine, python(CPU_THEN_MEMORY))
-    assert outcome.termination == Exited(0), judge.stderr
+    assert outcome.termination == Killed(), judge.stderr
     samples, usage = [one.counters for one in judge.samples], outcome.usage
-    assert len(samples) >= 10
-    for counted, there in zip(samples, judge.truth, strict=True):  # read a moment later
+    said = [there.said for there in judge.truth]
+    # The last sample without the program's word may have been taken while that word was on its way, and what comes
+    # after the last that is needed while the program was killed.
+    burning = slice(sum(b"burnt" not in one for one in said) - 1)
+    kept = sum(b"kept" not in one for one in said)
+    sleeping = slice(kept, kept + SLEEPING_SAMPLES)
+    assert len(samples[burning]) >= 4
+    for counted, there in zip(samples[: sleeping.stop], judge.truth, strict=False):  # read a moment later
         assert 0 <= there.cpu - counted.cpu_time.total_seconds() < 0.1
         assert abs(there.memory - counted.memory_bytes) < 8 * MIB
         assert abs(there.tasks - counted.tasks) <= 4
         assert counted.tasks >= 1
-    burning = [one for one, there in zip(judge.samples, judge.truth, strict=True) if not there.burnt]
-    sleeping = [one for one, there in zip(judge.samples, judge.truth, strict=True) if there.burnt][2:]
-    assert busy(burning) > 3 * busy(sleeping)
-    grown = sleeping[-1].counters.memory_bytes - burning[-1].counters.memory_bytes
-    assert grown > 40 * MIB, [(one.since_start, one.counters) for one in judge.samples]
+    assert busy(judge.samples[burning]) > 3 * busy(judge.samples[sleeping])
+    own = [counted.memory_bytes - there.file_cache for counted, there in zip(samples, judge.truth, strict=True)]
+    everything = "\n".join(f"{one} {there}" for one, there in zip(judge.samples, judge.truth, strict=True))
+    assert min(own[sleeping]) - max(own[burning]) > 40 * MIB, everything
     assert samples[-1].cpu_time <= usage.sandbox_cpu
     assert usage.peak_memory_bytes is None or max(one.memory_bytes for one in samples) <= usage.peak_memory_bytes
 

@@ -1,6 +1,7 @@
 import asyncio
 import socket
 import time
+from collections import Counter
 from datetime import timedelta
 
 import grpc
@@ -207,6 +208,55 @@ async def test_a_bidirectional_call_can_be_read_and_written_by_hand(stub, servic
     await call.done_writing()
     assert await within(call.read()) is grpc.aio.EOF
     assert (await within(stub.up(sayings("a", "b")))).value == "a,b"
+
+
+async def read_on(call, by_hand=None):
+    """Reads to the end, after what is sent by hand was sent."""
+    if by_hand is not None:
+        async for message in by_hand:
+            await call.write(message)
+        await call.done_writing()
+    async for _ in call:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["stream-unary", "stream-stream", "stream-stream by hand"])
+async def test_a_refusal_is_seen_while_messages_are_still_sent(server, dial, servicer, kind):
+    stub = EchoStub(await dial(server, "gateway"))
+    seen = Counter()
+    for _ in range(100):
+        messages = sayings(*["x" * 1000] * 64)
+        if kind == "stream-unary":
+            ended = stub.up(messages)
+        elif kind == "stream-stream":
+            ended = read_on(stub.both(messages))
+        else:
+            ended = read_on(stub.both(), by_hand=messages)
+        with pytest.raises(errors.CallError) as caught:
+            await within(ended)
+        seen[caught.value.reason] += 1
+    assert seen == {"PEER_NOT_PERMITTED": 100}
+    assert servicer.calls == []
+
+
+async def test_a_write_after_an_early_end_says_that_it_is_over(stub, servicer):
+    call = stub.both()
+    call.cancel()
+    with pytest.raises(asyncio.InvalidStateError):
+        await within(call.write(say("x")))
+    call = stub.both()
+    await call.done_writing()
+    assert await within(call.read()) is grpc.aio.EOF
+    with pytest.raises(asyncio.InvalidStateError):
+        await within(call.write(say("x")))
+
+
+async def test_a_message_that_the_core_rejects_ends_the_call_though_no_status_comes(stub, servicer):
+    call = stub.both()
+    await within(call.wait_for_connection())
+    large = say("x" * (8 << 20))  # more than is sent at once
+    results = await within(asyncio.gather(*(call.write(large) for _ in range(2)), return_exceptions=True))
+    assert [type(one) for one in results if one is not None] == [errors.InternalError]
 
 
 async def test_calling_converts_for_channels_made_elsewhere():

@@ -10,6 +10,7 @@
 No grpc client interceptors: in grpc.aio they cost a task per call and are unreliable for streams.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Generator
 from datetime import timedelta
@@ -23,6 +24,8 @@ from crucible_rpc import request_id, status, tls
 
 DEFAULT_DEADLINE = timedelta(seconds=10)
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
+STATUS_GRACE_S = 1.0
+"""How long the status of a call whose message could not be sent may still arrive; seconds."""
 
 ONCE = (
     {"service": "crucible.gateway.v1.AdminService", "method": "CreateApiKey"},
@@ -185,10 +188,12 @@ class _Channel(grpc.aio.Channel):
         return _Method(self._inner.unary_stream(*args, **kwargs), self._peer, None, self._metadata)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _Method(self._inner.stream_unary(*args, **kwargs), self._peer, None, self._metadata)
+        inner = self._inner.stream_unary(*args, **kwargs)
+        return _Method(inner, self._peer, None, self._metadata, sends_stream=True)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _Method(self._inner.stream_stream(*args, **kwargs), self._peer, None, self._metadata)
+        inner = self._inner.stream_stream(*args, **kwargs)
+        return _Method(inner, self._peer, None, self._metadata, sends_stream=True)
 
     async def close(self, grace: float | None = None) -> None:
         await self._inner.close(grace)
@@ -214,10 +219,19 @@ class _Channel(grpc.aio.Channel):
 class _Method:
     """A callable of a stub."""
 
-    __slots__ = ("_deadline", "_inner", "_metadata", "_peer")
+    __slots__ = ("_deadline", "_inner", "_metadata", "_peer", "_sends_stream")
 
-    def __init__(self, inner: Any, peer: str, deadline: float | None, metadata: tuple[tuple[str, str], ...]) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        peer: str,
+        deadline: float | None,
+        metadata: tuple[tuple[str, str], ...],
+        *,
+        sends_stream: bool = False,
+    ) -> None:
         self._inner = inner
+        self._sends_stream = sends_stream
         self._peer = peer
         self._deadline = deadline
         self._metadata = metadata
@@ -230,6 +244,8 @@ class _Method:
         inner = self._inner(
             *args, timeout=self._deadline if timeout is None else timeout, metadata=own or None, **kwargs
         )
+        if self._sends_stream:
+            inner._cython_call = _KeepsStatus(inner._cython_call)  # before the call's own tasks run
         return _Call(inner, self._peer)
 
 
@@ -260,7 +276,15 @@ class _Call:
             return await self._inner.read()
 
     async def write(self, request: Any) -> None:
+        """Sends a message.
+
+        Raises:
+            CallError: the call has failed.
+            asyncio.InvalidStateError: the call has ended well or was cancelled here, or `done_writing` was called.
+        """
         with self._calling:
+            if self._inner.done() and not self._inner.cancelled():
+                await self._inner.wait_for_connection()  # raises the error of a call that ended with one
             await self._inner.write(request)
 
     async def done_writing(self) -> None:
@@ -273,3 +297,26 @@ class _Call:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+class _KeepsStatus:
+    """The core of a call that sends a stream: a message that cannot be sent does not hide why.
+
+    When a server ends a call while messages are still sent to it, as it does when it refuses one, grpc.aio replaces
+    the status that the server gave by INTERNAL (https://github.com/grpc/grpc/issues/36066). Here what the server says
+    stays, and is waited for; INTERNAL is the status of a call for which none arrives in `STATUS_GRACE_S`.
+    """
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def set_internal_error(self, error: str) -> None:
+        """A message could not be sent."""
+        asyncio.get_running_loop().call_later(STATUS_GRACE_S, self._give_up, error)
+
+    def _give_up(self, error: str) -> None:
+        if not self._core.done():
+            self._core.set_internal_error(error)

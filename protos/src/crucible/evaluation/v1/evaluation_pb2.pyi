@@ -869,7 +869,9 @@ class Usage(_message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
-    """The most memory that the whole sandbox held at once, as the host counted it."""
+    """The most memory that the whole sandbox held at once, as the host counted it: the cache of those files of its image
+    that it was the first to read is in it, and makes room when the program needs it.
+    """
     samples: _builtins.int
     """How many samples of it were taken while it ran, see `ListUsageSamples`; 0: it ended before the first was due. Unset
     where the engine cannot be sampled.

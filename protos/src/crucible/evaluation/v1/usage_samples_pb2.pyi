@@ -38,7 +38,7 @@ class UsageSample(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
-    """Memory charged to the sandbox at that moment."""
+    """Memory charged to the sandbox at that moment: as `Usage.peak_memory_bytes`."""
     tasks: _builtins.int
     """Processes and threads of the sandbox that the host's kernel counts at that moment. With `docker` these are the
     program's and the init's. With gVisor they are the threads of the sandbox's own kernel and its stub processes: at
