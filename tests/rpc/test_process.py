@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,30 @@ def test_an_interrupt_is_no_traceback():
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=30)
     assert (running.returncode, stderr) == (130, "")
+
+
+def test_a_thread_that_still_runs_does_not_change_the_end():
+    """As a library's may."""
+    body = """
+    import threading, time
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("whole")
+    """
+    done = run(body)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "whole\n", "")
+
+
+def test_what_cannot_be_delivered_is_no_success():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(script("print('x')"), env={"PATH": os.environ["PATH"]}, stdout=full, timeout=30)
+    assert done.returncode == 1
+
+
+def test_an_abort_in_native_code_tells_where():
+    done = run("import os; os.abort()")
+    assert done.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in done.stderr
+    assert "in main" in done.stderr
 
 
 CLEANS_UP = """

@@ -158,10 +158,16 @@ class Supervision:
         self._timers.clear()
 
     def output(self, stream: Stream, data: bytes) -> None:
-        """Takes what the program wrote, from an engine whose streams are no pipes of their own."""
+        """Takes what the program wrote, from an engine whose streams are no pipes of their own.
+
+        What comes of a stream after it ended the run is dropped: how much that is, is a matter of how busy the machine
+        is, and nobody is to be kept busy by it.
+        """
+        limit = OUTPUT_KILL_FACTOR * self._limits.output_bytes
+        if self.output_bytes[stream] > limit:
+            return
         self.output_bytes[stream] += len(data)
         self._sink.output(stream, data)
-        limit = OUTPUT_KILL_FACTOR * self._limits.output_bytes
         if self.output_bytes[stream] > limit:
             written = self.output_bytes[stream]
             self.end(LimitExceeded(Limit.OUTPUT, f"{written} bytes read from {stream.value}, ended beyond {limit}"))

@@ -1,6 +1,8 @@
 """How a process begins and ends: logging, the event loop, and one clear line when it cannot start."""
 
 import asyncio
+import atexit
+import faulthandler
 import gc
 import logging
 import os
@@ -28,12 +30,15 @@ def run(main: Callable[[], Awaitable[None]], process: str, environ: Mapping[str,
     (default INFO) on.
 
     Exit codes: 0 when `main` returned; 2 after a SettingsError; 1 after a StartError or OSError (port in use, read-only
-    folder, full disk), each with one line on stderr; 1 with a logged traceback after anything else.
+    folder, full disk), each with one line on stderr; 1 with a logged traceback after anything else, and when what was
+    written to stdout could not be delivered. A process that is ended by a fault in native code (SIGABRT, SIGSEGV and
+    their like) writes to stderr what each of its threads was doing.
     """
     level = environ.get(LOG_LEVEL_VARIABLE, "INFO").upper()
     if level not in _LEVELS:
         _exit(process, f"{LOG_LEVEL_VARIABLE} must be one of {', '.join(_LEVELS)}", EXIT_SETTINGS)
     logs.configure(process, level)
+    faulthandler.enable()
     _prepare()
     try:
         asyncio.run(_awaited(main))
@@ -45,11 +50,11 @@ def run(main: Callable[[], Awaitable[None]], process: str, environ: Mapping[str,
         _log.debug("ended by an error of the operating system", exc_info=True)
         _exit(process, _os_error(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        _end(EXIT_INTERRUPTED)
     except Exception:
         _log.exception("ended by an unexpected error")
-        sys.exit(EXIT_FAILED)
-    sys.exit(0)
+        _end(EXIT_FAILED)
+    _end(0)
 
 
 def _prepare() -> None:
@@ -78,5 +83,19 @@ def _os_error(error: OSError) -> str:
 
 def _exit(process: str, text: str, code: int) -> NoReturn:
     sys.stderr.write(f"crucible-{process}: {logs.escaped(text)}\n")
-    sys.stderr.flush()
-    sys.exit(code)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process with its exit functions and what it wrote, and without taking Python apart.
+
+    Threads of libraries (grpc's core) may still run then, and one that comes back to an interpreter that is half gone
+    can abort the process, whose work was done and well.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or EXIT_FAILED
+    os._exit(code)

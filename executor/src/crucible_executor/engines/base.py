@@ -32,7 +32,10 @@ class Sink(Protocol):
         """The program itself was started."""
 
     def output(self, stream: Stream, data: bytes) -> None:
-        """The program wrote `data`. Every byte that was read is passed on, in order; the caller bounds what is kept."""
+        """The program wrote `data`. Every byte that was read is passed on, in order; the caller bounds what is kept.
+
+        Nothing more of a stream comes after it has gone beyond what ends a run.
+        """
 
     def ending(self) -> None:
         """The run ends, by itself or not: what was not passed on yet comes at once, and the `Outcome` soon."""

@@ -332,7 +332,7 @@ class RunOutput(_message.Message):
     BYTES_KEPT_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     bytes_total: _builtins.int
-    """Bytes that the program wrote."""
+    """Bytes that the program wrote; see `crucible.evaluation.v1.OutputSummary`."""
     bytes_kept: _builtins.int
     """Bytes that were kept."""
     sha256: _builtins.bytes
