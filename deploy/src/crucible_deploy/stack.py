@@ -46,6 +46,7 @@ class Options:
         docker_host: the Docker daemon to use; None: the executor's default.
         keep: how long evaluations are kept after their end, as `720h`; None: for ever.
         leases: how long leases last; None: the processes' defaults.
+        runs_nothing: the executor's one engine is `nothing`, which runs no program; for the benchmarks alone.
     """
 
     unsafe: bool = False
@@ -55,6 +56,7 @@ class Options:
     docker_host: str | None = None
     keep: str | None = None
     leases: Leases | None = None
+    runs_nothing: bool = False
 
 
 def specs(
@@ -100,7 +102,10 @@ def _variables(process: str, settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def _command(layout: Layout, process: str, options: Options) -> tuple[str, ...]:
-    command = module_command(environments.interpreter(layout, process), f"crucible_{process}")
+    python, module = environments.interpreter(layout, process), f"crucible_{process}"
+    if process == "executor" and options.runs_nothing:
+        return module_command(python, f"{module}.benchmark")
+    command = module_command(python, module)
     return (*command, "--unsafe") if process == "executor" and options.unsafe else command
 
 

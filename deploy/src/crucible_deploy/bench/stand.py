@@ -39,7 +39,8 @@ class Sizes:
         compared: single runs of each peer.
         compared_wide: runs of each peer, four at once.
         traced: HumanEval programs with and without a trace.
-        control: evaluations through the control plane alone.
+        control: evaluations through the control plane alone, one call each.
+        control_batch: in a batch.
         batch: items of each batch.
         lived: evaluations through storage alone, for each rate.
         stored_few: evaluations in the smaller of two databases that are compared; more than `stored_samples`.
@@ -65,6 +66,7 @@ class Sizes:
     compared_wide: int = 16
     traced: int = 60
     control: int = 400
+    control_batch: int = 2000
     batch: int = 10_000
     lived: int = 2000
     stored_few: int = 1000
@@ -78,13 +80,13 @@ class Sizes:
 
 FULL = Sizes(
     singles=400, rounds=8, throughput=800, bursts=10, idle_s=60, neighbour_rounds=5, neighbour_s=4,
-    compared=40, compared_wide=60, traced=164, control=1000, batch=50_000, lived=6400, stored=1_000_000,
-    stored_samples=400, queue=20_000, memory_step=2000, budget_s=float("inf"),
+    compared=40, compared_wide=60, traced=164, control=1000, control_batch=10_000, batch=50_000, lived=6400,
+    stored=1_000_000, stored_samples=400, queue=20_000, memory_step=2000, budget_s=float("inf"),
 )  # fmt: skip
 TINY = Sizes(
     singles=3, cold_every=2, throughput=8, rounds=2, burst=4, bursts=1, at_once=8, idle_s=1, neighbour_rounds=1,
-    neighbour_s=0.3, compared=1, compared_wide=4, traced=2, control=20, batch=400, lived=64, stored_few=50, stored=200,
-    stored_samples=10, queue=80, artifact_mib=16, memory_step=40,
+    neighbour_s=0.3, compared=1, compared_wide=4, traced=2, control=20, control_batch=20, batch=400, lived=64,
+    stored_few=50, stored=200, stored_samples=10, queue=80, artifact_mib=16, memory_step=40,
 )  # fmt: skip
 """Shows that everything can be measured, and nothing else."""
 
@@ -143,13 +145,13 @@ class Stand:
         await pool.until_full(self.stack, POOL)
 
     @asynccontextmanager
-    async def another(self, options: Options) -> AsyncIterator[AsyncClient]:
-        """The client of one more stack with these options, gone afterwards."""
+    async def another(self, options: Options) -> AsyncIterator[tuple[PrivateStack, AsyncClient]]:
+        """One more stack with these options, gone afterwards, and its client."""
         async with (
             private_stack(self.common, options, self.say, like=self.stack) as stack,
             stack.client() as client,
         ):
-            yield client
+            yield stack, client
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ async def measure(stand: Stand) -> Measured:
     watched: list[float] = []
     unwatched: list[float] = []
     samples = humaneval.reference_samples()[: stand.sizes.traced]
-    async with stand.another(Options(slots=WIDE, pool=0, trace=False)) as untraced:
+    async with stand.another(Options(slots=WIDE, pool=0, trace=False)) as (_, untraced):
         for client in (stand.cold, untraced):
             await load.one(client)
         for number, sample in enumerate(samples):

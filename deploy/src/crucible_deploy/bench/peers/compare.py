@@ -69,7 +69,7 @@ _NEED_DOCKER = (
 
 async def _with_docker(stand: Stand, held: AsyncExitStack, docker: Docker) -> list[Peer]:
     options = Options(slots=WIDE, pool=0, docker_host=docker.address)
-    client = await held.enter_async_context(stand.another(options))
+    _, client = await held.enter_async_context(stand.another(options))
     runc, runsc, *_, docker_engine, docker_gvisor = _NEED_DOCKER
     return [
         processes.docker_run(runc, docker.address, docker.image),

@@ -1,0 +1,1 @@
+"""What the benchmarks need of the executor and nobody else may have."""
