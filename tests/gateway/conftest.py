@@ -68,7 +68,8 @@ async def monitor(keys, watched, resources):
 def start_gateway(keys, storage, monitor, resources):
     async def start(**options):
         cert, key, ca = keys.files("gateway")
-        options = {"grace": timedelta(seconds=2), "executors_ttl": timedelta(0), **options}
+        fresh = {"executors_ttl": timedelta(0), "executors_grace": timedelta(0)}
+        options = {"grace": timedelta(seconds=2), **fresh, **options}
         own = Settings(cert, key, ca, listen="127.0.0.1:0", storage=storage.address, monitor=monitor.address, **options)
         channels = [connect(peer.address, keys.client("gateway"), peer.process) for peer in (storage, monitor)]
         for channel in channels:

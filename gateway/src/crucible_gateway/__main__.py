@@ -73,7 +73,7 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
     )
     interruption = Interruption()
     server.on_drain(interruption.begin)
-    executors = Executors(storage, ttl=own.executors_ttl)
+    executors = Executors(storage, ttl=own.executors_ttl, grace=own.executors_grace)
     evaluations = Evaluations(storage, monitor, executors, own.defaults(), outage=own.outage)
     view = PlatformView(
         storage,

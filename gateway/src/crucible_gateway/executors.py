@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 
 from crucible.evaluation.v1 import evaluation_pb2 as ev
 from crucible.storage.v1 import status_service_pb2 as status
 from crucible_gateway import limits
-from crucible_rpc.errors import FailedPreconditionError, InvalidArgumentError
+from crucible_rpc.errors import CallError, FailedPreconditionError, InvalidArgumentError
 
 
 class ExecutorSource(Protocol):
@@ -26,6 +27,7 @@ class Executors:
     Args:
         source: who knows them.
         ttl: how old an answer may be.
+        grace: how old an answer may be that a request is completed with, while a newer one is asked for beside it.
         clock: seconds, monotonic.
     """
 
@@ -34,14 +36,17 @@ class Executors:
         source: ExecutorSource,
         *,
         ttl: timedelta = timedelta(seconds=1),
+        grace: timedelta = timedelta(seconds=10),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._ttl = ttl.total_seconds()
+        self._grace = grace.total_seconds()
         self._clock = clock
         self._known: status.ListExecutorsResponse | None = None
         self._known_at = 0.0
         self._lock = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
 
     @property
     def last_known(self) -> status.ListExecutorsResponse | None:
@@ -57,7 +62,7 @@ class Executors:
         return await self._since(self._clock() - self._ttl)
 
     async def complete(self, spec: ev.EvaluationSpec, defaults: limits.Defaults) -> None:
-        """`limits.complete` with the executors there are.
+        """`limits.complete` with the executors there are, or were at most `grace` ago: nobody waits for storage twice.
 
         Nothing is refused for what was known before the request came: an executor that just registered counts.
 
@@ -67,7 +72,7 @@ class Executors:
             UnavailableError: storage cannot be asked.
         """
         began = self._clock()
-        known = await self.now()
+        known = await self._recently()
         try:
             limits.complete(spec, known.executors, defaults)
         except (FailedPreconditionError, InvalidArgumentError):
@@ -75,6 +80,21 @@ class Executors:
             if fresh is known:
                 raise
             limits.complete(spec, fresh.executors, defaults)
+
+    async def _recently(self) -> status.ListExecutorsResponse:
+        age = self._clock() - self._known_at
+        if self._known is None or age > max(self._ttl, self._grace):
+            return await self.now()
+        if age > self._ttl and self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        return self._known
+
+    async def _ask(self) -> None:
+        try:
+            with suppress(CallError):  # whoever needs an answer and has none asks again, and is told
+                await self.now()
+        finally:
+            self._asking = None
 
     async def _since(self, moment: float) -> status.ListExecutorsResponse:
         """An answer that was asked for at `moment` or later."""

@@ -28,6 +28,7 @@ class Settings:
         max_concurrent_calls: RESOURCE_EXHAUSTED beyond; each may hold a request of `max_message_bytes`.
         key_ttl: how long a good API key is remembered; at most 5 s, which is promised for revocations.
         executors_ttl: how old the view of the executors may be.
+        executors_grace: how old it may be for a new evaluation, while a newer one is asked for beside it.
         outage: how long a waiting `RunEvaluation` waits for a storage that went away.
         watcher_patience: a watcher that reads nothing for this long is ended; it can go on where it was.
         grace: how long calls in flight are waited for at the end.
@@ -48,6 +49,7 @@ class Settings:
     max_concurrent_calls: int = 1024
     key_ttl: timedelta = timedelta(seconds=5)
     executors_ttl: timedelta = timedelta(seconds=1)
+    executors_grace: timedelta = timedelta(seconds=10)
     outage: timedelta = timedelta(seconds=30)
     watcher_patience: timedelta = timedelta(seconds=60)
     grace: timedelta = timedelta(seconds=10)
