@@ -12,6 +12,9 @@ from crucible.storage.v1 import status_service_pb2 as status
 from crucible_gateway import limits
 from crucible_rpc.errors import CallError, FailedPreconditionError, InvalidArgumentError
 
+_LATER_S = 0.1
+"""After the request that found the answer old: it is on its way to storage, and is not to be held up there."""
+
 
 class ExecutorSource(Protocol):
     """Who knows the executors."""
@@ -91,6 +94,7 @@ class Executors:
 
     async def _ask(self) -> None:
         try:
+            await asyncio.sleep(_LATER_S)
             with suppress(CallError):  # whoever needs an answer and has none asks again, and is told
                 await self.now()
         finally:
