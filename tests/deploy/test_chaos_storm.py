@@ -14,21 +14,25 @@ from crucible_deploy.chaos.judge import Promise
 from crucible_deploy.chaos.result import Chaos
 from crucible_deploy.chaos.storm import Storm
 from crucible_deploy.stack import Leases
+from crucible_rpc.errors import NotFoundError
 
 SHORT = 0.01
 
 
 class Client:
-    """Whose programs end at once, or never: all, or one."""
+    """Whose programs end at once, or never: all, or one; or that does not know one any more."""
 
-    def __init__(self, *, ends=True, endless=""):
+    def __init__(self, *, ends=True, endless="", lost=""):
         self.ends = ends
         self.endless = endless
+        self.lost = lost
 
     async def submit(self, spec, request_id):
         return SimpleNamespace(name=request_id)
 
     async def wait(self, name):
+        if name == f"chaos-{self.lost}":
+            raise NotFoundError("NOT_FOUND", "there is none")
         await asyncio.sleep(SHORT if self.ends and name != f"chaos-{self.endless}" else 60)
         return SimpleNamespace(name=name, termination="exited")
 
@@ -129,6 +133,18 @@ async def test_program_that_comes_to_no_end_is_named_and_what_began_is_there_to_
     assert found.endless == [endless]
     assert 0 < len(ended) == found.accepted - 1
     assert state.count("stopped") == state.count("started") > 0
+
+
+async def test_program_that_the_stack_lost_is_named_and_what_began_is_there_to_be_judged():
+    running, found = storm_of(10**6, fault(nothing), client=Client(lost="7"))
+    async with asyncio.timeout(20):
+        ended = await running.run()
+    ((promise, text),) = found.wrong
+    assert promise is Promise.END
+    assert "program 7 was given up" in text
+    assert "there is none" in text
+    assert found.endless == ["7"]
+    assert 0 < len(ended) == found.accepted - 1
 
 
 async def test_every_program_without_an_end_is_named_and_none_begins_after_them(monkeypatch):

@@ -3,9 +3,13 @@
 import subprocess
 import sys
 
+import pytest
+
+from crucible_executor.benchmark.__main__ import claim
 from crucible_executor.benchmark.nothing import NAME, NothingEngine
 from crucible_executor.engines.registry import ENGINES
 from crucible_executor.model import Exited, Isolation, Killed
+from crucible_rpc.errors import StartError
 from tests.conformance.harness import LIMITS, Recorder, python, sandbox_class
 
 
@@ -25,6 +29,15 @@ async def test_what_was_killed_before_its_start_does_not_start():
     await sandbox.kill()
     assert (await sandbox.start(program, LIMITS, sink)).termination == Killed()
     assert sink.starts == 0
+
+
+def test_the_folder_of_an_executor_that_runs_programs_is_not_taken(tmp_path):
+    claim(tmp_path / "new")
+    claim(tmp_path / "new")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/journal").touch()
+    with pytest.raises(StartError, match="runs programs"):
+        claim(tmp_path / "used")
 
 
 def test_no_executor_but_the_benchmarks_offers_it():

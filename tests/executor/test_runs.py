@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from crucible.evaluation.v1.evaluation_pb2 import START_KIND_COLD
 from crucible.executor.v1 import executor_service_pb2 as ex
-from crucible_executor import run, runs
+from crucible_executor import past_runs, run
 from crucible_rpc.errors import (
     AlreadyExistsError,
     CallCancelledError,
@@ -241,7 +241,7 @@ async def test_attach_to_an_unknown_run_starts_nothing(executor):
 
 
 async def test_ids_killed_before_they_are_known_are_bounded_also_when_acknowledged(executor, monkeypatch):
-    monkeypatch.setattr(runs, "MAX_REFUSED", 3)
+    monkeypatch.setattr(past_runs, "MAX_REFUSED", 3)
     for _ in range(3):
         run_id = new_run_id()
         await executor.stub.Kill(ex.KillRequest(run_id=run_id))

@@ -45,6 +45,9 @@ def run(body, **environ):
         ("open('/dev/full/x', 'w')", 1, "crucible-storage: /dev/full/x: Not a directory\n"),
         ("raise StartError('two\\nlines')", 1, "crucible-storage: two\\nlines\n"),
         ("pass", 0, ""),
+        ("return 3", 3, ""),
+        ("raise SystemExit(4)", 4, ""),
+        ("raise SystemExit", 0, ""),
     ],
 )
 def test_an_end_is_an_exit_code_and_one_clear_line(body, code, line):
@@ -125,8 +128,10 @@ def test_a_thread_that_still_runs_does_not_change_the_end():
 
 def test_what_cannot_be_delivered_is_no_success():
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(script("print('x')"), env={"PATH": os.environ["PATH"]}, stdout=full, timeout=30)
-    assert done.returncode == 1
+        where = {"stdout": full, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run(script("print('x')"), env={"PATH": os.environ["PATH"]}, timeout=30, **where)
+    lost = "what was written to <stdout> is lost: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, lost)
 
 
 def test_an_abort_in_native_code_tells_where():

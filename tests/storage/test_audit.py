@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from datetime import timedelta
 
 import pytest
 
@@ -17,7 +18,7 @@ from crucible_rpc.errors import (
     NotFoundError,
     UnauthenticatedError,
 )
-from crucible_storage import audit, audit_heads, audit_tables, models
+from crucible_storage import audit, audit_heads, audit_tables, login_failures, models
 from crucible_storage.database import Database
 from crucible_storage.sealer import Sealer
 from tests.storage import world as w
@@ -172,6 +173,28 @@ async def test_failed_logins_are_counted_by_the_minute_and_cannot_flood_the_log(
     assert len(noted) <= 18
     assert {one.record.action for one in noted} == {"login.failure"}
     assert counts[f"keys/{revoked[0]}"] == 1
+
+
+async def test_failed_logins_are_noted_after_what_nobody_foresaw(world, monkeypatch):
+    monkeypatch.setattr(login_failures, "INTERVAL", timedelta(seconds=0.01))
+    failures = login_failures.LoginFailures(world.service.database, world.clock)
+    stored, written, loop = [], asyncio.Event(), asyncio.get_running_loop()
+
+    def record(*arguments, **facts):
+        stored.append(facts["count"])
+        if len(stored) == 1:
+            raise RuntimeError("nobody foresaw it")
+        loop.call_soon_threadsafe(written.set)
+
+    monkeypatch.setattr(audit, "record", record)
+    failures.count()
+    failures.count()
+    running = asyncio.create_task(failures.run())
+    async with asyncio.timeout(10):
+        await written.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert stored == [2, 2]
 
 
 async def test_failed_logins_are_noted_when_storage_stops(tmp_path):

@@ -32,6 +32,7 @@ from crucible_executor.model import (
     Usage,
 )
 from crucible_executor.output import OutputFolder
+from crucible_executor.past_runs import PastRuns
 from crucible_executor.permits import Permit
 from crucible_executor.recovery import finished_fields, recover
 from crucible_executor.room import Room
@@ -48,7 +49,6 @@ REMEMBER_MARGIN_SECONDS = 60.0
 """A run id is remembered for this much longer than any ticket lasts."""
 
 MAX_UNACKNOWLEDGED = 1000
-MAX_REFUSED = 10_000
 
 _NOT_COLLECTED = "the run did not end by itself, and its files went with its sandbox"
 _NO_SLOT_RETRY = timedelta(milliseconds=200)
@@ -82,15 +82,6 @@ class _Job:
     program: Program
     limits: Limits
     ticket_ends: float
-
-
-@dataclass(frozen=True)
-class _Withdrawn:
-    """A run that is not accepted any more: under which lease it was, why, and until when that must be known."""
-
-    epoch: int
-    refusal: CallError
-    until: float
 
 
 class Runs:
@@ -137,10 +128,7 @@ class Runs:
         self._now = now
         self._clock = clock
         self._runs: dict[str, Run] = {}
-        self._refused: set[str] = set()
-        self._remembered: dict[str, float] = {}
-        self._remembered_refusals: dict[str, float] = {}
-        self._withdrawn: dict[str, _Withdrawn] = {}
+        self._past = PastRuns(clock.now, settings.orphan_grace.total_seconds() + REMEMBER_MARGIN_SECONDS)
         self._busy = 0
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,7 +143,8 @@ class Runs:
             How many runs were lost.
         """
         found = await recover(self._journal, self._outputs, self._records, self._now())
-        self._runs, self._refused = found.runs, set(found.refused)
+        self._runs = found.runs
+        self._past.take_over(found.refused)
         self._metrics.kept.set(len(self._runs))
         self._metrics.ended.labels("lost").inc(found.lost)
         return found.lost
@@ -198,8 +187,8 @@ class Runs:
             FailedPreconditionError: ENGINE_NOT_AVAILABLE: it was withdrawn.
         """
         run = self._runs.get(checked_run_id(run_id))
-        if run is None and run_id in self._withdrawn:
-            raise self._withdrawn[run_id].refusal
+        if run is None and (refusal := self._past.refusal(run_id)) is not None:
+            raise refusal
         if run is None:
             raise NotFoundError("RUN_NOT_FOUND", f"this executor has no run {run_id}")
         return run
@@ -221,29 +210,26 @@ class Runs:
         Files go also when the caller does not wait for it; those of a run whose entry found no room before the executor
         stopped stay, and the next start has that run as one that was not acknowledged.
         """
-        in_files, until = [], self._tickets_gone()
+        in_files = []
         for run_id in run_ids:
             run = self._runs.get(run_id)
             if run is not None and run.record is not None:
                 del self._runs[run_id]
-                self._remembered[run_id] = until
+                self._past.end(run_id)
                 if run.stdout.in_file or run.stderr.in_file or run.left is not None:
                     in_files.append(run)
                 else:
                     self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
-            elif run_id in self._refused:
-                self._refused.remove(run_id)
-                self._remembered_refusals[run_id] = until
+            elif self._past.acknowledge_refused(run_id):
                 self._journal.append_lazily(Kind.ACKNOWLEDGED, run_id)
         self._metrics.kept.set(len(self._runs))
-        self._forget()
         # Of these runs nothing else knows any more: a caller that leaves must not take their removal with it.
         await asyncio.shield(asyncio.gather(*[self._spawn(self._drop_files(run)) for run in in_files]))
 
     def states(self) -> dict[str, RunState]:
         """Every run that was not acknowledged, in the order they were accepted, then those that can never start."""
         known = {run_id: run.state for run_id, run in self._runs.items()}
-        return {**known, **dict.fromkeys(self._refused, RunState.REFUSED)}
+        return {**known, **dict.fromkeys(self._past.refused, RunState.REFUSED)}
 
     def extend(self, run_ids: Iterable[str], permit: timedelta, since: float) -> list[str]:
         """Lets runs go on until `permit` after `since` (by the clock); returns those that do not run any more."""
@@ -308,9 +294,7 @@ class Runs:
 
     def _check_new(self, ticket: ex.Ticket) -> None:
         run_id = ticket.run_id
-        withdrawn = self._withdrawn.get(run_id)
-        used = withdrawn is not None and ticket.lease_epoch <= withdrawn.epoch  # its next lease has another ticket
-        if used or run_id in self._runs or run_id in self._refused or self._is_remembered(run_id):
+        if run_id in self._runs or not self._past.may_start(run_id, ticket.lease_epoch):
             raise AlreadyExistsError("RUN_EXISTS", f"the run {run_id} was accepted or ended before; attach to it")
 
     def _check_room(self, output_bytes: int) -> None:
@@ -336,7 +320,7 @@ class Runs:
                 self._never_accepted(run, refusal)
                 accepted.set_exception(refusal)
                 return
-            self._withdrawn.pop(run.id, None)
+            self._past.started(run.id)
             accepted.set_result(None)
             outcome = await self._run_sandbox(job)
             if not await self._gone(run):
@@ -356,9 +340,8 @@ class Runs:
 
     def _never_accepted(self, run: Run, refusal: CallError) -> None:
         """Answers whoever waits for it; one that was to be ended does not start by the same ticket later."""
-        self._forget()
         if run.kill_cause is not None:
-            self._remembered[run.id] = self._tickets_gone()
+            self._past.end(run.id)
         self._discard(run)
         run.withdraw(refusal)
 
@@ -366,8 +349,7 @@ class Runs:
         """Takes the acceptance back; the same ticket never starts anything, and the run's next lease has another."""
         run = job.run
         await self._journal_at_last(Kind.WITHDRAWN, run.id)
-        self._forget()
-        self._withdrawn[run.id] = _Withdrawn(job.draft.lease_epoch, refusal, self._tickets_gone())
+        self._past.withdraw(run.id, job.draft.lease_epoch, refusal)
         self._discard(run)
         run.withdraw(refusal)
         self._metrics.refused.labels(refusal.reason).inc()
@@ -494,30 +476,29 @@ class Runs:
 
     async def _drop_files(self, run: Run) -> None:
         """Drops the files of an acknowledged run when nothing on disk speaks of them any more."""
-        while True:
-            try:
-                await self._journal.append(Kind.ACKNOWLEDGED, run.id)
-                break
-            except JournalFullError as error:
-                if self._draining:
-                    return
-                await self._wait_for_room(run.id, error)
+        if not await self._journal_at_last(Kind.ACKNOWLEDGED, run.id, unless_draining=True):
+            return
         run.stdout.drop()
         run.stderr.drop()
         if run.left is not None:
             await asyncio.to_thread(run.left.drop)
 
-    async def _journal_at_last(self, kind: Kind, run_id: str, **fields: object) -> None:
-        """Appends, waiting for room for as long as there is none: what happened cannot be taken back."""
+    async def _journal_at_last(
+        self, kind: Kind, run_id: str, *, unless_draining: bool = False, **fields: object
+    ) -> bool:
+        """Appends, waiting for room for as long as there is none: what happened cannot be taken back.
+
+        False: with `unless_draining` there was no room, and the executor stops.
+        """
         while True:
             try:
-                return await self._journal.append(kind, run_id, **fields)
+                await self._journal.append(kind, run_id, **fields)
+                return True
             except JournalFullError as error:
-                await self._wait_for_room(run_id, error)
-
-    async def _wait_for_room(self, run_id: str, error: JournalFullError) -> None:
-        _log.error("waiting for room in the journal", extra=logs.fields(run=run_id, reason=str(error)))
-        await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
+                if unless_draining and self._draining:
+                    return False
+                _log.error("waiting for room in the journal", extra=logs.fields(run=run_id, reason=str(error)))
+            await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
 
     def _end(self, run: Run, cause: KillCause) -> None:
         if run.kill_cause is None and run.record is None:
@@ -544,31 +525,11 @@ class Runs:
                 run.watchdog.reschedule(asyncio.get_running_loop().time())
 
     async def _refuse_for_ever(self, run_id: str) -> RunState:
-        if run_id in self._refused:
+        if self._past.is_refused(run_id):
             return RunState.REFUSED
-        if not self._is_remembered(run_id):
-            self._forget()
-            if len(self._refused) + len(self._remembered_refusals) >= MAX_REFUSED:
-                text = f"{MAX_REFUSED} unknown runs were killed within minutes; no more can be remembered"
-                raise ResourceExhaustedError("NO_FREE_SLOT", text)
-            self._refused.add(run_id)
+        if self._past.refuse(run_id):
             await self._journal_at_last(Kind.REFUSED, run_id)
         return RunState.UNKNOWN
-
-    def _tickets_gone(self) -> float:
-        """When every ticket that is there now has ended; those of earlier starts are refused anyway."""
-        return self._clock.now() + self._settings.orphan_grace.total_seconds() + REMEMBER_MARGIN_SECONDS
-
-    def _forget(self) -> None:
-        """Drops the oldest ids that no ticket can name any more."""
-        now = self._clock.now()
-        for remembered in (self._remembered, self._remembered_refusals):
-            while remembered and next(iter(remembered.values())) <= now:
-                del remembered[next(iter(remembered))]
-        self._withdrawn = {run_id: one for run_id, one in self._withdrawn.items() if one.until > now}
-
-    def _is_remembered(self, run_id: str) -> bool:
-        return run_id in self._remembered or run_id in self._remembered_refusals
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -160,8 +160,8 @@ class Supervision:
     def output(self, stream: Stream, data: bytes) -> None:
         """Takes what the program wrote, from an engine whose streams are no pipes of their own.
 
-        What comes of a stream after it ended the run is dropped: how much that is, is a matter of how busy the machine
-        is, and nobody is to be kept busy by it.
+        What comes of a stream after it has gone beyond what ends a run is dropped: how much that is, is a matter of how
+        busy the machine is, and nobody is to be kept busy by it.
         """
         limit = OUTPUT_KILL_FACTOR * self._limits.output_bytes
         if self.output_bytes[stream] > limit:

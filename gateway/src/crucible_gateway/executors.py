@@ -39,7 +39,7 @@ class Executors:
         source: ExecutorSource,
         *,
         ttl: timedelta = timedelta(seconds=1),
-        grace: timedelta = timedelta(seconds=10),
+        grace: timedelta = timedelta(seconds=3),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source

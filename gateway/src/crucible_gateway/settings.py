@@ -49,7 +49,7 @@ class Settings:
     max_concurrent_calls: int = 1024
     key_ttl: timedelta = timedelta(seconds=5)
     executors_ttl: timedelta = timedelta(seconds=1)
-    executors_grace: timedelta = timedelta(seconds=10)
+    executors_grace: timedelta = timedelta(seconds=3)
     outage: timedelta = timedelta(seconds=30)
     watcher_patience: timedelta = timedelta(seconds=60)
     grace: timedelta = timedelta(seconds=10)

@@ -283,7 +283,7 @@ class _Call:
             asyncio.InvalidStateError: the call has ended well or was cancelled here, or `done_writing` was called.
         """
         with self._calling:
-            if self._inner.done() and not self._inner.cancelled():
+            if self._inner.done() and not self._inner._cython_call.is_locally_cancelled():
                 await self._inner.wait_for_connection()  # raises the error of a call that ended with one
             await self._inner.write(request)
 
@@ -304,7 +304,8 @@ class _KeepsStatus:
 
     When a server ends a call while messages are still sent to it, as it does when it refuses one, grpc.aio replaces
     the status that the server gave by INTERNAL (https://github.com/grpc/grpc/issues/36066). Here what the server says
-    stays, and is waited for; INTERNAL is the status of a call for which none arrives in `STATUS_GRACE_S`.
+    stays, and is waited for; INTERNAL is the status of a call for which none arrives in `STATUS_GRACE_S`, of which its
+    writers are told then (who reads waits on, as without this).
     """
 
     def __init__(self, core: Any) -> None:

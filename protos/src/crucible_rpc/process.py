@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import NoReturn
 
 from crucible_rpc import logs, signals
@@ -23,15 +24,15 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _log = logging.getLogger(__name__)
 
 
-def run(main: Callable[[], Awaitable[None]], process: str, environ: Mapping[str, str] = os.environ) -> NoReturn:
+def run(main: Callable[[], Awaitable[int | None]], process: str, environ: Mapping[str, str] = os.environ) -> NoReturn:
     """Runs `main` to its end as the process called `process`, and exits.
 
     `main` loads its settings, so that their errors are told here. Log records go to stderr from `CRUCIBLE_LOG_LEVEL`
     (default INFO) on.
 
-    Exit codes: 0 when `main` returned; 2 after a SettingsError; 1 after a StartError or OSError (port in use, read-only
-    folder, full disk), each with one line on stderr; 1 with a logged traceback after anything else, and when what was
-    written to stdout could not be delivered. A process that is ended by a fault in native code (SIGABRT, SIGSEGV and
+    Exit codes: what `main` returned, 0 for None; 2 after a SettingsError; 1 after a StartError or OSError (port in use,
+    read-only folder, full disk), each with one line on stderr; 1 with a logged traceback after anything else, and when
+    what was written could not be delivered. A process that is ended by a fault in native code (SIGABRT, SIGSEGV and
     their like) writes to stderr what each of its threads was doing.
     """
     level = environ.get(LOG_LEVEL_VARIABLE, "INFO").upper()
@@ -41,7 +42,7 @@ def run(main: Callable[[], Awaitable[None]], process: str, environ: Mapping[str,
     faulthandler.enable()
     _prepare()
     try:
-        asyncio.run(_awaited(main))
+        code = asyncio.run(_awaited(main)) or 0
     except SettingsError as error:
         _exit(process, str(error), EXIT_SETTINGS)
     except StartError as error:
@@ -51,10 +52,12 @@ def run(main: Callable[[], Awaitable[None]], process: str, environ: Mapping[str,
         _exit(process, _os_error(error), EXIT_FAILED)
     except KeyboardInterrupt:
         _end(EXIT_INTERRUPTED)
+    except SystemExit as wanted:  # of a parser of arguments
+        _end(wanted.code if isinstance(wanted.code, int) else EXIT_FAILED if wanted.code else 0)
     except Exception:
         _log.exception("ended by an unexpected error")
         _end(EXIT_FAILED)
-    _end(0)
+    _end(code)
 
 
 def _prepare() -> None:
@@ -69,9 +72,9 @@ def _prepare() -> None:
     gc.freeze()
 
 
-async def _awaited(main: Callable[[], Awaitable[None]]) -> None:
+async def _awaited(main: Callable[[], Awaitable[int | None]]) -> int | None:
     try:
-        await main()
+        return await main()
     finally:
         signals.ignored()
 
@@ -93,9 +96,11 @@ def _end(code: int) -> NoReturn:
     can abort the process, whose work was done and well.
     """
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed when the process began
         try:
             stream.flush()
-        except OSError:
+        except OSError as error:
             code = code or EXIT_FAILED
+            with suppress(OSError):
+                os.write(2, f"what was written to {stream.name} is lost: {_os_error(error)}\n".encode())
     os._exit(code)

@@ -1,6 +1,5 @@
 """Failed logins in the audit log: counted, and noted once a minute, so that nobody can flood the log with them."""
 
-import asyncio
 import logging
 from collections import Counter
 from datetime import timedelta
@@ -10,6 +9,7 @@ from crucible_storage import audit
 from crucible_storage.clock import Clock
 from crucible_storage.database import Database
 from crucible_storage.models import PLATFORM
+from crucible_storage.regularly import regularly
 from crucible_storage.transaction import WriteTransaction
 
 INTERVAL = timedelta(minutes=1)
@@ -18,6 +18,7 @@ MAX_KEYS = 16
 
 UNKNOWN = "keys/unknown"
 OTHERS = "keys/others"
+_FAILED = "failed logins could not be noted"
 _LOG = logging.getLogger(__name__)
 
 
@@ -44,11 +45,14 @@ class LoginFailures:
     async def run(self) -> None:
         """Notes what was counted every `INTERVAL`, until cancelled, and then what is left."""
         try:
-            while True:
-                await asyncio.sleep(INTERVAL.total_seconds())
-                await self._note_or_keep()
+            await regularly(INTERVAL.total_seconds(), self.note, _FAILED)
         finally:
-            await self._note_or_keep()
+            try:
+                await self.note()
+            except CallError as error:
+                _LOG.warning("%s: %s", _FAILED, error)
+            except Exception:  # whatever it is, what else ends with storage is to end in order
+                _LOG.exception(_FAILED)
 
     async def note(self) -> None:
         """Notes what was counted, now.
@@ -75,12 +79,6 @@ class LoginFailures:
 
         try:
             await self._database.write(run)
-        except CallError:
+        except Exception:
             self._counts.update(counts)
             raise
-
-    async def _note_or_keep(self) -> None:
-        try:
-            await self.note()
-        except CallError as error:
-            _LOG.warning("failed logins could not be noted: %s", error)

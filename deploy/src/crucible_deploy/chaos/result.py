@@ -17,7 +17,7 @@ class Chaos:
         seconds: from the first program to the last.
         time_over: whether fewer than these began, or not every fault happened, because the time was over.
         accepted: evaluations that the stack took.
-        endless: marks of the programs that came to no end.
+        endless: marks of the programs that came to no end, or of which nobody knows.
         faults: how often each happened.
         retried: evaluations with more than one attempt.
         given_up: evaluations that failed for the infrastructure at their last attempt.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
-from crucible_client import AsyncClient
+from crucible_client import AsyncClient, CallError
 from crucible_deploy.chaos.faults import Fault, Scene, in_order
 from crucible_deploy.chaos.judge import Ended, Promise, Wrong
 from crucible_deploy.chaos.programs import Case, case
@@ -25,8 +25,8 @@ _TOLD_SECONDS = 15.0
 class Storm:
     """Programs in several lanes and a long one beside them, while fault comes after fault.
 
-    It is over when all of that has been, or as soon as a program comes to no end: then nothing begins any more, and
-    what is under way comes to its end.
+    It is over when all of that has been, or as soon as a program comes to no end, or a call of it fails: then nothing
+    begins any more, and what is under way comes to its end.
 
     Attributes:
         scene: what the faults happen to.
@@ -101,11 +101,16 @@ class Storm:
                         self._ended.append(Ended(one, done))
                         return
         except TimeoutError:
-            text = f"program {one.mark} was not at its end {_STUCK_SECONDS:.0f} s after it was submitted"
-            self.say(text)
-            self.found.wrong.append(Wrong(Promise.END, text))
-            self.found.endless.append(one.mark)
-            self._over.set()
+            self._without_end(one, f"was not at its end {_STUCK_SECONDS:.0f} s after it was submitted")
+        except CallError as error:  # the client bears it when a server is away: this is an answer
+            self._without_end(one, f"was given up, for a call of it failed: {error}")
+
+    def _without_end(self, one: Case, what: str) -> None:
+        text = f"program {one.mark} {what}"
+        self.say(text)
+        self.found.wrong.append(Wrong(Promise.END, text))
+        self.found.endless.append(one.mark)
+        self._over.set()
 
     async def _long_ones(self, client: AsyncClient) -> None:
         """One long program after the other, so that every fault meets one."""

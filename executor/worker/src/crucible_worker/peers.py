@@ -43,8 +43,7 @@ class StoragePeer(Protocol):
         Args:
             header: what is sent.
             data: its bytes.
-            patience: seconds for which storage may say that it has them already, before any is sent. An answer that
-                comes later may be an `InternalError` instead: grpc takes a write to a call that is over for a fault.
+            patience: seconds for which storage may say that it has them already, before any is sent.
         """
         ...
 

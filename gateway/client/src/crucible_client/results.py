@@ -169,7 +169,7 @@ class OutputSummary:
     """One output stream of one attempt.
 
     Attributes:
-        bytes_total: bytes written, kept or not.
+        bytes_total: bytes written, kept or not; of a stream that went beyond what ends a program, those read before.
         bytes_kept: bytes kept, readable with `output`.
         truncated: whether fewer are kept than were written.
         preview: the first bytes, at most 4 KiB; empty in lists.

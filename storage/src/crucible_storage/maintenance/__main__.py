@@ -109,8 +109,8 @@ def _parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def main() -> None:
-    """Runs one command to its end."""
+async def main() -> int:
+    """Runs one command to its end; returns the exit code."""
     wanted = _parsed()
     logging.getLogger("alembic").setLevel(logging.WARNING)  # its notes on each schema are nothing for people
     config = settings.load(Settings, PREFIX)
@@ -126,7 +126,7 @@ async def main() -> None:
     finally:
         if shared is not None:
             shared.dispose()
-    sys.exit(code)
+    return code
 
 
 def _tell(verdict: Verdict) -> None:
