@@ -6,9 +6,10 @@ import asyncio
 import base64
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 
 from crucible.evaluation.v1.signed_pb2 import SignedBytes
 from crucible.executor.v1 import executor_service_pb2 as ex
@@ -435,7 +436,7 @@ class Runs:
             left, run.left = run.left, None
             await asyncio.to_thread(left.drop)
         record = self._sealed(job, outcome, ended)
-        await self._journal_at_last(Kind.FINISHED, run.id, **finished_fields(run, record), **kept)
+        await self._journal_at_last(Kind.FINISHED, run.id, {**finished_fields(run, record), **kept})
         run.finish(record)
         self._metrics.kept.set(len(self._runs))
         self._metrics.ended.labels(job.draft.termination.WhichOneof("kind")).inc()
@@ -484,7 +485,12 @@ class Runs:
             await asyncio.to_thread(run.left.drop)
 
     async def _journal_at_last(
-        self, kind: Kind, run_id: str, *, unless_draining: bool = False, **fields: object
+        self,
+        kind: Kind,
+        run_id: str,
+        fields: Mapping[str, object] = MappingProxyType({}),
+        *,
+        unless_draining: bool = False,
     ) -> bool:
         """Appends, waiting for room for as long as there is none: what happened cannot be taken back.
 

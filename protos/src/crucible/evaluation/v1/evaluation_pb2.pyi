@@ -831,7 +831,7 @@ class OutputSummary(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     bytes_total: _builtins.int
-    """Bytes the program wrote, kept or not; of a stream whose length ended the program, those read until then."""
+    """Bytes the program wrote, kept or not; of a stream that went beyond what ends a program, those read until then."""
     bytes_kept: _builtins.int
     """Bytes kept, readable with `ReadOutput`."""
     truncated: _builtins.bool
