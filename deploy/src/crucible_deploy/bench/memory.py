@@ -4,11 +4,16 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 
-from crucible_client import AsyncClient
+from crucible_client import AsyncClient, EvaluationSpec, File, Program
 from crucible_deploy.bench import processes
-from crucible_deploy.bench.control_plane import CONCURRENCY, nothing
+from crucible_deploy.bench.control_plane import CONCURRENCY
 from crucible_deploy.bench.report import Measured, Row
 from crucible_deploy.bench.stand import Stand
+
+
+def unisolated() -> EvaluationSpec:
+    """An evaluation that does nothing, in no sandbox: what is measured is not its."""
+    return EvaluationSpec(Program("bash", (File("main.sh", b"true\n"),)), engine="subprocess")
 
 
 async def measure(stand: Stand) -> Measured:
@@ -41,7 +46,7 @@ async def _watched(client: AsyncClient, count: int) -> None:
 
     async def watcher() -> None:
         for _ in left:
-            evaluation = await client.submit(nothing())
+            evaluation = await client.submit(unisolated())
             async with aclosing(client.watch(evaluation.name)) as events:
                 async for _event in events:
                     pass
