@@ -8,7 +8,8 @@ from pathlib import Path
 from crucible_client import AsyncClient
 from crucible_deploy.bench import bare, pool, processes
 from crucible_deploy.bench.bare import BareRunsc
-from crucible_deploy.layout import Layout
+from crucible_deploy.bench.errors import BenchError
+from crucible_deploy.layout import PROCESSES, Layout
 from crucible_deploy.private_stack import PrivateStack, private_stack
 from crucible_deploy.stack import Options
 
@@ -146,12 +147,19 @@ class Stand:
 
     @asynccontextmanager
     async def another(self, options: Options) -> AsyncIterator[tuple[PrivateStack, AsyncClient]]:
-        """One more stack with these options, gone afterwards, and its client."""
+        """One more stack with these options, gone afterwards, and its client.
+
+        Raises:
+            BenchError: a process of it was started again meanwhile, so what was measured is of two.
+        """
         async with (
             private_stack(self.common, options, self.say, like=self.stack) as stack,
             stack.client() as client,
         ):
+            ours = [stack.pid(process) for process in PROCESSES]
             yield stack, client
+            if [stack.pid(process) for process in PROCESSES] != ours:
+                raise BenchError("a process of the stack was started again meanwhile")
 
 
 @asynccontextmanager
