@@ -4,6 +4,7 @@ from crucible_rpc import process, settings  # isort: skip  # before grpc: turns 
 
 from contextlib import AsyncExitStack
 
+import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from crucible.gateway.v1 import (
@@ -110,4 +111,4 @@ def build(own: Settings, storage: Storage, monitor: Monitor, registry: Collector
 
 
 if __name__ == "__main__":
-    process.run(main, PROCESS)
+    process.run(main, PROCESS, loop_factory=uvloop.new_event_loop)

@@ -5,6 +5,7 @@ from crucible_rpc import process, settings  # isort: skip  # before grpc: turns 
 import asyncio
 from contextlib import AsyncExitStack
 
+import uvloop
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from crucible.monitor.v1 import monitor_service_pb2_grpc
@@ -74,4 +75,4 @@ def build(own: Settings, log: StorageEventLog, registry: CollectorRegistry = REG
 
 
 if __name__ == "__main__":
-    process.run(main, PROCESS)
+    process.run(main, PROCESS, loop_factory=uvloop.new_event_loop)

@@ -24,11 +24,17 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _log = logging.getLogger(__name__)
 
 
-def run(main: Callable[[], Awaitable[int | None]], process: str, environ: Mapping[str, str] = os.environ) -> NoReturn:
+def run(
+    main: Callable[[], Awaitable[int | None]],
+    process: str,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> NoReturn:
     """Runs `main` to its end as the process called `process`, and exits.
 
     `main` loads its settings, so that their errors are told here. Log records go to stderr from `CRUCIBLE_LOG_LEVEL`
-    (default INFO) on.
+    (default INFO) on. `loop_factory` makes the event loop; default: asyncio's own.
 
     Exit codes: what `main` returned, 0 for None; 2 after a SettingsError; 1 after a StartError or OSError (port in use,
     read-only folder, full disk), each with one line on stderr; 1 with a logged traceback after anything else, and when
@@ -42,7 +48,8 @@ def run(main: Callable[[], Awaitable[int | None]], process: str, environ: Mappin
     faulthandler.enable()
     _prepare()
     try:
-        code = asyncio.run(_awaited(main)) or 0
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            code = runner.run(_awaited(main)) or 0
     except SettingsError as error:
         _exit(process, str(error), EXIT_SETTINGS)
     except StartError as error:

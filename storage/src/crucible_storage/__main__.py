@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import uvloop
 from prometheus_client import REGISTRY
 
 from crucible_rpc import process, settings
@@ -50,4 +51,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(main, "storage")
+    process.run(main, "storage", loop_factory=uvloop.new_event_loop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uvloop
+
 from crucible_rpc import process, settings, signals
 from crucible_rpc.admin import AdminServer
 from crucible_rpc.channel import connect
@@ -32,4 +34,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    process.run(main, "worker")
+    process.run(main, "worker", loop_factory=uvloop.new_event_loop)

@@ -82,6 +82,7 @@ class Reporter:
         self._dirty: dict[str, CarriedRun] = {}
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
         self._idle = asyncio.Event()
         self._idle.set()
         self._one_by_one = False
@@ -135,14 +136,16 @@ class Reporter:
         self._wake_at(run.due)
 
     def _wake_at(self, due: float) -> None:
-        if due == math.inf or (self._timer is not None and self._timer.when() <= due):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(due, self._due)
+        loop = asyncio.get_running_loop()
+        if due <= loop.time():
+            self._wake.set()
+        elif due < self._wakes_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._wakes_at = loop.call_at(due, self._due), due
 
     def _due(self) -> None:
-        self._timer = None
+        self._timer, self._wakes_at = None, math.inf
         self._wake.set()
 
     async def _send(self) -> bool:
