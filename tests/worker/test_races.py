@@ -7,6 +7,7 @@ import pytest
 
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible_rpc.errors import InternalError
+from crucible_worker.reporter import Reporter
 from tests.worker.support import working
 from tests.worker.test_worker import BLOCKS, all_acknowledged, listed, until
 
@@ -92,3 +93,28 @@ async def test_executor_that_fails_every_attach_is_not_called_in_a_tight_loop(ke
             executor.engine.release.set()
             await storage.until(lambda: run.over)
     assert run.record.termination.WhichOneof("kind") == "exited"
+
+
+@pytest.mark.parametrize("when", ["at its start", "at its end"])
+async def test_unforeseen_error_ends_the_run_that_it_met_and_no_other(executor, storage, worker, monkeypatch, when):
+    take = Reporter.take
+    met: list[str] = []
+
+    def taken(self, run, event):
+        if run.run_id in met and event.HasField("finished" if when == "at its end" else "started"):
+            raise ValueError("unforeseen")
+        take(self, run, event)
+
+    monkeypatch.setattr(Reporter, "take", taken)
+    bad = storage.make(BLOCKS)
+    met.append(bad.run_id)
+    await storage.put(bad)
+    good = await storage.add(BLOCKS)
+    await storage.until(lambda: good.started and (bad.started or bad.lost))
+    executor.engine.release.set()
+    await storage.until(lambda: good.over and bad.over)
+    assert good.record.termination.WhichOneof("kind") == "exited"
+    assert "ValueError" in bad.lost.reason
+    assert bad.lost.confirmed_gone
+    await all_acknowledged(executor)
+    assert not worker.worker.runs

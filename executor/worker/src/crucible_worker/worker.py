@@ -249,7 +249,7 @@ class Worker:
             if run.resync:
                 _reconciled("events that storage lacks", lease.run_id)
                 run.restart(*_stored(lease))
-                run.task = self._spawn(self._carrier.attach(run))
+                self._carry(run, self._carrier.attach(run))
             return
         if run is not None:
             _reconciled("lease under another epoch", lease.run_id)
@@ -258,7 +258,7 @@ class Worker:
             _reconciled("lease of an earlier worker or call", lease.run_id)
         run = CarriedRun(lease.run_id, lease.epoch, *_stored(lease))
         self._add(run)
-        run.task = self._spawn(self._carrier.attach(run))
+        self._carry(run, self._carrier.attach(run))
 
     def _clear_away(self, present: ex.Run) -> None:
         """A run that no lease belongs to: storage has its end, or gave it up."""
@@ -322,8 +322,20 @@ class Worker:
             if self._stopped:
                 self._reporter.conclude(run, work.Refused(reason="its worker is stopping"))
             else:
-                run.task = self._spawn(self._carrier.execute(run, assignment, permit))
+                self._carry(run, self._carrier.execute(run, assignment, permit))
         self._metrics.leased.inc(len(assignments))
+
+    def _carry(self, run: CarriedRun, events: Coroutine[None, None, None]) -> None:
+        run.task = self._spawn(self._carried(run, events))
+
+    async def _carried(self, run: CarriedRun, events: Coroutine[None, None, None]) -> None:
+        """A fault of ours ends the run that it met: else its lease was renewed for ever, and its end never told."""
+        try:
+            await events
+        except Exception as error:
+            _log.exception("a run could not be carried to its end", extra=logs.fields(run=run.run_id))
+            if not run.ended:
+                await self._give_up(run, f"the worker failed with {type(error).__name__}; its log has it")
 
     def _free_slots(self) -> int:
         slots = self._known.slots if self._known is not None else 0
@@ -494,7 +506,8 @@ class Worker:
             run.task.cancel()
         run.resyncs += 1
         if run.resyncs > MAX_RESYNCS or run.outcome is not None:
-            run.task = self._spawn(self._give_up(run, f"{reason}: {message}"))
+            why = f"storage did not accept what the executor reported ({reason}: {message})"
+            run.task = self._spawn(self._give_up(run, why))
             return
         run.resync = True  # registering again tells what storage has
         self.outdated()
@@ -509,8 +522,7 @@ class Worker:
             return
         await kill_at_last(self._executor, self, run.run_id)
         run.restart(run.stdout_offset, run.stderr_offset, run.behaviour_sequence)
-        reason = f"storage did not accept what the executor reported ({why})"
-        self._reporter.conclude(run, work.RunLost(reason=reason, confirmed_gone=True))
+        self._reporter.conclude(run, work.RunLost(reason=why, confirmed_gone=True))
         self._slots.changed.set()
 
     def _acknowledge_later(self, run_id: str) -> None:
