@@ -434,7 +434,10 @@ class Runs:
         run.artifacts = outcome.artifacts.files
         if run.left is not None and not run.artifacts:
             left, run.left = run.left, None
-            await asyncio.to_thread(left.drop)
+            try:
+                await asyncio.to_thread(left.drop)
+            except OSError:  # the run has its end all the same; the next start removes what no run refers to
+                _log.exception("files of a run could not be removed", extra=logs.fields(run=run.id))
         record = self._sealed(job, outcome, ended)
         await self._journal_at_last(Kind.FINISHED, run.id, {**finished_fields(run, record), **kept})
         run.finish(record)
