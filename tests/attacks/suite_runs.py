@@ -1,5 +1,6 @@
 """Runs the suite as the command that people run, and looks for what a run left on the machine."""
 
+import glob
 import json
 import os
 import subprocess
@@ -58,7 +59,9 @@ def leftovers(pid):
 
 
 def cgroups(pid):
-    return sorted(Path("/sys/fs/cgroup").glob(f"**/{name(pid)}*/"), reverse=True)
+    # pathlib's raises when another test's cgroup goes while it looks.
+    found = glob.glob(f"/sys/fs/cgroup/**/{name(pid)}*/", recursive=True)  # noqa: PTH207
+    return sorted(map(Path, found), reverse=True)
 
 
 def processes(pid):

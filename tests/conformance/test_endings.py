@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import glob
 import os
 import signal
 import sys
@@ -168,8 +169,9 @@ def traces(host: Host, engine_name: str, name: str) -> list[str]:
     """Where on the host a sandbox can still be seen."""
     folder = host.run_dir / GUISES.get(engine_name, engine_name) / name
     mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
-    groups = Path("/sys/fs/cgroup").glob(f"**/{host.cgroup}/{name}")
-    found = [*([str(folder)] if folder.exists() else []), *mounted, *map(str, groups), *processes_named(name)]
+    # pathlib's raises when another test's cgroup goes while it looks.
+    groups = glob.glob(f"/sys/fs/cgroup/**/{host.cgroup}/{name}", recursive=True)  # noqa: PTH207
+    found = [*([str(folder)] if folder.exists() else []), *mounted, *groups, *processes_named(name)]
     if engine_name in NEED_DOCKER:
         with contextlib.closing(APIClient(base_url=host.docker_host)) as client:
             found += [one["Id"] for one in client.containers(all=True, filters={"id": name})]
