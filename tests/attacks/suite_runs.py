@@ -1,12 +1,13 @@
 """Runs the suite as the command that people run, and looks for what a run left on the machine."""
 
-import glob
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests import cgroup_tree
 
 CACHE = Path(os.environ.get("CRUCIBLE_CACHE", "/var/cache/crucible"))
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,9 +60,7 @@ def leftovers(pid):
 
 
 def cgroups(pid):
-    # pathlib's raises when another test's cgroup goes while it looks.
-    found = glob.glob(f"/sys/fs/cgroup/**/{name(pid)}*/", recursive=True)  # noqa: PTH207
-    return sorted(map(Path, found), reverse=True)
+    return sorted((one for one in cgroup_tree.cgroups() if one.name.startswith(name(pid))), reverse=True)
 
 
 def processes(pid):

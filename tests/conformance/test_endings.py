@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import glob
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from docker import APIClient
 from crucible_executor.engines.base import Engine
 from crucible_executor.engines.registry import Host
 from crucible_executor.model import Exited, Killed
+from tests.cgroup_tree import cgroups
 from tests.conformance.harness import (
     LIMITS,
     Recorder,
@@ -169,8 +169,7 @@ def traces(host: Host, engine_name: str, name: str) -> list[str]:
     """Where on the host a sandbox can still be seen."""
     folder = host.run_dir / GUISES.get(engine_name, engine_name) / name
     mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
-    # pathlib's raises when another test's cgroup goes while it looks.
-    groups = glob.glob(f"/sys/fs/cgroup/**/{host.cgroup}/{name}", recursive=True)  # noqa: PTH207
+    groups = [str(one) for one in cgroups() if (one.parent.name, one.name) == (host.cgroup, name)]
     found = [*([str(folder)] if folder.exists() else []), *mounted, *groups, *processes_named(name)]
     if engine_name in NEED_DOCKER:
         with contextlib.closing(APIClient(base_url=host.docker_host)) as client:

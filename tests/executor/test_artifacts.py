@@ -1,5 +1,6 @@
 """The files that a program left are listed in the record that the executor signs, and kept until storage has them."""
 
+import errno
 import hashlib
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 
 from crucible.executor.v1 import executor_service_pb2 as ex
 from crucible.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
+from crucible_executor.spool import Spool
 from crucible_rpc.channel import connect
 from crucible_rpc.errors import NotFoundError, PermissionDeniedError
 from tests.executor.support import running
@@ -144,3 +146,22 @@ async def test_files_of_a_run_that_was_killed_are_not_kept(keys, tmp_path):
         assert not record.artifacts
         assert record.artifacts_not_collected
         assert files_of(executor) == []
+
+
+async def test_a_run_ends_also_when_its_files_cannot_be_removed_and_a_later_start_removes_them(
+    keys, tmp_path, monkeypatch
+):
+    async with running(keys, tmp_path / "state") as executor:
+        with monkeypatch.context() as broken:
+            broken.setattr(Spool, "drop", _not_removed)
+            run_id = await begin(executor, {**BLOCKS, **LEAVES}, **LIMIT)
+            await executor.stub.Kill(ex.KillRequest(run_id=run_id))
+            assert (await attach(executor, run_id)).record.termination.HasField("killed")
+        assert files_of(executor) == [f"{run_id}.files"]
+        await executor.stub.Acknowledge(ex.AcknowledgeRequest(run_ids=[run_id]))
+    async with running(keys, tmp_path / "state") as executor:
+        assert files_of(executor) == []
+
+
+def _not_removed(spool):
+    raise OSError(errno.EIO, "cannot be removed")

@@ -32,6 +32,11 @@ def test_every_process_but_the_executor_is_its_own_user_without_any_capability(s
         assert set(seen[name]["Groups"].split()) <= users[name]
 
 
+def test_every_process_but_the_executor_runs_on_uvloop(stack):
+    loaded = {name: "uvloop" in Path(f"/proc/{one.pid}/maps").read_text() for name, one in stack.processes().items()}
+    assert loaded == {**dict.fromkeys(UNPRIVILEGED, True), "executor": False}
+
+
 def readers_of(executor: int) -> list[int]:
     children = Path(f"/proc/{executor}/task/{executor}/children").read_text().split()
     return [int(pid) for pid in children if b"tracing.reader" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -436,7 +436,7 @@ class Runs:
             left, run.left = run.left, None
             try:
                 await asyncio.to_thread(left.drop)
-            except OSError:  # the run has its end all the same; the next start removes what no run refers to
+            except OSError:  # the run has its end all the same; a later start, which does not know it, removes them
                 _log.exception("files of a run could not be removed", extra=logs.fields(run=run.id))
         record = self._sealed(job, outcome, ended)
         await self._journal_at_last(Kind.FINISHED, run.id, {**finished_fields(run, record), **kept})
